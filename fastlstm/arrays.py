@@ -1,0 +1,80 @@
+"""What callers hand in, as NumPy arrays: nothing is converted silently, every refusal names the argument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Array", "as_array", "as_floats", "as_lengths", "as_resets", "in_place", "shape_error"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def as_array(name: str, value: Any) -> Array:
+    """`value` as an array over the same memory where that is possible; objects with ``__array__`` or ``__dlpack__`` too."""
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be ignored; pass {name}.filled(...) or lengths=")
+    if getattr(value, "requires_grad", False):
+        raise TypeError(f"{name} requires a gradient, which would be lost; pass {name}.detach()")
+    try:
+        if hasattr(value, "__array__"):
+            return np.asarray(value)
+        if hasattr(value, "__dlpack__"):
+            return np.from_dlpack(value)
+    except Exception as error:
+        message = f"{name} must be an array on the CPU; {type(value).__name__} could not be read as one: {error!s:.200}"
+        raise TypeError(message) from error
+    raise TypeError(f"{name} must be an array, got {type(value).__name__}")
+
+
+def as_floats(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
+    """An array of exactly `dtype`."""
+    array = as_array(name, value)
+    if array.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype} as the weights are, got {array.dtype}; pass {name}.astype({dtype.name!r})")
+    return array
+
+
+def in_place(array: Array) -> Array:
+    """The array itself if the kernels can read it (aligned, last axis contiguous), else a copy."""
+    flags = array.flags
+    if flags.c_contiguous and flags.aligned:
+        return array
+    if array.shape[-1] != 1 and array.strides[-1] != array.itemsize or not flags.aligned:
+        return np.array(array, order="C")
+    return array
+
+
+def as_lengths(value: Any, T: int, B: int) -> Array:
+    """Lengths as int64; any integers in a list or array of shape (B,), each 0..T."""
+    array = np.asarray(value) if isinstance(value, (list, tuple)) else as_array("lengths", value)
+    if array.shape != (B,):
+        raise shape_error("lengths", (B,), array.shape)
+    if array.size == 0:
+        return np.zeros(0, np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"lengths must be integers, got {array.dtype}")
+    bad = (array < 0) | (array > T)
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(f"lengths must be between 0 and T = {T}, got lengths[{row}] = {array[row]}")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def as_resets(value: Any, shape: tuple[int, ...]) -> Array:
+    """Resets as bytes of shape (T, B); given as booleans of that shape, or (T,) for one sequence."""
+    array = as_array("resets", value)
+    if array.dtype != np.bool_:
+        raise TypeError(f"resets must be bool, got {array.dtype}")
+    if array.shape != shape:
+        raise shape_error("resets", shape, array.shape)
+    return array.view(np.uint8).reshape(shape[0], -1) if len(shape) == 1 else array.view(np.uint8)
+
+
+def shape_error(name: str, expected: tuple[object, ...], given: tuple[int, ...]) -> ValueError:
+    """The error for a wrong shape; letters may stand for lengths that are free."""
+    wanted = "(" + ", ".join(str(n) for n in expected) + ("," if len(expected) == 1 else "") + ")"
+    return ValueError(f"{name} must have shape {wanted}, got {given}")

@@ -1,0 +1,51 @@
+/* How many threads a call gets in a process where many callers run at once.
+ *
+ * OpenMP's runtime keeps a team of workers for every thread that ever opened a region. Left alone, 32 callers would hold 32 teams.
+ * Here the workers of all callers together stay within the processors, and a caller that finds the processors busy computes alone.
+ */
+#include "claim.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+static atomic_int kept;    /* workers that OpenMP keeps for callers alive */
+static atomic_int computing; /* threads inside calls now */
+
+static pthread_key_t my_kept;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static int usable;
+
+/* A caller ends; its workers end with it. */
+static void forget(void *value) { atomic_fetch_sub(&kept, (int)(intptr_t)value); }
+static void make_key(void) { usable = pthread_key_create(&my_kept, forget) == 0; }
+
+static int lesser(int a, int b) { return a < b ? a : b; }
+
+int fl_claim_threads(int wanted, int limit)
+{
+    int threads = wanted;
+
+    pthread_once(&once, make_key);
+    if (limit > 0)
+        threads = lesser(threads, limit - atomic_load(&computing));
+    if (threads > 1) {
+        const int mine = usable ? (int)(intptr_t)pthread_getspecific(my_kept) : 0;
+        int before = atomic_load(&kept), more;
+        do {
+            more = threads - 1 - mine;
+            if (limit > 0)
+                more = lesser(more, limit - before);
+        } while (more > 0 && !atomic_compare_exchange_weak(&kept, &before, before + more));
+        if (more > 0 && (!usable || pthread_setspecific(my_kept, (void *)(intptr_t)(mine + more)))) {
+            atomic_fetch_sub(&kept, more);
+            more = 0;
+        }
+        threads = lesser(threads, 1 + mine + (more > 0 ? more : 0));
+    }
+    threads = threads > 1 ? threads : 1;
+    atomic_fetch_add(&computing, threads);
+    return threads;
+}
+
+void fl_return_threads(int threads) { atomic_fetch_sub(&computing, threads); }

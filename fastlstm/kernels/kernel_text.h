@@ -1,0 +1,226 @@
+/* The one kernel text. isa.h includes it for float and for double with FL_WIDTH and FL_BITS set, inside a target region.
+ *
+ * Only leaves stand here: no decisions, no calls out, nothing exported but the table at the end. Vectors never cross a call
+ * that is not inlined. Each output element is one chain in one accumulator, so the shape of a tile never shows in the bits.
+ */
+#include "vec.h"
+
+#define tile FL_JOIN(tile, FL_TYPE)
+#define exp_parts FL_JOIN(exp_parts, FL_TYPE)
+#define sigmoid_inverse FL_JOIN(sigmoid_inverse, FL_TYPE)
+#define tanh_parts FL_JOIN(tanh_parts, FL_TYPE)
+#define canonical FL_JOIN(canonical, FL_TYPE)
+#define lstm_cell FL_JOIN(lstm_cell, FL_TYPE)
+#define store_sums FL_JOIN(store_sums, FL_TYPE)
+
+/* ---- Multiply-accumulate tile ------------------------------------------------------------------------------------------------ */
+
+/* M rows x NB blocks x FL_VECTORS vectors of accumulators stay in registers: 6 x 4 of AVX-512's and NEON's 32, 3 x 4 of
+ * AVX2's and SSE's 16, the rest for one element's panel and the broadcast input. M and NB are constants after inlining. */
+INLINE void tile(const int M, const int NB, real *acc, fl_index acc_next, const real *panel, fl_index panel_next,
+                 const void *const *rows, fl_index K)
+{
+    vec sum[FL_MAX_TILE][2 * FL_VECTORS];
+    const real *row[FL_MAX_TILE];
+
+    UNROLL
+    for (int m = 0; m < M; m++) {
+        row[m] = rows[m];
+        UNROLL
+        for (int v = 0; v < NB * FL_VECTORS; v++)
+            sum[m][v] = v_load(acc + v / FL_VECTORS * acc_next + (m * FL_VECTORS + v % FL_VECTORS) * LANES);
+    }
+    for (fl_index k = 0; k < K; k++, panel += FL_VECTORS * LANES) {
+        vec weight[2 * FL_VECTORS];
+        UNROLL
+        for (int v = 0; v < NB * FL_VECTORS; v++)
+            weight[v] = v_load(panel + v / FL_VECTORS * panel_next + v % FL_VECTORS * LANES);
+        UNROLL
+        for (int m = 0; m < M; m++) {
+            const vec input = v_set(row[m][k]);
+            UNROLL
+            for (int v = 0; v < NB * FL_VECTORS; v++)
+                sum[m][v] = v_fma(input, weight[v], sum[m][v]); /* acc += x[m][k] * W[k] */
+        }
+    }
+    UNROLL
+    for (int m = 0; m < M; m++)
+        UNROLL
+        for (int v = 0; v < NB * FL_VECTORS; v++)
+            v_store(acc + v / FL_VECTORS * acc_next + (m * FL_VECTORS + v % FL_VECTORS) * LANES, sum[m][v]);
+}
+
+#define TILE(name, M, NB)                                                                                                      \
+    static void FL_JOIN(name, FL_TYPE)(void *acc, fl_index acc_next, const void *panel, fl_index panel_next,                   \
+                                       const void *const *rows, fl_index K)                                                    \
+    {                                                                                                                          \
+        tile(M, NB, acc, acc_next, panel, panel_next, rows, K);                                                                \
+    }
+
+TILE(tile_1, 1, 1)
+TILE(tile_2, 2, 1)
+TILE(tile_3, 3, 1)
+#if FL_TILE == 6
+TILE(tile_4, 4, 1)
+TILE(tile_5, 5, 1)
+TILE(tile_6, 6, 1)
+#endif
+TILE(tile_pair, 1, 2)
+#undef TILE
+
+/* ---- Cell ---------------------------------------------------------------------------------------------------------------------- */
+
+#if FL_BITS == 32
+#define EXP_LOWEST -87.5f  /* n = -126, the smallest normal power */
+#define EXP_HIGHEST 89.0f  /* n = 128: 2^n is infinite, as e^x is */
+#define ROUND 0x1.8p23f    /* adding it leaves the nearest integer in the low bits */
+#define FRACTION_BITS 23
+#define EXPONENT_BIAS 127
+#define LN2_HIGH 0x1.63p-1f
+#define LN2_LOW -0x1.bd0106p-13f
+#else
+#define EXP_LOWEST -708.5
+#define EXP_HIGHEST 710.0
+#define ROUND 0x1.8p52
+#define FRACTION_BITS 52
+#define EXPONENT_BIAS 1023
+#define LN2_HIGH 0x1.62e42fefa3p-1
+#define LN2_LOW 0x1.3de6af278ece6p-42
+#endif
+
+/* e^x = s (1 + q): s = 2^n, q = e^r - 1, x = n ln 2 + r, |r| <= ln 2 / 2. The polynomial is the minimax one of
+ * (e^r - 1 - r) / r^2; its error is 3e-9 in float32 and 3e-18 in float64. q keeps its relative accuracy at r = 0. */
+INLINE void exp_parts(vec x, vec *s, vec *q)
+{
+    const vec shifted = v_fma(x, v_set((real)0x1.71547652b82fep+0), v_set(ROUND));
+    const vec n = shifted - v_set(ROUND);
+    const vec r = v_fma(n, v_set(-LN2_LOW), v_fma(n, v_set(-LN2_HIGH), x));
+    vec p;
+#if FL_BITS == 32
+    p = v_set(0x1.6db42ap-10f);
+    p = v_fma(p, r, v_set(0x1.123b56p-7f));
+    p = v_fma(p, r, v_set(0x1.55545ep-5f));
+    p = v_fma(p, r, v_set(0x1.55548ep-3f));
+    p = v_fma(p, r, v_set(0x1.000000p-1f));
+#else
+    p = v_set(0x1.af858702f7c89p-26);
+    p = v_fma(p, r, v_set(0x1.28b04913a27cdp-22));
+    p = v_fma(p, r, v_set(0x1.71dddfcc284cbp-19));
+    p = v_fma(p, r, v_set(0x1.a0199693bc67ap-16));
+    p = v_fma(p, r, v_set(0x1.a01a01bae2352p-13));
+    p = v_fma(p, r, v_set(0x1.6c16c185a757bp-10));
+    p = v_fma(p, r, v_set(0x1.111111110d63ap-7));
+    p = v_fma(p, r, v_set(0x1.5555555550030p-5));
+    p = v_fma(p, r, v_set(0x1.5555555555561p-3));
+    p = v_fma(p, r, v_set(0x1.000000000000bp-1));
+#endif
+    *q = v_fma(p, r * r, r);
+    *s = (vec)(((ivec)shifted << FRACTION_BITS) + (integer)((integer)EXPONENT_BIAS << FRACTION_BITS));
+}
+
+/* 1 / sigmoid(x) = 1 + e^-x, up to infinity, so that a gate at -infinity is exactly 0. */
+INLINE vec sigmoid_inverse(vec x)
+{
+    vec s, q;
+    exp_parts(v_min(v_set(EXP_HIGHEST), v_max(v_set(EXP_LOWEST), -x)), &s, &q);
+    return v_fma(s, v_set(1) + q, v_set(1));
+}
+
+/* tanh(x) = numerator / denominator, with t = e^(-2|x|) - 1: tanh|x| = -t / (2 + t). */
+INLINE void tanh_parts(vec x, vec *numerator, vec *denominator)
+{
+    const ivec sign = (ivec)x & (ivec)v_set((real)-0.0);
+    vec s, q;
+    exp_parts(v_max(v_set(EXP_LOWEST), v_set(-2) * (vec)((ivec)x ^ sign)), &s, &q);
+    const vec t = v_fma(s, q, s - v_set(1));
+    *numerator = (vec)((ivec)-t ^ sign);
+    *denominator = v_set(2) + t;
+}
+
+/* One NaN for all, or its bits would depend on the order in which a compiler hands operands to an instruction. */
+INLINE vec canonical(vec x) { return v_select((ivec)(x == x), x, v_set((real)__builtin_nan(""))); }
+
+/* c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c'). Three divisions for five: sigmoid(i) tanh(g) is
+ * one quotient, h' another. A single quotient for c' would save one more, but lose bits and overflow for large c. */
+static void lstm_cell(fl_index n, const void *acc, void *c, fl_index c_pitch, void *h, fl_index h_pitch)
+{
+    const real *gates = acc;
+    real *c_row = c, *h_row = h;
+
+    for (fl_index row = 0; row < n; row++, gates += FL_VECTORS * LANES, c_row += c_pitch, h_row += h_pitch) {
+        const vec i_inverse = sigmoid_inverse(v_load(gates));
+        const vec f_inverse = sigmoid_inverse(v_load(gates + LANES));
+        const vec o_inverse = sigmoid_inverse(v_load(gates + 3 * LANES));
+        vec numerator, denominator;
+
+        tanh_parts(v_load(gates + 2 * LANES), &numerator, &denominator);
+        const vec c_new = canonical(v_load(c_row) / f_inverse + numerator / (i_inverse * denominator));
+        v_store(c_row, c_new);
+
+        tanh_parts(c_new, &numerator, &denominator);
+        v_store(h_row, canonical(numerator / (o_inverse * denominator)));
+    }
+}
+
+static void store_sums(fl_index n, const void *acc, void *out, fl_index out_pitch)
+{
+    const real *sums = acc;
+    real *out_row = out;
+
+    for (fl_index row = 0; row < n; row++, sums += FL_VECTORS * LANES, out_row += out_pitch)
+        for (int v = 0; v < FL_VECTORS; v++)
+            v_store(out_row + v * LANES, canonical(v_load(sums + v * LANES)));
+}
+
+const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
+    .item = sizeof(real),
+    .V = LANES,
+    .max_tile = FL_TILE,
+    .tiles =
+        {
+            FL_JOIN(tile_1, FL_TYPE),
+            FL_JOIN(tile_2, FL_TYPE),
+            FL_JOIN(tile_3, FL_TYPE),
+#if FL_TILE == 6
+            FL_JOIN(tile_4, FL_TYPE),
+            FL_JOIN(tile_5, FL_TYPE),
+            FL_JOIN(tile_6, FL_TYPE),
+#endif
+        },
+    .tile_pair = FL_JOIN(tile_pair, FL_TYPE),
+    .cell = lstm_cell,
+    .store = store_sums,
+};
+
+#undef EXP_LOWEST
+#undef EXP_HIGHEST
+#undef ROUND
+#undef FRACTION_BITS
+#undef EXPONENT_BIAS
+#undef LN2_HIGH
+#undef LN2_LOW
+#undef FL_BITS
+#undef FL_TYPE
+#undef FL_ELEMENT
+#undef FL_INTEGER
+#undef LANES
+#undef INLINE
+#undef UNROLL
+#undef real
+#undef integer
+#undef vec
+#undef ivec
+#undef v_load
+#undef v_store
+#undef v_set
+#undef v_fma
+#undef v_min
+#undef v_max
+#undef v_select
+#undef tile
+#undef exp_parts
+#undef sigmoid_inverse
+#undef tanh_parts
+#undef canonical
+#undef lstm_cell
+#undef store_sums

@@ -1,0 +1,135 @@
+/* Weights, from PyTorch's rows to panels: for a block of V units, element k holds the gates i, f, g, o side by side. */
+#include "fastlstm.h"
+
+#include <stdlib.h>
+#include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+enum { HUGE_PAGE = 2 << 20 };
+
+void *fl_allocate(size_t bytes)
+{
+    const size_t alignment = bytes >= 2 * HUGE_PAGE ? HUGE_PAGE : FL_ALIGNMENT;
+    void *memory = NULL;
+
+    if (posix_memalign(&memory, alignment, bytes ? bytes : 1))
+        return NULL;
+#ifdef MADV_HUGEPAGE
+    if (alignment == HUGE_PAGE)
+        madvise(memory, bytes, MADV_HUGEPAGE); /* fewer TLB misses where weights are streamed; only a wish */
+#endif
+    return memory;
+}
+
+/* One vector's worth of lanes: rows first .. first+count of a row-major (., K) matrix, column k; the rest stays zero. */
+static void gather(char *lanes, const char *matrix, fl_index K, fl_index first, fl_index count, fl_index k, fl_index item)
+{
+    const char *element = matrix + (first * K + k) * item;
+
+    if (item == 4)
+        for (fl_index lane = 0; lane < count; lane++)
+            ((float *)lanes)[lane] = ((const float *)element)[lane * K];
+    else
+        for (fl_index lane = 0; lane < count; lane++)
+            ((double *)lanes)[lane] = ((const double *)element)[lane * K];
+}
+
+/* packed [blocks][K][FL_VECTORS][V] OUT (zeroed before); matrix (4H, K) IN. */
+static void pack_gates(char *packed, const char *matrix, fl_index H, fl_index K, fl_index V, fl_index item)
+{
+    for (fl_index unit = 0; unit < H; unit += V)
+        for (fl_index k = 0; k < K; k++)
+            for (int gate = 0; gate < FL_VECTORS; gate++, packed += V * item)
+                gather(packed, matrix, K, gate * H + unit, fl_min(V, H - unit), k, item);
+}
+
+/* packed [ceil(P / 4V)][H][FL_VECTORS][V] OUT (zeroed before); matrix (P, H) IN. */
+static void pack_projection(char *packed, const char *matrix, fl_index P, fl_index H, fl_index V, fl_index item)
+{
+    for (fl_index output = 0; output < P; output += FL_VECTORS * V)
+        for (fl_index k = 0; k < H; k++)
+            for (fl_index first = output; first < output + FL_VECTORS * V; first += V, packed += V * item)
+                if (first < P)
+                    gather(packed, matrix, H, first, fl_min(V, P - first), k, item);
+}
+
+static void pack_bias(char *packed, const fl_layer_weights *weights, fl_index H, fl_index V, fl_index item)
+{
+    if (!weights->bias_ih)
+        return;
+    for (fl_index unit = 0; unit < H; unit++)
+        for (int gate = 0; gate < FL_VECTORS; gate++) {
+            const fl_index from = gate * H + unit, to = (unit / V * FL_VECTORS + gate) * V + unit % V;
+            if (item == 4)
+                ((float *)packed)[to] = ((const float *)weights->bias_ih)[from] + ((const float *)weights->bias_hh)[from];
+            else
+                ((double *)packed)[to] = ((const double *)weights->bias_ih)[from] + ((const double *)weights->bias_hh)[from];
+        }
+}
+
+/* Bytes of one layer's four parts, each a multiple of the alignment. */
+typedef struct {
+    size_t bias, W, R, projection, all;
+} fl_layer_bytes;
+
+static fl_layer_bytes layer_bytes(const fl_network *net, fl_index I)
+{
+    const size_t vector = (size_t)(net->V * net->item), panel = FL_VECTORS * vector;
+    fl_layer_bytes bytes = {
+        .bias = (size_t)net->blocks * panel,
+        .W = (size_t)net->blocks * (size_t)I * panel,
+        .R = (size_t)net->blocks * (size_t)net->P * panel,
+        .projection = (size_t)net->projected_blocks * (size_t)net->H * panel,
+    };
+    bytes.all = bytes.bias + bytes.W + bytes.R + bytes.projection;
+    return bytes;
+}
+
+static fl_index layer_inputs(const fl_network *net, fl_index index) { return index < net->D ? net->I : net->D * net->P; }
+
+int fl_pack(fl_network *net, const fl_layer_weights *weights)
+{
+    const fl_index records = net->L * net->D;
+    size_t total = 0;
+
+    for (fl_index index = 0; index < records; index++)
+        total += layer_bytes(net, layer_inputs(net, index)).all;
+    net->layers = calloc((size_t)records, sizeof *net->layers);
+    net->memory = fl_allocate(total);
+    if (!net->layers || !net->memory) {
+        fl_unpack(net);
+        return FL_NO_MEMORY;
+    }
+    memset(net->memory, 0, total);
+
+    char *next = net->memory;
+    for (fl_index index = 0; index < records; index++) {
+        const fl_index I = layer_inputs(net, index);
+        const fl_layer_bytes bytes = layer_bytes(net, I);
+        fl_layer *layer = &net->layers[index];
+
+        layer->I = I;
+        layer->bias = next;
+        layer->W = next + bytes.bias;
+        layer->R = next + bytes.bias + bytes.W;
+        layer->projection = net->has_projection ? next + bytes.bias + bytes.W + bytes.R : NULL;
+        next += bytes.all;
+
+        pack_bias(layer->bias, &weights[index], net->H, net->V, net->item);
+        pack_gates(layer->W, weights[index].weight_ih, net->H, I, net->V, net->item);
+        pack_gates(layer->R, weights[index].weight_hh, net->H, net->P, net->V, net->item);
+        if (net->has_projection)
+            pack_projection(layer->projection, weights[index].weight_hr, net->P, net->H, net->V, net->item);
+    }
+    return FL_OK;
+}
+
+void fl_unpack(fl_network *net)
+{
+    free(net->layers);
+    free(net->memory);
+    net->layers = NULL;
+    net->memory = NULL;
+}

@@ -1,0 +1,124 @@
+/* How a call is divided: every division of the team is priced by a small model, the cheapest is taken.
+ *
+ * Prices are nanoseconds on one core of the machine in bench/NOTES.md (AVX-512, about 4 GHz). They decide between divisions, so
+ * only their ratios matter; a division never changes a result.
+ */
+#include "fastlstm.h"
+
+#include <math.h>
+#include <unistd.h>
+
+#define FMA_PER_NS_PER_BYTE 1.4 /* multiply-adds per ns and byte of vector, in full tiles: 16 lanes x 2 x 3.5 GHz x 0.8 / 64 */
+#define L2_BYTES_PER_NS 110.0   /* weights of one core, streamed from its own L2 */
+#define L3_BYTES_PER_NS 28.0    /* and from the shared cache, per core */
+#define CELL_NS_PER_VECTOR 14.0 /* five exponentials and three divisions for V units */
+#define STEP_NS 25.0            /* book-keeping of one step of one layer */
+#define FORK_NS 3000.0          /* OpenMP: a team begins and ends */
+#define FORK_NS_PER_THREAD 400.0
+#define BARRIER_NS 350.0        /* the last thread arrives, the others see it */
+#define BARRIER_NS_PER_THREAD 60.0
+
+enum { CHUNK_BYTES = 160 << 10 }; /* pre-activations of a chunk: leave most of a small L2 to R */
+enum { CHUNK_ROWS = 48 };         /* eight full tiles reuse each panel of W often enough */
+enum { STRIDE_TOKENS = 256 };     /* tokens one layer hands to the next while they are still in a cache */
+
+/* Asked once: on a virtual machine the question costs microseconds. Threads that race here find the same answer. */
+static double l2_bytes(void)
+{
+    static _Atomic long bytes;
+
+    if (bytes == 0) {
+        long found = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+        found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+        bytes = found > 0 ? found : 1 << 20;
+    }
+    return (double)bytes;
+}
+
+/* One product of `rows` rows with a packed matrix of `vectors` panel columns and K elements: arithmetic or reading, the larger. */
+static double product_ns(const fl_network *net, double rows, double vectors, double K, double resident)
+{
+    const fl_index most = net->kernels->max_tile;
+    const double tiles = ceil(rows / (double)most), lanes = (double)net->V;
+    /* A tile of M rows loads 4 vectors and M broadcasts for 4 M multiply-adds; below two rows the loads decide. */
+    const double busy = fmax(rows, tiles * 1.25);
+    const double arithmetic = busy * vectors * lanes * K / (FMA_PER_NS_PER_BYTE * (double)(net->V * net->item));
+    const double bytes = vectors * lanes * (double)net->item * K;
+    const double reading = bytes / (resident <= 0.8 * l2_bytes() ? L2_BYTES_PER_NS : L3_BYTES_PER_NS);
+    return fmax(arithmetic, reading);
+}
+
+/* One layer's step for the busiest thread of a division. */
+static double step_ns(const fl_network *net, const fl_plan *plan, fl_index B, fl_index I)
+{
+    const double rows = (double)fl_ceil_div(B, plan->row_groups);
+    const double blocks = (double)fl_ceil_div(net->blocks, plan->unit_groups);
+    const double projected = (double)fl_ceil_div(net->projected_blocks, plan->unit_groups);
+    const double panel = FL_VECTORS * (double)(net->V * net->item);
+    const double R = blocks * (double)net->P * panel + projected * (double)net->H * panel, W = blocks * (double)I * panel;
+    double ns = STEP_NS + rows * blocks * CELL_NS_PER_VECTOR;
+
+    if (plan->chunk)
+        ns += product_ns(net, rows * (double)plan->chunk, FL_VECTORS * blocks, (double)I, W) / (double)plan->chunk
+              + product_ns(net, rows, FL_VECTORS * blocks, (double)net->P, R)
+              + rows * blocks * panel / L2_BYTES_PER_NS; /* the pre-activations go out and come back */
+    else
+        ns += product_ns(net, rows, FL_VECTORS * blocks, (double)I + (double)net->P, R + W);
+    if (net->has_projection)
+        ns += product_ns(net, rows, FL_VECTORS * projected, (double)net->H, R);
+    if (plan->unit_groups > 1)
+        ns += (BARRIER_NS + BARRIER_NS_PER_THREAD * plan->unit_groups) * (net->has_projection ? 2 : 1);
+    return ns;
+}
+
+static double call_ns(const fl_network *net, const fl_plan *plan, fl_index T, fl_index B)
+{
+    const double steps = (double)T * (double)net->D / plan->directions;
+    const double first = step_ns(net, plan, B, net->I), others = step_ns(net, plan, B, net->D * net->P);
+    const double fork = plan->threads > 1 ? FORK_NS + FORK_NS_PER_THREAD * plan->threads : 0;
+    return fork + steps * (first + (double)(net->L - 1) * others);
+}
+
+static fl_index chunk_for(const fl_network *net, fl_index T, fl_index rows, fl_index blocks)
+{
+    const fl_index row_bytes = blocks * FL_VECTORS * net->V * net->item;
+    const fl_index most = fl_min(CHUNK_ROWS, fl_max(CHUNK_BYTES / row_bytes, net->kernels->max_tile));
+    return fl_min(T, most / fl_max(rows, 1));
+}
+
+fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
+{
+    fl_plan best = {.threads = 1, .directions = 1, .row_groups = 1, .unit_groups = 1};
+    double best_ns = INFINITY;
+
+    for (int directions = 1; directions <= fl_min(net->D, fl_max(threads, 1)); directions++)
+        for (int row_groups = 1; row_groups <= fl_max(fl_min(threads / directions, B), 1); row_groups++)
+            for (int unit_groups = 1; unit_groups <= fl_max(fl_min(threads / (directions * row_groups), net->blocks), 1); unit_groups++)
+                for (int chunked = 0; chunked < 2; chunked++) {
+                    fl_plan plan = {
+                        .threads = directions * row_groups * unit_groups,
+                        .directions = directions,
+                        .row_groups = row_groups,
+                        .unit_groups = unit_groups,
+                    };
+                    if (chunked) {
+                        plan.chunk = chunk_for(net, T, fl_ceil_div(B, row_groups), fl_ceil_div(net->blocks, unit_groups));
+                        if (plan.chunk < 2)
+                            continue;
+                    }
+                    const double ns = call_ns(net, &plan, T, B);
+                    if (ns < best_ns) {
+                        best = plan;
+                        best_ns = ns;
+                    }
+                }
+    best.stride = T;
+    if (net->L > 1 && net->D == 1) { /* both directions need the whole layer before */
+        best.stride = fl_max(1, STRIDE_TOKENS / fl_max(B, 1));
+        if (best.chunk)
+            best.stride = fl_round_up(best.stride, best.chunk);
+    }
+    return best;
+}

@@ -1,0 +1,565 @@
+/* The schedule: layers, directions and time, run by every thread of the team at once.
+ *
+ *     for each stride of steps                       (a unidirectional stack hands on a few steps at a time; otherwise all)
+ *       for each layer
+ *         for each direction of this thread
+ *           for each chunk of steps:  pre-activations = bias + x W      (few rows: one product for the whole chunk)
+ *             for each step:          pre-activations += h R;  c, h = cell(pre-activations, c);  wait for the unit group
+ *
+ * A thread owns a range of hidden units for all rows of its group, so every sum is made by one thread from beginning to end, in one
+ * order. Rows stand by falling length: the active ones are always the first n. No vector code here.
+ */
+#include "fastlstm.h"
+#include "team.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { PANEL_K = 128 };               /* elements of a panel taken at a time: 32 KiB of AVX-512 panel, in L1 while all rows pass */
+enum { POLL_WORK = 1 << 20 };         /* multiply-adds between two looks at the clock */
+static const int64_t POLL_NS = 25000000;
+
+/* The recurrent state of one direction of one layer for one group's rows. */
+typedef struct {
+    char *h[2];                       /* [rows][h_pitch]: step s reads h[s % 2] and writes h[(s + 1) % 2] */
+    char *c;                          /* [rows][c_pitch] */
+    char *m;                          /* [rows][c_pitch]: o tanh(c) before the projection; h[...] itself without one */
+} state;
+
+/* A thread's place in the team, and what it works with. */
+typedef struct {
+    fl_call *call;
+    const fl_network *net;
+    int thread;
+    int direction, directions;        /* first direction it runs, and how many */
+    fl_index row, rows;               /* its group's rows in call->order */
+    fl_index block, block_end;        /* its hidden units, in blocks of V */
+    fl_index column, column_end;      /* its columns of h: units, or projected outputs */
+    fl_index projected, projected_end; /* its blocks of projected outputs */
+    fl_barrier *units, *group;        /* the unit group of one direction; all directions of the row group */
+    int units_size, group_size;
+    char *acc;                        /* accumulators: [blocks at once][products' rows][FL_VECTORS][V] */
+    const void **inputs, **hidden;    /* rows of x, for a chunk or a step; rows of h */
+    int64_t polled;                   /* when, ns */
+    fl_index work;                    /* multiply-adds since */
+} place;
+
+/* Sizes of scratch, in bytes; everything begins on a cache line. */
+typedef struct {
+    fl_index rows;                    /* the largest row group */
+    fl_index product_rows;            /* the most rows of one product */
+    fl_index h_pitch, c_pitch;        /* bytes from one row of a state to the next */
+    fl_index state, states;           /* one state; all states of a row group: L*D */
+    fl_index between;                 /* one buffer between two layers, all rows */
+    fl_index width;                   /* bytes of one row of it */
+    fl_index order, barriers;         /* for the team */
+    fl_index acc, inputs, hidden;     /* for each thread */
+    fl_index bytes;                   /* in all */
+} layout;
+
+/* Rows whose pitch is a multiple of 1 KiB fall into few sets of a cache: step aside by a line. */
+static fl_index pitch(fl_index elements, fl_index item)
+{
+    const fl_index bytes = fl_round_up(elements * item, FL_ALIGNMENT);
+    return bytes % 1024 ? bytes : bytes + FL_ALIGNMENT;
+}
+
+static layout make_layout(const fl_call *call)
+{
+    const fl_network *net = call->net;
+    const fl_plan *plan = &call->plan;
+    const fl_index item = net->item, panel = FL_VECTORS * net->V * item;
+    const fl_index blocks = fl_ceil_div(net->blocks, plan->unit_groups);
+    layout l;
+
+    l.rows = fl_ceil_div(call->B, plan->row_groups);
+    l.product_rows = l.rows * fl_max(plan->chunk, 1);
+    l.h_pitch = pitch(net->has_projection ? net->projected_blocks * FL_VECTORS * net->V : net->blocks * net->V, item);
+    l.c_pitch = pitch(net->blocks * net->V, item);
+    l.state = l.rows * (2 * l.h_pitch + l.c_pitch * (net->has_projection ? 2 : 1));
+    l.states = l.state * net->L * net->D;
+    l.width = net->D * net->P * item;
+    l.between = net->L > 1 ? fl_round_up(plan->stride * call->B * l.width, FL_ALIGNMENT) : 0;
+    l.order = fl_round_up(call->B * (fl_index)sizeof *call->order, FL_ALIGNMENT);
+    l.barriers = (fl_index)sizeof(fl_barrier) * plan->row_groups * (plan->directions + 1);
+    l.acc = plan->chunk ? l.product_rows * blocks * panel : fl_max(l.rows, 2) * panel; /* 2: a pair of blocks for one row */
+    l.inputs = fl_round_up(l.product_rows * (fl_index)sizeof(void *), FL_ALIGNMENT);
+    l.hidden = fl_round_up(l.rows * (fl_index)sizeof(void *), FL_ALIGNMENT);
+    l.bytes = l.order + l.barriers + plan->row_groups * l.states + 2 * l.between + plan->threads * (l.acc + l.inputs + l.hidden);
+    return l;
+}
+
+static state state_of(const place *p, const layout *l, int group, fl_index index)
+{
+    char *base = p->call->scratch + l->order + l->barriers + group * l->states + index * l->state;
+    state s = {.h = {base, base + l->rows * l->h_pitch}, .c = base + 2 * l->rows * l->h_pitch};
+    s.m = s.c + l->rows * l->c_pitch;
+    return s;
+}
+
+static char *between_of(const fl_call *call, const layout *l, fl_index layer)
+{
+    return call->scratch + l->order + l->barriers + call->plan.row_groups * l->states + layer % 2 * l->between;
+}
+
+static fl_index length_of(const fl_call *call, fl_index row)
+{
+    return call->lengths ? (fl_index)call->lengths[row] : call->T;
+}
+
+/* ---- Products ---------------------------------------------------------------------------------------------------------------- */
+
+/* acc += rows times panels, for one block or two neighbouring ones (then n is 1). */
+static void multiply(const fl_kernels *kernels, char *acc, fl_index acc_next, const char *panel, fl_index panel_next, fl_index pair,
+                     const void **rows, fl_index n, fl_index K)
+{
+    const fl_index vectors = FL_VECTORS * kernels->V, item = kernels->item;
+
+    if (pair) {
+        kernels->tile_pair(acc, acc_next, panel, panel_next, rows, K);
+        return;
+    }
+    const fl_index tiles = fl_ceil_div(n, kernels->max_tile), slab = tiles > 1 ? PANEL_K : K;
+    for (fl_index k = 0; k < K; k += slab) {
+        const fl_index count = fl_min(slab, K - k);
+        for (fl_index t = 0; t < tiles; t++) { /* even tiles: 7 rows are 4 and 3, not 6 and 1 */
+            const fl_index first = fl_share(n, tiles, t), M = fl_share(n, tiles, t + 1) - first;
+            const void *at[FL_MAX_TILE];
+            for (fl_index m = 0; m < M; m++)
+                at[m] = (const char *)rows[first + m] + k * item;
+            kernels->tiles[M - 1](acc + first * vectors * item, 0, panel + k * vectors * item, 0, at, count);
+        }
+    }
+}
+
+/* acc = bias, for n rows. */
+static void begin(const fl_kernels *kernels, char *acc, const char *bias, fl_index n)
+{
+    const fl_index bytes = FL_VECTORS * kernels->V * kernels->item;
+
+    for (fl_index row = 0; row < n; row++)
+        memcpy(acc + row * bytes, bias, (size_t)bytes);
+}
+
+/* ---- Stopping ------------------------------------------------------------------------------------------------------------------ */
+
+static int64_t now_ns(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+}
+
+/* Counts work; thread 0 asks its caller now and then whether to go on. Non-zero: leave at once. */
+static int stopped(place *p, fl_index work)
+{
+    fl_call *call = p->call;
+
+    if (p->thread == 0 && call->poll && (p->work += work) > POLL_WORK) {
+        p->work = 0;
+        const int64_t now = now_ns();
+        if (now - p->polled > POLL_NS) {
+            if (call->poll(call->poll_context))
+                atomic_store_explicit(&call->stop, 1, memory_order_relaxed);
+            p->polled = now_ns();
+        }
+    }
+    return atomic_load_explicit(&call->stop, memory_order_relaxed);
+}
+
+/* ---- States -------------------------------------------------------------------------------------------------------------------- */
+
+/* This thread's columns of the initial state into both h and c; resets before the first step begin from zero. */
+static void load_state(const place *p, const layout *l, const state *s, fl_index index)
+{
+    const fl_call *call = p->call;
+    const fl_network *net = p->net;
+    const fl_index item = net->item, unit = p->block * net->V, units = fl_min(p->block_end * net->V, net->H) - unit;
+    const fl_index columns = p->column_end - p->column;
+
+    for (fl_index row = 0; row < p->rows; row++) {
+        const fl_index b = call->order[p->row + row];
+        const int fresh = index % net->D == 0 && call->resets && length_of(call, b) && call->resets[b * call->resets_strides[1]];
+        char *c = s->c + row * l->c_pitch + unit * item;
+        char *h[2] = {s->h[0] + row * l->h_pitch + p->column * item, s->h[1] + row * l->h_pitch + p->column * item};
+
+        /* Lanes past H take part in the arithmetic and are never read: they must only be finite, and cheap. */
+        memset(c, 0, (size_t)((p->block_end - p->block) * net->V * item));
+        if (units > 0 && call->c_0 && !fresh)
+            memcpy(c, call->c_0 + ((index * call->B + b) * net->H + unit) * item, (size_t)(units * item));
+        for (int i = 0; i < 2 && columns > 0; i++)
+            if (call->h_0 && !fresh)
+                memcpy(h[i], call->h_0 + ((index * call->B + b) * net->P + p->column) * item, (size_t)(columns * item));
+            else
+                memset(h[i], 0, (size_t)(columns * item));
+    }
+}
+
+static void save_state(const place *p, const layout *l, const state *s, fl_index index)
+{
+    const fl_call *call = p->call;
+    const fl_network *net = p->net;
+    const fl_index item = net->item, unit = p->block * net->V, units = fl_min(p->block_end * net->V, net->H) - unit;
+    const fl_index columns = p->column_end - p->column;
+
+    for (fl_index row = 0; row < p->rows; row++) {
+        const fl_index b = call->order[p->row + row];
+        const fl_index last = index % net->D ? call->T : length_of(call, b); /* the step count after which h was last written */
+        if (units > 0)
+            memcpy(call->c_n + ((index * call->B + b) * net->H + unit) * item, s->c + row * l->c_pitch + unit * item,
+                   (size_t)(units * item));
+        if (columns > 0)
+            memcpy(call->h_n + ((index * call->B + b) * net->P + p->column) * item,
+                   s->h[last % 2] + row * l->h_pitch + p->column * item, (size_t)(columns * item));
+    }
+}
+
+/* ---- Steps --------------------------------------------------------------------------------------------------------------------- */
+
+/* Where a layer reads and writes: the caller's arrays by row number, or a buffer between layers by place in call->order. */
+typedef struct {
+    char *data;
+    fl_index t_stride, row_stride;
+    const fl_index *order;            /* NULL: rows stand in call->order already */
+} grid;
+
+static char *cell_of(const grid *g, fl_index t, fl_index place_in_order)
+{
+    return g->data + t * g->t_stride + (g->order ? g->order[place_in_order] : place_in_order) * g->row_stride;
+}
+
+/* One direction of one layer. */
+typedef struct {
+    const fl_layer *layer;
+    state state;
+    int reverse;
+    grid in, out;
+    int last;                         /* the last layer: out is the caller's, padding is zero */
+} pass;
+
+static fl_index time_of(const place *p, const pass *q, fl_index s) { return q->reverse ? p->call->T - 1 - s : s; }
+
+/* Rows of the group that have step t; they are the first ones. */
+static fl_index active_rows(const place *p, fl_index t)
+{
+    fl_index low = 0, high = p->rows;
+
+    if (!p->call->lengths)
+        return high;
+    while (low < high) {
+        const fl_index middle = (low + high) / 2;
+        if (length_of(p->call, p->call->order[p->row + middle]) > t)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* Copies this thread's columns of h to the output, with zeros for rows past their end; then starts rows anew where asked. */
+static void finish_step(const place *p, const layout *l, const pass *q, char *h, fl_index t, fl_index n)
+{
+    const fl_call *call = p->call;
+    const fl_index item = p->net->item, from = p->column * item, bytes = (p->column_end - p->column) * item;
+    const fl_index next = q->reverse ? t : t + 1; /* the reset that separates this step from the next one processed */
+
+    if (bytes > 0) {
+        for (fl_index row = 0; row < n; row++)
+            memcpy(cell_of(&q->out, t, p->row + row) + from, h + row * l->h_pitch + from, (size_t)bytes);
+        for (fl_index row = n; q->last && row < p->rows; row++)
+            memset(cell_of(&q->out, t, p->row + row) + from, 0, (size_t)bytes);
+    }
+    if (!call->resets || next == 0 || next >= call->T)
+        return;
+    for (fl_index row = 0; row < n; row++) {
+        const fl_index b = call->order[p->row + row];
+        if (next < length_of(call, b) && call->resets[next * call->resets_strides[0] + b * call->resets_strides[1]]) {
+            if (bytes > 0)
+                memset(h + row * l->h_pitch + from, 0, (size_t)bytes);
+            memset(q->state.c + row * l->c_pitch + p->block * p->net->V * item, 0,
+                   (size_t)((p->block_end - p->block) * p->net->V * item));
+        }
+    }
+}
+
+/* h = projection m, for this thread's blocks of outputs. */
+static int project(place *p, const layout *l, const pass *q, char *h, fl_index n)
+{
+    const fl_network *net = p->net;
+    const fl_index bytes = FL_VECTORS * net->V * net->item;
+
+    for (fl_index row = 0; row < n; row++)
+        p->inputs[row] = q->state.m + row * l->c_pitch;
+    for (fl_index block = p->projected; block < p->projected_end; block++) {
+        memset(p->acc, 0, (size_t)(n * bytes));
+        multiply(net->kernels, p->acc, 0, (const char *)q->layer->projection + block * net->H * bytes, 0, 0, p->inputs, n, net->H);
+        net->kernels->store(n, p->acc, h + block * bytes, l->h_pitch / net->item);
+        if (stopped(p, n * net->H * FL_VECTORS * net->V))
+            return 1;
+    }
+    return 0;
+}
+
+/* acc += h R for block (and its neighbour), then the cell. */
+static void recur(const place *p, const layout *l, const pass *q, char *acc, fl_index acc_next, fl_index block, fl_index count,
+                  char *h_new, fl_index n)
+{
+    const fl_network *net = p->net;
+    const fl_index vector = net->V * net->item, panels = net->P * FL_VECTORS * net->V;
+    char *to = net->has_projection ? q->state.m : h_new;
+    const fl_index to_pitch = net->has_projection ? l->c_pitch : l->h_pitch;
+
+    multiply(net->kernels, acc, acc_next, (const char *)q->layer->R + block * panels * net->item, panels, count == 2, p->hidden, n,
+             net->P);
+    for (fl_index i = 0; i < count; i++)
+        net->kernels->cell(n, acc + i * acc_next * net->item, q->state.c + (block + i) * vector, l->c_pitch / net->item,
+                           to + (block + i) * vector, to_pitch / net->item);
+}
+
+/* acc = bias + x W for block (and its neighbour). */
+static void preactivate(const place *p, const pass *q, char *acc, fl_index acc_next, fl_index block, fl_index count, fl_index n)
+{
+    const fl_network *net = p->net;
+    const fl_index panel = FL_VECTORS * net->V, panels = q->layer->I * panel;
+
+    for (fl_index i = 0; i < count; i++)
+        begin(net->kernels, acc + i * acc_next * net->item, (const char *)q->layer->bias + (block + i) * panel * net->item, n);
+    multiply(net->kernels, acc, acc_next, (const char *)q->layer->W + block * panels * net->item, panels, count == 2,
+             p->inputs, n, q->layer->I);
+}
+
+/* Neighbouring blocks taken together: a single row needs two for enough independent chains. */
+static fl_index together(const place *p, fl_index block, fl_index n) { return n == 1 && block + 1 < p->block_end ? 2 : 1; }
+
+/* One step: all blocks of this thread. `acc` holds x W already if `product_rows` is not 0, as a chunk of so many rows has it. */
+static int step(place *p, const layout *l, const pass *q, fl_index t, fl_index n, char *acc, fl_index product_rows, const char *h,
+                char *h_new)
+{
+    const fl_network *net = p->net;
+    const fl_index panel = FL_VECTORS * net->V;
+    const fl_index acc_next = (product_rows ? product_rows : n) * panel;
+
+    for (fl_index row = 0; row < n; row++)
+        p->hidden[row] = h + row * l->h_pitch;
+    if (!product_rows)
+        for (fl_index row = 0; row < n; row++)
+            p->inputs[row] = cell_of(&q->in, t, p->row + row);
+    for (fl_index block = p->block, count; block < p->block_end; block += count) {
+        count = together(p, block, n);
+        if (!product_rows)
+            preactivate(p, q, acc, acc_next, block, count, n);
+        recur(p, l, q, acc, acc_next, block, count, h_new, n);
+        if (product_rows)
+            acc += count * acc_next * net->item;
+        if (stopped(p, n * count * (q->layer->I + net->P) * panel))
+            return FL_STOPPED;
+    }
+    if (net->has_projection && (fl_wait(p->units, p->units_size, &p->call->stop) || project(p, l, q, h_new, n)))
+        return FL_STOPPED;
+    return FL_OK;
+}
+
+/* x W for the steps [s, end) as one product of all their active rows, one step after another. Returns the rows, or -1: stopped. */
+static fl_index preactivate_chunk(place *p, const pass *q, fl_index s, fl_index end)
+{
+    const fl_network *net = p->net;
+    const fl_index panel = FL_VECTORS * net->V;
+    fl_index rows = 0;
+
+    for (; s < end; s++) {
+        const fl_index t = time_of(p, q, s), n = active_rows(p, t);
+        for (fl_index row = 0; row < n; row++)
+            p->inputs[rows++] = cell_of(&q->in, t, p->row + row);
+    }
+    for (fl_index block = p->block, count; rows && block < p->block_end; block += count) {
+        count = together(p, block, rows);
+        preactivate(p, q, p->acc + (block - p->block) * rows * panel * net->item, rows * panel, block, count, rows);
+        if (stopped(p, rows * count * q->layer->I * panel))
+            return -1;
+    }
+    return rows;
+}
+
+/* The steps [first, end) in processing order, of one direction of one layer. */
+static int run(place *p, const layout *l, const pass *q, fl_index first, fl_index end)
+{
+    const fl_index chunk = p->call->plan.chunk, row_bytes = FL_VECTORS * p->net->V * p->net->item;
+
+    for (fl_index s = first; s < end;) {
+        const fl_index chunk_end = fl_min(s + fl_max(chunk, 1), end);
+        const fl_index products = chunk ? preactivate_chunk(p, q, s, chunk_end) : 0;
+        char *acc = p->acc;
+
+        if (products < 0)
+            return FL_STOPPED;
+        for (; s < chunk_end; s++) {
+            const fl_index t = time_of(p, q, s), n = active_rows(p, t);
+            char *h_new = q->state.h[(s + 1) % 2];
+
+            if (n && step(p, l, q, t, n, acc, products, q->state.h[s % 2], h_new))
+                return FL_STOPPED;
+            finish_step(p, l, q, h_new, t, n);
+            if (n && fl_wait(p->units, p->units_size, &p->call->stop))
+                return FL_STOPPED;
+            acc += products ? n * row_bytes : 0;
+        }
+    }
+    return FL_OK;
+}
+
+/* ---- The call ------------------------------------------------------------------------------------------------------------------ */
+
+/* A thread's place: directions vary slowest, then row groups, then units, so that neighbours share most. */
+static place take_place(fl_call *call, const layout *l, int thread)
+{
+    const fl_network *net = call->net;
+    const fl_plan *plan = &call->plan;
+    const int unit_group = thread % plan->unit_groups, group = thread / plan->unit_groups % plan->row_groups;
+    const int side = thread / plan->unit_groups / plan->row_groups;
+    fl_barrier *barriers = (fl_barrier *)(call->scratch + l->order) + group * (plan->directions + 1);
+    char *mine = call->scratch + l->bytes - (plan->threads - thread) * (l->acc + l->inputs + l->hidden);
+    place p = {
+        .call = call,
+        .net = net,
+        .thread = thread,
+        .direction = side,
+        .directions = (int)net->D / plan->directions,
+        .row = fl_share(call->B, plan->row_groups, group),
+        .rows = fl_share(call->B, plan->row_groups, group + 1) - fl_share(call->B, plan->row_groups, group),
+        .block = fl_share(net->blocks, plan->unit_groups, unit_group),
+        .block_end = fl_share(net->blocks, plan->unit_groups, unit_group + 1),
+        .projected = fl_share(net->projected_blocks, plan->unit_groups, unit_group),
+        .projected_end = fl_share(net->projected_blocks, plan->unit_groups, unit_group + 1),
+        .units = barriers + 1 + side,
+        .group = barriers,
+        .units_size = plan->unit_groups,
+        .group_size = plan->unit_groups * plan->directions,
+        .acc = mine,
+        .inputs = (const void **)(mine + l->acc),
+        .hidden = (const void **)(mine + l->acc + l->inputs),
+        .polled = now_ns(),
+    };
+    const fl_index width = net->has_projection ? FL_VECTORS * net->V : net->V;
+    p.column = fl_min((net->has_projection ? p.projected : p.block) * width, net->P);
+    p.column_end = fl_min((net->has_projection ? p.projected_end : p.block_end) * width, net->P);
+    return p;
+}
+
+static int run_layers(place *p, const layout *l, int group)
+{
+    fl_call *call = p->call;
+    const fl_network *net = p->net;
+    const fl_index stride = call->plan.stride;
+
+    for (fl_index first = 0; first < call->T; first += stride)
+        for (fl_index layer = 0; layer < net->L; layer++) {
+            for (int d = p->direction; d < p->direction + p->directions; d++) {
+                const fl_index index = layer * net->D + d;
+                /* A buffer holds the steps of one stride: step t stands at t - first. */
+                const grid before = {between_of(call, l, layer - 1) - first * call->B * l->width, call->B * l->width, l->width, NULL};
+                const grid after = {between_of(call, l, layer) - first * call->B * l->width, call->B * l->width, l->width, NULL};
+                pass q = {
+                    .layer = &net->layers[index],
+                    .state = state_of(p, l, group, index),
+                    .reverse = d == 1,
+                    .in = layer ? before : (grid){call->x.data, call->x.strides[0], call->x.strides[1], call->order},
+                    .out = layer + 1 < net->L
+                               ? after
+                               : (grid){call->output.data, call->output.strides[0], call->output.strides[1], call->order},
+                    .last = layer + 1 == net->L,
+                };
+                q.out.data += d * net->P * net->item;
+                if (run(p, l, &q, first, fl_min(first + stride, call->T)))
+                    return FL_STOPPED;
+            }
+            if (net->D > 1 && fl_wait(p->group, p->group_size, &call->stop))
+                return FL_STOPPED;
+        }
+    return FL_OK;
+}
+
+void fl_forward(fl_call *call, int thread)
+{
+    const fl_network *net = call->net;
+    const layout l = make_layout(call);
+    const int group = thread / call->plan.unit_groups % call->plan.row_groups;
+    const uint64_t found = fl_enter_float_state();
+    place p = take_place(call, &l, thread);
+    int status;
+
+    if (thread == 0)
+        call->begun = 1;
+    for (fl_index layer = 0; layer < net->L; layer++)
+        for (int d = p.direction; d < p.direction + p.directions; d++) {
+            const state s = state_of(&p, &l, group, layer * net->D + d);
+            load_state(&p, &l, &s, layer * net->D + d);
+        }
+    status = fl_wait(p.group, p.group_size, &call->stop) ? FL_STOPPED : run_layers(&p, &l, group);
+    if (status == FL_OK)
+        for (fl_index layer = 0; layer < net->L; layer++)
+            for (int d = p.direction; d < p.direction + p.directions; d++) {
+                const state s = state_of(&p, &l, group, layer * net->D + d);
+                save_state(&p, &l, &s, layer * net->D + d);
+            }
+    fl_leave_float_state(found);
+}
+
+/* ---- Before and after ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int64_t length;
+    fl_index row;
+} ranked;
+
+static int by_falling_length(const void *left, const void *right)
+{
+    const ranked *a = left, *b = right;
+    return a->length != b->length ? (a->length < b->length) - (a->length > b->length) : (a->row > b->row) - (a->row < b->row);
+}
+
+/* Rows by falling length, dealt to the groups in turn, so that every group gets its share of long and short ones. */
+static int order_rows(fl_call *call)
+{
+    const fl_index B = call->B, groups = call->plan.row_groups;
+
+    if (!call->lengths) {
+        for (fl_index b = 0; b < B; b++)
+            call->order[b] = b;
+        return FL_OK;
+    }
+    ranked *rows = malloc((size_t)fl_max(B, 1) * sizeof *rows);
+    if (!rows)
+        return FL_NO_MEMORY;
+    for (fl_index b = 0; b < B; b++)
+        rows[b] = (ranked){call->lengths[b], b};
+    qsort(rows, (size_t)B, sizeof *rows, by_falling_length);
+    for (fl_index group = 0, at = 0; group < groups; group++)
+        for (fl_index b = group; b < B; b += groups)
+            call->order[at++] = rows[b].row;
+    free(rows);
+    return FL_OK;
+}
+
+int fl_prepare(fl_call *call)
+{
+    const layout l = make_layout(call);
+
+    call->scratch = fl_allocate((size_t)l.bytes);
+    if (!call->scratch)
+        return FL_NO_MEMORY;
+    call->order = (fl_index *)call->scratch;
+    memset(call->scratch + l.order, 0, (size_t)l.barriers);
+    atomic_init(&call->stop, 0);
+    call->begun = 0;
+    const int status = order_rows(call);
+    if (status)
+        fl_release(call);
+    return status;
+}
+
+void fl_release(fl_call *call)
+{
+    free(call->scratch);
+    call->scratch = NULL;
+}

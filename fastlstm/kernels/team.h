@@ -1,0 +1,79 @@
+/* What the threads of a team share besides the data: a barrier, and the floating-point state they compute in. */
+#ifndef FL_TEAM_H
+#define FL_TEAM_H
+
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+static inline void fl_pause(void)
+{
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+typedef struct {
+    _Alignas(64) atomic_int arrived;
+    _Alignas(64) atomic_int generation;
+} fl_barrier;
+
+/* Spinning longer wastes a core that the missing thread may need; a yield costs about half a microsecond when nobody waits. */
+enum { FL_SPINS = 64 };
+
+/* Waits for `size` threads; what they wrote before is visible after. Returns non-zero if the call was stopped meanwhile. */
+static inline int fl_wait(fl_barrier *barrier, int size, atomic_int *stop)
+{
+    if (size == 1)
+        return 0;
+    const int generation = atomic_load_explicit(&barrier->generation, memory_order_acquire);
+    if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) == size - 1) {
+        atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&barrier->generation, generation + 1, memory_order_release);
+        return 0;
+    }
+    for (int spins = 0; atomic_load_explicit(&barrier->generation, memory_order_acquire) == generation; spins++) {
+        if (atomic_load_explicit(stop, memory_order_relaxed))
+            return 1;
+        if (spins < FL_SPINS)
+            fl_pause();
+        else
+            sched_yield();
+    }
+    return 0;
+}
+
+/* Rounding to nearest, no traps, subnormal numbers as zero: the state every kernel runs in. Returns the state found. */
+static inline uint64_t fl_enter_float_state(void)
+{
+#if defined(__x86_64__)
+    const uint32_t found = _mm_getcsr();
+    _mm_setcsr(0x9fc0); /* all exceptions masked, FTZ, DAZ */
+    return found;
+#elif defined(__aarch64__)
+    uint64_t found;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(found));
+    __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)1 << 24)); /* FZ */
+    return found;
+#else
+    return 0;
+#endif
+}
+
+static inline void fl_leave_float_state(uint64_t found)
+{
+#if defined(__x86_64__)
+    _mm_setcsr((uint32_t)found);
+#elif defined(__aarch64__)
+    __asm__ volatile("msr fpcr, %0" : : "r"(found));
+#else
+    (void)found;
+#endif
+}
+
+#endif

@@ -1,0 +1,116 @@
+"""One step at a time, with the state carried from call to call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastlstm import _engine, threads as _threads
+from fastlstm.arrays import Array, as_floats, in_place, shape_error
+
+if TYPE_CHECKING:
+    from fastlstm.lstm import LSTM
+
+__all__ = ["Stream"]
+
+
+class Stream:
+    """The state of B rows that advance one step at a time; made by :meth:`LSTM.stream`.
+
+    The outputs of the steps are, bit for bit, those of one call over the whole sequence. A stream keeps the weights it was made
+    with. It belongs to one thread at a time.
+    """
+
+    def __init__(self, lstm: LSTM, batch_size: int = 1) -> None:
+        if lstm.bidirectional:
+            raise ValueError("a bidirectional network cannot stream: its backward direction begins at the end of the sequence")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
+            raise TypeError(f"batch_size must be an integer, got {batch_size!r:.100}")
+        if not 0 <= batch_size < 1 << 31:
+            raise ValueError(f"batch_size must be at least 0, got {batch_size}")
+        B, self._I, self._P = int(batch_size), lstm.input_size, lstm.proj_size or lstm.hidden_size
+        self._dtype = lstm.dtype
+        self._shape = (B, self._P)
+        self._h = tuple(np.zeros((lstm.num_layers, B, self._P), self._dtype) for _ in range(2))
+        self._c = tuple(np.zeros((lstm.num_layers, B, lstm.hidden_size), self._dtype) for _ in range(2))
+        h, c = (tuple(array.reshape(-1).view(np.uint8) for array in pair) for pair in (self._h, self._c))
+        self._engine = _engine.StreamState(lstm._network, B, h, c, _threads.allowance(None)[0])  # type: ignore[arg-type]
+
+    def step(self, x: Any) -> Array:
+        """Take one step.
+
+        Parameters
+        ----------
+        x : array of the network's dtype, shape (B, input_size)
+            Also ``(input_size,)`` if `batch_size` is 1.
+
+        Returns
+        -------
+        array, shape (B, proj_size or hidden_size)
+            ``(proj_size or hidden_size,)`` for an `x` without batch.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If `x` does not fit; the state has not changed then.
+        """
+        if type(x) is not np.ndarray or x.dtype != self._dtype or not 1 <= x.ndim <= 2:
+            x = self._check(x)
+        output = np.empty(self._shape if x.ndim == 2 else self._P, self._dtype)
+        limit = _threads.allowance(None)[1]
+        if not self._engine.step(x, output, limit):
+            self._engine.step(in_place(self._check(x)), output, limit)
+        return output
+
+    def _check(self, x: Any) -> Array:
+        """Explain what is wrong with `x`, or return it as an array."""
+        x = as_floats("x", x, self._dtype)
+        B = self._shape[0]
+        if x.shape != (B, self._I) and not (B == 1 and x.shape == (self._I,)):
+            raise shape_error("x", (B, self._I), x.shape)
+        return x
+
+    @property
+    def batch_size(self) -> int:
+        return self._shape[0]
+
+    @property
+    def state(self) -> tuple[Array, Array]:
+        """Copies of h, shape (num_layers, B, P or H), and c, shape (num_layers, B, H); may be set."""
+        now = self._engine.current
+        return self._h[now].copy(), self._c[now].copy()
+
+    @state.setter
+    def state(self, state: tuple[Any, Any]) -> None:
+        if not isinstance(state, (tuple, list)) or len(state) != 2:
+            raise TypeError(f"state must be a pair (h, c), got {type(state).__name__}")
+        now = self._engine.current
+        given = []
+        for name, value, held in (("h", state[0], self._h[now]), ("c", state[1], self._c[now])):
+            array = as_floats(name, value, self._dtype)
+            if array.shape != held.shape:
+                raise shape_error(name, held.shape, array.shape)
+            given.append(array)
+        self._h[now][...], self._c[now][...] = given
+
+    def reset(self, rows: Iterable[int] | None = None) -> None:
+        """Set the state to zero, of all rows or of `rows`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a row is not an integer from 0 to B - 1; nothing has changed then.
+        """
+        chosen: Any = slice(None)
+        if rows is not None:
+            chosen = list(rows)
+            for row in chosen:
+                if isinstance(row, bool) or not isinstance(row, (int, np.integer)):
+                    raise TypeError(f"rows must be integers, got {row!r:.100}")
+                if not 0 <= row < self._shape[0]:
+                    raise ValueError(f"rows must be between 0 and {self._shape[0] - 1}, got {row}")
+        now = self._engine.current
+        self._h[now][:, chosen] = 0
+        self._c[now][:, chosen] = 0

@@ -1,0 +1,132 @@
+"""How many threads a call may use: OMP_NUM_THREADS, else the processors this process may run on."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from pathlib import Path
+
+from fastlstm import _engine
+
+__all__ = ["allowance", "get_num_threads", "set_num_threads"]
+
+_num_threads: int | None = None  # None: not asked for yet
+_processors: int | None = None
+_forked = False
+
+
+def set_num_threads(n: int) -> None:
+    """Let every call use at most `n` threads from now on; ``threads=`` of a single call overrides it.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. Small calls use fewer, where more would not pay.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n` is not a positive integer.
+    """
+    global _num_threads
+    _num_threads = check_threads("n", n)
+
+
+def get_num_threads() -> int:
+    """The most threads a call uses: what was set, else ``OMP_NUM_THREADS``, else the processors this process may use.
+
+    Processors are counted from the CPU affinity of the process and its control group's CPU quota.
+    """
+    global _num_threads
+    if _forked:
+        return 1
+    if _num_threads is None:
+        _num_threads = _from_environment() or processors()
+    return _num_threads
+
+
+def allowance(threads: int | None) -> tuple[int, int]:
+    """For one call: the most threads it may use, and the processors that all calls share (0: no limit)."""
+    if _forked:  # OpenMP's workers did not survive the fork, and waiting for them would hang
+        return 1, 0
+    if threads is not None:
+        return check_threads("threads", threads), 0
+    n = get_num_threads()
+    return n, max(n, processors())
+
+
+def check_threads(name: str, n: int) -> int:
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {n!r:.100}")
+    if not 1 <= n <= 1024:
+        raise ValueError(f"{name} must be between 1 and 1024, got {n}")
+    return int(n)
+
+
+def processors() -> int:
+    global _processors
+    if _processors is None:
+        try:
+            count = len(os.sched_getaffinity(0))
+        except AttributeError:  # not on macOS
+            count = os.cpu_count() or 1
+        _processors = max(1, min(count, _quota()))
+    return _processors
+
+
+def _from_environment() -> int | None:
+    """The first level of OMP_NUM_THREADS, which may be a list: "4,2"."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(int(first), 1024) if first.isdigit() and int(first) > 0 else None
+
+
+def _quota() -> int:
+    """Processors' worth of time that the control groups of this process allow, rounded up."""
+    least = 1 << 30
+    for group in _control_groups():
+        try:
+            limit, period = (group / "cpu.max").read_text().split()  # version 2
+        except (OSError, ValueError):
+            try:
+                limit = (group / "cpu.cfs_quota_us").read_text().strip()  # version 1
+                period = (group / "cpu.cfs_period_us").read_text().strip()
+            except OSError:
+                continue
+        if limit.isdigit() and period.isdigit() and int(period) > 0:
+            least = min(least, math.ceil(int(limit) / int(period)))
+    return least
+
+
+def _control_groups() -> list[Path]:
+    """Every control group from the process's own up to the root: each may hold a quota."""
+    groups: list[Path] = []
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return groups
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            base = Path("/sys/fs/cgroup")
+        elif "cpu" in controllers.split(","):
+            base = Path("/sys/fs/cgroup/cpu")
+        else:
+            continue
+        own = base / path.lstrip("/")
+        groups += [own, *(parent for parent in own.parents if parent.is_relative_to(base))]
+    return groups
+
+
+def _remember_main_thread() -> None:
+    _engine.set_main_thread(threading.main_thread().ident)
+
+
+def _after_fork_in_child() -> None:
+    global _forked
+    _forked = True
+    _remember_main_thread()
+
+
+_remember_main_thread()
+os.register_at_fork(after_in_child=_after_fork_in_child)

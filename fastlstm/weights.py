@@ -1,0 +1,180 @@
+"""The canonical weights: one record per layer and direction, PyTorch's names, gates in the order i, f, g, o.
+
+Every loader produces :class:`Weights`; the engine, ``state_dict`` and ``save`` consume it. Nothing else passes between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["LayerWeights", "Weights", "check_sizes", "parameter_shapes"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SUPPORTED_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+MAX_SIZE = 2**31 - 1  # of any one dimension; products are checked in Python's integers, which do not overflow
+
+
+@dataclass(frozen=True, eq=False)
+class LayerWeights:
+    """One direction of one layer.
+
+    Attributes
+    ----------
+    weight_ih : array, shape (4*H, I)
+    weight_hh : array, shape (4*H, H), or (4*H, P) with a projection
+    bias_ih, bias_hh : arrays, shape (4*H,), or both None
+    weight_hr : array, shape (P, H), or None without a projection
+    """
+
+    weight_ih: Array
+    weight_hh: Array
+    bias_ih: Array | None = None
+    bias_hh: Array | None = None
+    weight_hr: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A whole network: ``layers`` is layer-major, then direction (l0, l0_reverse, l1, ...), as PyTorch orders its states.
+
+    Raises
+    ------
+    ValueError
+        If shapes or dtypes do not fit together; the message names the tensor, what was expected and what was given.
+    """
+
+    layers: tuple[LayerWeights, ...]
+    bidirectional: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.layers or len(self.layers) % self.num_directions:
+            raise ValueError(f"expected {self.num_directions} record(s) for each layer, got {len(self.layers)} in all")
+        first = self.layers[0]
+        for name in ("weight_ih", "weight_hh"):
+            if getattr(first, name).ndim != 2:
+                raise ValueError(f"{name}_l0 must have 2 dimensions, got shape {getattr(first, name).shape}")
+        if self.dtype not in SUPPORTED_DTYPES:
+            raise ValueError(f"weight_ih_l0 must be float32 or float64, got {self.dtype}")
+        check_sizes(self.input_size, self.hidden_size, self.num_layers, self.proj_size)
+        expected = self.expected_shapes()
+        given = dict(self.named_tensors())
+        for name in expected.keys() - given.keys():
+            raise ValueError(f"{name} is missing: expected shape {expected[name]}")
+        for name, tensor in given.items():
+            if name not in expected:
+                raise ValueError(f"{name} was not expected in a network with bias={self.bias}, proj_size={self.proj_size}")
+            if tensor.shape != expected[name]:
+                raise ValueError(f"{name} must have shape {expected[name]}, got {tensor.shape}")
+            if tensor.dtype != self.dtype:
+                raise ValueError(f"{name} must be {self.dtype} as weight_ih_l0 is, got {tensor.dtype}")
+
+    @property
+    def num_directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers) // self.num_directions
+
+    @property
+    def input_size(self) -> int:
+        return int(self.layers[0].weight_ih.shape[1])
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.layers[0].weight_hh.shape[0]) // 4
+
+    @property
+    def proj_size(self) -> int:
+        """Size of the projected state, 0 without a projection."""
+        weight_hr = self.layers[0].weight_hr
+        return 0 if weight_hr is None else int(weight_hr.shape[0])
+
+    @property
+    def bias(self) -> bool:
+        return self.layers[0].bias_ih is not None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.layers[0].weight_ih.dtype
+
+    def expected_shapes(self) -> dict[str, tuple[int, ...]]:
+        return parameter_shapes(
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            bias=self.bias,
+            bidirectional=self.bidirectional,
+            proj_size=self.proj_size,
+        )
+
+    def named_tensors(self) -> Iterator[tuple[str, Array]]:
+        """The tensors under PyTorch's names, in the order of ``nn.LSTM.state_dict()``."""
+        for index, layer in enumerate(self.layers):
+            for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"):
+                tensor = getattr(layer, kind)
+                if tensor is not None:
+                    yield kind + suffix(index, self.num_directions), tensor
+
+    @classmethod
+    def from_named_tensors(cls, tensors: Mapping[str, Array]) -> Weights:
+        """Read back what :meth:`named_tensors` gives; the names must be exactly one network's."""
+        bidirectional = "weight_ih_l0_reverse" in tensors
+        directions = 2 if bidirectional else 1
+        remaining = dict(tensors)
+        layers = []
+        while "weight_ih" + suffix(len(layers), directions) in remaining:
+            end = suffix(len(layers), directions)
+            if "weight_hh" + end not in remaining:
+                raise ValueError(f"weight_hh{end} is missing")
+            kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+            layers.append(LayerWeights(*(remaining.pop(kind + end, None) for kind in kinds)))  # type: ignore[arg-type]
+        if remaining:
+            raise ValueError(f"unexpected tensor {min(remaining)[:100]!r} among the weights of {len(layers)} layer record(s)")
+        return cls(tuple(layers), bidirectional)
+
+
+def suffix(index: int, num_directions: int) -> str:
+    """PyTorch's name ending for record ``index``: ``_l0``, ``_l0_reverse``, ``_l1``, ..."""
+    layer, direction = divmod(index, num_directions)
+    return f"_l{layer}" + ("_reverse" if direction else "")
+
+
+def parameter_shapes(
+    input_size: int, hidden_size: int, num_layers: int, *, bias: bool, bidirectional: bool, proj_size: int
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters under PyTorch's names, in PyTorch's order."""
+    directions = 2 if bidirectional else 1
+    recurrent = proj_size or hidden_size
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index in range(num_layers * directions):
+        end = suffix(index, directions)
+        shapes["weight_ih" + end] = (4 * hidden_size, input_size if index < directions else directions * recurrent)
+        shapes["weight_hh" + end] = (4 * hidden_size, recurrent)
+        if bias:
+            shapes["bias_ih" + end] = (4 * hidden_size,)
+            shapes["bias_hh" + end] = (4 * hidden_size,)
+        if proj_size:
+            shapes["weight_hr" + end] = (proj_size, hidden_size)
+    return shapes
+
+
+def check_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: int) -> None:
+    """Refuse sizes no network has, before memory is asked for."""
+    for name, value, least in (
+        ("input_size", input_size, 1),
+        ("hidden_size", hidden_size, 1),
+        ("num_layers", num_layers, 1),
+        ("proj_size", proj_size, 0),
+    ):
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an integer, got {value!r:.100}")
+        if not least <= value <= MAX_SIZE:
+            raise ValueError(f"{name} must be between {least} and {MAX_SIZE}, got {value}")
+    if proj_size >= hidden_size and proj_size:
+        raise ValueError(f"proj_size must be smaller than hidden_size {hidden_size}, got {proj_size}")
