@@ -16,11 +16,14 @@ typedef ptrdiff_t fl_index;
 
 enum { FL_VECTORS = 4 };   /* vectors of one panel: the gates i, f, g, o of a block, or four blocks of projected outputs */
 enum { FL_MAX_TILE = 6 };  /* the most rows that any instruction set takes in one tile */
+enum { FL_SLAB = 16 };      /* products that are summed on their own before they join the sum, see fl_tile */
 enum { FL_ALIGNMENT = 64 }; /* of packed weights and scratch: a cache line, and the widest vector */
 
 /* ---- Leaf kernels: one table per instruction set and type, compiled from kernel_text.h ------------------------------------- */
 
-/* acc[m] += sum over k of rows[m][k] * panel[k], one chain of fused multiply-adds per element, k ascending.
+/* acc[m] += sum over k of rows[m][k] * panel[k], slab by slab of FL_SLAB elements, k ascending: each slab is one chain of fused
+ * multiply-adds from zero, whose sum is added to acc. (One chain from end to end loses twice the bits at K 400: its later terms are
+ * added to a large sum.) The order depends on k alone, so every shape of tile gives the same bits.
  *   acc     INOUT [M][FL_VECTORS][V], aligned; a second block's accumulators stand acc_next elements behind
  *   panel   IN    [K][FL_VECTORS][V], aligned; a second block's panel stands panel_next elements behind
  *   rows    IN    M pointers to K elements each, any alignment */

@@ -1,7 +1,7 @@
 /* The one kernel text. isa.h includes it for float and for double with FL_WIDTH and FL_BITS set, inside a target region.
  *
  * Only leaves stand here: no decisions, no calls out, nothing exported but the table at the end. Vectors never cross a call
- * that is not inlined. Each output element is one chain in one accumulator, so the shape of a tile never shows in the bits.
+ * that is not inlined. Each output element is summed in one fixed order, so the shape of a tile never shows in the bits.
  */
 #include "vec.h"
 
@@ -20,34 +20,42 @@
 INLINE void tile(const int M, const int NB, real *acc, fl_index acc_next, const real *panel, fl_index panel_next,
                  const void *const *rows, fl_index K)
 {
-    vec sum[FL_MAX_TILE][2 * FL_VECTORS];
     const real *row[FL_MAX_TILE];
 
     UNROLL
-    for (int m = 0; m < M; m++) {
+    for (int m = 0; m < M; m++)
         row[m] = rows[m];
+    for (fl_index slab = 0; slab < K; slab += FL_SLAB) {
+        const fl_index end = fl_min(slab + FL_SLAB, K);
+        vec sum[FL_MAX_TILE][2 * FL_VECTORS];
+
         UNROLL
-        for (int v = 0; v < NB * FL_VECTORS; v++)
-            sum[m][v] = v_load(acc + v / FL_VECTORS * acc_next + (m * FL_VECTORS + v % FL_VECTORS) * LANES);
-    }
-    for (fl_index k = 0; k < K; k++, panel += FL_VECTORS * LANES) {
-        vec weight[2 * FL_VECTORS];
-        UNROLL
-        for (int v = 0; v < NB * FL_VECTORS; v++)
-            weight[v] = v_load(panel + v / FL_VECTORS * panel_next + v % FL_VECTORS * LANES);
-        UNROLL
-        for (int m = 0; m < M; m++) {
-            const vec input = v_set(row[m][k]);
+        for (int m = 0; m < M; m++)
             UNROLL
             for (int v = 0; v < NB * FL_VECTORS; v++)
-                sum[m][v] = v_fma(input, weight[v], sum[m][v]); /* acc += x[m][k] * W[k] */
+                sum[m][v] = (vec){0};
+        for (fl_index k = slab; k < end; k++, panel += FL_VECTORS * LANES) {
+            vec weight[2 * FL_VECTORS];
+            UNROLL
+            for (int v = 0; v < NB * FL_VECTORS; v++)
+                weight[v] = v_load(panel + v / FL_VECTORS * panel_next + v % FL_VECTORS * LANES);
+            UNROLL
+            for (int m = 0; m < M; m++) {
+                const vec input = v_set(row[m][k]);
+                UNROLL
+                for (int v = 0; v < NB * FL_VECTORS; v++)
+                    sum[m][v] = v_fma(input, weight[v], sum[m][v]); /* sum += x[m][k] * W[k] */
+            }
         }
-    }
-    UNROLL
-    for (int m = 0; m < M; m++)
         UNROLL
-        for (int v = 0; v < NB * FL_VECTORS; v++)
-            v_store(acc + v / FL_VECTORS * acc_next + (m * FL_VECTORS + v % FL_VECTORS) * LANES, sum[m][v]);
+        for (int m = 0; m < M; m++)
+            UNROLL
+            for (int v = 0; v < NB * FL_VECTORS; v++) {
+                real *at = acc + v / FL_VECTORS * acc_next + (m * FL_VECTORS + v % FL_VECTORS) * LANES;
+                v_store(at, v_load(at) + sum[m][v]);
+            }
+        __asm__ volatile("" : : : "memory"); /* or GCC keeps acc in registers too, and spills both */
+    }
 }
 
 #define TILE(name, M, NB)                                                                                                      \

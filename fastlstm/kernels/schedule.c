@@ -16,7 +16,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { PANEL_K = 128 };               /* elements of a panel taken at a time: 32 KiB of AVX-512 panel, in L1 while all rows pass */
+enum { PANEL_K = 8 * FL_SLAB };       /* elements of a panel taken at a time: 32 KiB of AVX-512 panel, in L1 while all rows pass */
 enum { POLL_WORK = 1 << 20 };         /* multiply-adds between two looks at the clock */
 static const int64_t POLL_NS = 25000000;
 

@@ -91,8 +91,13 @@ static void check_tile(const fl_kernels *k, int fused, fl_index M, fl_index bloc
             for (fl_index i = 0; i < width; i++) {
                 const fl_index at = block * acc_next + m * width + i;
                 double sum = get(before, item, at);
-                for (fl_index n = 0; m < M && n < K; n++)
-                    sum = multiply_add(get(rows[m], item, n), get(panel, item, block * panel_next + n * width + i), sum, item, fused);
+                for (fl_index slab = 0; m < M && slab < K; slab += FL_SLAB) {
+                    double part = 0;
+                    for (fl_index n = slab; n < fl_min(slab + FL_SLAB, K); n++)
+                        part = multiply_add(get(rows[m], item, n), get(panel, item, block * panel_next + n * width + i), part, item,
+                                            fused);
+                    sum = item == 4 ? (double)((float)sum + (float)part) : sum + part;
+                }
                 EXPECT(get(acc, item, at) == sum, "tile M %td, block %td, K %td: acc[%td][%td] is %.17g, not %.17g", M, block, K, m,
                        i, get(acc, item, at), sum);
             }
@@ -290,7 +295,7 @@ int main(int argc, char **argv)
         const fl_kernels *k = tables[type];
         EXPECT(k->item == (type ? 8 : 4), "item is %td", k->item);
         seed = 1;
-        for (fl_index K = 0; K < 20; K++) {
+        for (fl_index K = 0; K < 3 * FL_SLAB; K++) {
             for (fl_index M = 1; M <= k->max_tile; M++)
                 check_tile(k, fused, M, 1, K);
             check_tile(k, fused, 1, 2, K);
