@@ -1,5 +1,8 @@
 """fastlstm: fast, exactly reproducible LSTM networks on CPUs."""
 
+from typing import TYPE_CHECKING, Any
+
+from fastlstm.config import show_config
 from fastlstm.errors import FormatError
 from fastlstm.isa import available_isas, isa
 from fastlstm.lstm import LSTM
@@ -7,17 +10,38 @@ from fastlstm.stream import Stream
 from fastlstm.threads import get_num_threads, set_num_threads
 from fastlstm.weights import LayerWeights, Weights
 
+if TYPE_CHECKING:
+    from fastlstm.loaders import LSTMInfo, from_torch, load, scan
+
 __version__ = "0.1.0"
 
 __all__ = [
     "LSTM",
     "FormatError",
+    "LSTMInfo",
     "LayerWeights",
     "Stream",
     "Weights",
     "__version__",
     "available_isas",
+    "from_torch",
     "get_num_threads",
     "isa",
+    "load",
+    "scan",
     "set_num_threads",
+    "show_config",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The loaders, imported when first used: reading files takes more of the standard library than running networks."""
+    if name in ("LSTMInfo", "from_torch", "load", "scan"):
+        from fastlstm import loaders
+
+        return getattr(loaders, name)
+    raise AttributeError(f"module 'fastlstm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,6 +1,6 @@
-from typing import Any
+from typing import Any, final
 
-Array = Any
+_Array = Any
 
 def available_isas() -> tuple[str, ...]: ...
 def choose_isa(name: str) -> None: ...
@@ -8,40 +8,42 @@ def build_info() -> dict[str, str]: ...
 def set_main_thread(ident: int | None) -> None: ...
 def plan(network: Network, T: int, B: int, threads: int) -> dict[str, int]: ...
 
+@final
 class Network:
-    def __init__(
-        self,
-        layers: list[tuple[Array, Array, Array | None, Array | None, Array | None]],
+    def __new__(
+        cls,
+        layers: list[tuple[_Array, _Array, _Array | None, _Array | None, _Array | None]],
         item: int,
         input_size: int,
         hidden_size: int,
         num_layers: int,
         num_directions: int,
         proj_size: int,
-    ) -> None: ...
+    ) -> Network: ...
 
 class _Forward:
     def __getitem__(self, floating: str) -> _Forward: ...
     def __call__(
         self,
         network: Network,
-        x: Array,
-        h_0: Array | None,
-        c_0: Array | None,
-        output: Array,
-        h_n: Array,
-        c_n: Array,
-        lengths: Array | None,
-        resets: Array | None,
+        x: _Array,
+        h_0: _Array | None,
+        c_0: _Array | None,
+        output: _Array,
+        h_n: _Array,
+        c_n: _Array,
+        lengths: _Array | None,
+        resets: _Array | None,
         threads: int,
         limit: int,
     ) -> None: ...
 
 forward: _Forward
 
+@final
 class StreamState:
     current: int
-    def __init__(
-        self, network: Network, batch_size: int, h: tuple[Array, Array], c: tuple[Array, Array], threads: int
-    ) -> None: ...
-    def step(self, x: Array, output: Array, limit: int) -> bool: ...
+    def __new__(
+        cls, network: Network, batch_size: int, h: tuple[_Array, _Array], c: tuple[_Array, _Array], threads: int
+    ) -> StreamState: ...
+    def step(self, x: _Array, output: _Array, limit: int) -> bool: ...

@@ -3,6 +3,7 @@
 Checks that talk to the user are in lstm.py; sizes are checked once more here before a pointer leaves.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from cython cimport floating
@@ -133,6 +134,7 @@ def build_info():
 
 # ---- Packed weights ------------------------------------------------------------------------------------------------------------
 
+@cython.final
 cdef class Network:
     """Packed weights; nothing changes them after they are made.
 
@@ -321,6 +323,7 @@ def forward(
 
 # ---- Streams -------------------------------------------------------------------------------------------------------------------
 
+@cython.final
 cdef class StreamState:
     """A prepared call of one step, with the state it carries: nothing is allocated from step to step.
 

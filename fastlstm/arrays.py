@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Array", "as_array", "as_floats", "as_lengths", "as_resets", "in_place", "shape_error"]
+__all__ = ["Array", "as_array", "as_floats", "as_lengths", "as_resets", "contiguous", "in_place", "shape_error"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -38,19 +38,24 @@ def as_floats(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     return array
 
 
-def in_place(array: Array) -> Array:
-    """The array itself if the kernels can read it (aligned, last axis contiguous), else a copy."""
+def contiguous(array: Array) -> Array:
+    """The array itself if it is C-contiguous and aligned, else a copy."""
     flags = array.flags
-    if flags.c_contiguous and flags.aligned:
-        return array
-    if array.shape[-1] != 1 and array.strides[-1] != array.itemsize or not flags.aligned:
-        return np.array(array, order="C")
-    return array
+    return array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
+
+
+def in_place(array: Array) -> Array:
+    """The array itself if the kernels can work on it (aligned, last axis contiguous), else a copy."""
+    last_axis_fits = array.shape[-1] == 1 or array.strides[-1] == array.itemsize
+    return array if last_axis_fits and array.flags.aligned else contiguous(array)
 
 
 def as_lengths(value: Any, T: int, B: int) -> Array:
     """Lengths as int64; any integers in a list or array of shape (B,), each 0..T."""
-    array = np.asarray(value) if isinstance(value, (list, tuple)) else as_array("lengths", value)
+    try:
+        array = np.asarray(value) if isinstance(value, (list, tuple)) else as_array("lengths", value)
+    except ValueError as error:
+        raise ValueError(f"lengths must have shape ({B},): {error}") from error
     if array.shape != (B,):
         raise shape_error("lengths", (B,), array.shape)
     if array.size == 0:
@@ -71,7 +76,8 @@ def as_resets(value: Any, shape: tuple[int, ...]) -> Array:
         raise TypeError(f"resets must be bool, got {array.dtype}")
     if array.shape != shape:
         raise shape_error("resets", shape, array.shape)
-    return array.view(np.uint8).reshape(shape[0], -1) if len(shape) == 1 else array.view(np.uint8)
+    bits = array.view(np.uint8)
+    return bits[:, None] if bits.ndim == 1 else bits
 
 
 def shape_error(name: str, expected: tuple[object, ...], given: tuple[int, ...]) -> ValueError:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fastlstm import _engine, threads as _threads
-from fastlstm.arrays import Array, as_array, as_floats, as_lengths, as_resets, in_place, shape_error
+from fastlstm import _engine
+from fastlstm import threads as _threads
+from fastlstm.arrays import Array, as_array, as_floats, as_lengths, as_resets, contiguous, in_place, shape_error
 from fastlstm.isa import isa as _isa  # noqa: F401  (chooses the kernels before a network is packed)
 from fastlstm.stream import Stream
 from fastlstm.weights import LayerWeights, Weights, check_sizes, parameter_shapes
@@ -82,15 +83,16 @@ class LSTM:
         seed: int | None = None,
     ) -> None:
         check_sizes(input_size, hidden_size, num_layers, proj_size)
-        kind = np.dtype(dtype)
-        if kind not in (np.float32, np.float64):
-            raise ValueError(f"dtype must be float32 or float64, got {kind}")
+        kind = _as_dtype(dtype)
         shapes = parameter_shapes(
             input_size, hidden_size, num_layers, bias=bias, bidirectional=bidirectional, proj_size=proj_size
         )
         if sum(int(np.prod(shape, dtype=object)) for shape in shapes.values()) > 1 << 44:
             raise ValueError(f"hidden_size {hidden_size} and input_size {input_size} make more weights than memory can hold")
-        rng = np.random.default_rng(seed)
+        try:
+            rng = np.random.default_rng(seed)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"seed must be a non-negative integer or None, got {seed!r:.100}") from error
         bound = 1 / np.sqrt(hidden_size)
         tensors = {name: rng.uniform(-bound, bound, shape).astype(kind) for name, shape in shapes.items()}
         self.batch_first = bool(batch_first)
@@ -98,7 +100,9 @@ class LSTM:
 
     @classmethod
     def from_weights(cls, weights: Weights, batch_first: bool = False) -> LSTM:
-        """A network with these weights. Arrays that can be written to are copied, read-only ones are kept."""
+        """A network with these weights. Arrays that anybody else could write to are copied."""
+        if not isinstance(weights, Weights):
+            raise TypeError(f"weights must be fastlstm.Weights, got {type(weights).__name__}")
         lstm = cls.__new__(cls)
         lstm.batch_first = bool(batch_first)
         lstm._adopt(weights)
@@ -202,8 +206,8 @@ class LSTM:
             Real steps of each row, 0..T, in any order; the rest is not computed, and zero in the output. Final states are those
             of each row's last real step; the backward direction begins there.
         resets : bool array, shape (T, B), optional
-            Where true, that row begins anew before step t: its h and c are zero. ``(T,)`` for one sequence. The backward direction
-            begins anew at the same places: its state is zero before the step left of each reset.
+            Where true, that row begins anew before step t: its h and c are zero. ``(T,)`` for one sequence. The backward
+            direction begins anew at the same places: its state is zero before the step left of each reset.
         out : array, optional
             Where to write the output; must not overlap an input.
         threads : int, optional
@@ -272,7 +276,8 @@ class LSTM:
             expected = (records, size) if single else (records, B, size)
             if array.shape != expected:
                 raise shape_error(name, expected, array.shape)
-            checked.append(np.require(array, requirements="CA").reshape(records, B, size))
+            array = contiguous(array)
+            checked.append(array[:, None] if single else array)
         return checked[0], checked[1]
 
     def _check_out(self, out: Any, shape: tuple[int, ...], inputs: tuple[Array | None, ...]) -> Array:
@@ -366,13 +371,25 @@ class LSTM:
 _FORWARD = {"float32": _engine.forward["float"], "float64": _engine.forward["double"]}
 
 
+def _as_dtype(dtype: Any) -> np.dtype[Any]:
+    given = f"{dtype!r:.100}"
+    try:
+        found: np.dtype[Any] | None = None if dtype is None else np.dtype(dtype)  # NumPy takes None for float64
+    except TypeError:
+        found = None
+    if found is None or found not in (np.float32, np.float64):
+        raise ValueError(f"dtype must be float32 or float64, got {given if found is None else found}")
+    return found
+
+
 def _owned(layer: LayerWeights) -> LayerWeights:
     """The same tensors as read-only, contiguous arrays that nobody else can write to."""
 
     def own(tensor: Array | None) -> Array | None:
         if tensor is None:
             return None
-        if tensor.flags.writeable or not tensor.flags.c_contiguous or not tensor.flags.aligned:
+        flags = tensor.flags
+        if flags.writeable or not flags.owndata or not flags.c_contiguous or not flags.aligned:
             tensor = np.array(tensor, order="C")
             tensor.setflags(write=False)
         return tensor
@@ -386,7 +403,7 @@ def _bytes(tensor: Array | None) -> Array | None:
 
 def _overlap(a: Array, b: Array) -> bool:
     try:
-        return np.shares_memory(a, b, max_work=10_000)
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # any integer, NumPy says
     except np.exceptions.TooHardError:
         return True  # what cannot be shown to be apart is taken as overlapping
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlstm import _engine, threads as _threads
+from fastlstm import _engine
+from fastlstm import threads as _threads
 from fastlstm.arrays import Array, as_floats, in_place, shape_error
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Stream:
         ValueError, TypeError
             If `x` does not fit; the state has not changed then.
         """
-        if type(x) is not np.ndarray or x.dtype != self._dtype or not 1 <= x.ndim <= 2:
+        if not isinstance(x, np.ndarray) or x.dtype != self._dtype or not 1 <= x.ndim <= 2:
             x = self._check(x)
         output = np.empty(self._shape if x.ndim == 2 else self._P, self._dtype)
         limit = _threads.allowance(None)[1]
@@ -66,11 +67,11 @@ class Stream:
 
     def _check(self, x: Any) -> Array:
         """Explain what is wrong with `x`, or return it as an array."""
-        x = as_floats("x", x, self._dtype)
+        array = as_floats("x", x, self._dtype)
         B = self._shape[0]
-        if x.shape != (B, self._I) and not (B == 1 and x.shape == (self._I,)):
-            raise shape_error("x", (B, self._I), x.shape)
-        return x
+        if array.shape != (B, self._I) and not (B == 1 and array.shape == (self._I,)):
+            raise shape_error("x", (B, self._I), array.shape)
+        return array
 
     @property
     def batch_size(self) -> int:

@@ -13,7 +13,7 @@ __all__ = ["allowance", "get_num_threads", "set_num_threads"]
 
 _num_threads: int | None = None  # None: not asked for yet
 _processors: int | None = None
-_forked = False
+_alone = _engine.build_info()["openmp"] == "no"  # only one thread: no OpenMP, or a forked child
 
 
 def set_num_threads(n: int) -> None:
@@ -39,7 +39,7 @@ def get_num_threads() -> int:
     Processors are counted from the CPU affinity of the process and its control group's CPU quota.
     """
     global _num_threads
-    if _forked:
+    if _alone:
         return 1
     if _num_threads is None:
         _num_threads = _from_environment() or processors()
@@ -48,7 +48,7 @@ def get_num_threads() -> int:
 
 def allowance(threads: int | None) -> tuple[int, int]:
     """For one call: the most threads it may use, and the processors that all calls share (0: no limit)."""
-    if _forked:  # OpenMP's workers did not survive the fork, and waiting for them would hang
+    if _alone:
         return 1, 0
     if threads is not None:
         return check_threads("threads", threads), 0
@@ -123,8 +123,8 @@ def _remember_main_thread() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _forked
-    _forked = True
+    global _alone
+    _alone = True  # OpenMP's workers did not survive the fork, and waiting for them would hang
     _remember_main_thread()
 
 

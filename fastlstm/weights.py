@@ -127,7 +127,7 @@ class Weights:
         bidirectional = "weight_ih_l0_reverse" in tensors
         directions = 2 if bidirectional else 1
         remaining = dict(tensors)
-        layers = []
+        layers: list[LayerWeights] = []
         while "weight_ih" + suffix(len(layers), directions) in remaining:
             end = suffix(len(layers), directions)
             if "weight_hh" + end not in remaining:

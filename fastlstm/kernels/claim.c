@@ -9,7 +9,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-static atomic_int kept;    /* workers that OpenMP keeps for callers alive */
+static atomic_int kept;      /* workers that OpenMP keeps for callers alive */
 static atomic_int computing; /* threads inside calls now */
 
 static pthread_key_t my_kept;

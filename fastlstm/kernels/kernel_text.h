@@ -32,8 +32,8 @@ INLINE void tile(const int M, const int NB, real *acc, fl_index acc_next, const 
         UNROLL
         for (int m = 0; m < M; m++)
             UNROLL
-            for (int v = 0; v < NB * FL_VECTORS; v++)
-                sum[m][v] = (vec){0};
+        for (int v = 0; v < NB * FL_VECTORS; v++)
+            sum[m][v] = (vec){0};
         for (fl_index k = slab; k < end; k++, panel += FL_VECTORS * LANES) {
             vec weight[2 * FL_VECTORS];
             UNROLL
@@ -50,19 +50,19 @@ INLINE void tile(const int M, const int NB, real *acc, fl_index acc_next, const 
         UNROLL
         for (int m = 0; m < M; m++)
             UNROLL
-            for (int v = 0; v < NB * FL_VECTORS; v++) {
-                real *at = acc + v / FL_VECTORS * acc_next + (m * FL_VECTORS + v % FL_VECTORS) * LANES;
-                v_store(at, v_load(at) + sum[m][v]);
-            }
+        for (int v = 0; v < NB * FL_VECTORS; v++) {
+            real *at = acc + v / FL_VECTORS * acc_next + (m * FL_VECTORS + v % FL_VECTORS) * LANES;
+            v_store(at, v_load(at) + sum[m][v]);
+        }
         __asm__ volatile("" : : : "memory"); /* or GCC keeps acc in registers too, and spills both */
     }
 }
 
-#define TILE(name, M, NB)                                                                                                      \
-    static void FL_JOIN(name, FL_TYPE)(void *acc, fl_index acc_next, const void *panel, fl_index panel_next,                   \
-                                       const void *const *rows, fl_index K)                                                    \
-    {                                                                                                                          \
-        tile(M, NB, acc, acc_next, panel, panel_next, rows, K);                                                                \
+#define TILE(name, M, NB)                                                                                    \
+    static void FL_JOIN(name, FL_TYPE)(void *acc, fl_index acc_next, const void *panel, fl_index panel_next, \
+                                       const void *const *rows, fl_index K)                                  \
+    {                                                                                                        \
+        tile(M, NB, acc, acc_next, panel, panel_next, rows, K);                                              \
     }
 
 TILE(tile_1, 1, 1)
@@ -79,9 +79,9 @@ TILE(tile_pair, 1, 2)
 /* ---- Cell ---------------------------------------------------------------------------------------------------------------------- */
 
 #if FL_BITS == 32
-#define EXP_LOWEST -87.5f  /* n = -126, the smallest normal power */
-#define EXP_HIGHEST 89.0f  /* n = 128: 2^n is infinite, as e^x is */
-#define ROUND 0x1.8p23f    /* adding it leaves the nearest integer in the low bits */
+#define EXP_LOWEST -87.5f /* n = -126, the smallest normal power */
+#define EXP_HIGHEST 89.0f /* n = 128: 2^n is infinite, as e^x is */
+#define ROUND 0x1.8p23f   /* adding it leaves the nearest integer in the low bits */
 #define FRACTION_BITS 23
 #define EXPONENT_BIAS 127
 #define LN2_HIGH 0x1.63p-1f
@@ -150,18 +150,23 @@ INLINE vec canonical(vec x) { return v_select((ivec)(x == x), x, v_set((real)__b
 
 /* c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c'). Three divisions for five: sigmoid(i) tanh(g) is
  * one quotient, h' another. A single quotient for c' would save one more, but lose bits and overflow for large c. */
-static void lstm_cell(fl_index n, const void *acc, void *c, fl_index c_pitch, void *h, fl_index h_pitch)
+static void lstm_cell(fl_index n, const void *xW, const void *hR, const void *bias, void *c, fl_index c_pitch, void *h,
+                      fl_index h_pitch)
 {
-    const real *gates = acc;
+    const real *x = xW, *r = hR, *b = bias;
     real *c_row = c, *h_row = h;
 
-    for (fl_index row = 0; row < n; row++, gates += FL_VECTORS * LANES, c_row += c_pitch, h_row += h_pitch) {
-        const vec i_inverse = sigmoid_inverse(v_load(gates));
-        const vec f_inverse = sigmoid_inverse(v_load(gates + LANES));
-        const vec o_inverse = sigmoid_inverse(v_load(gates + 3 * LANES));
-        vec numerator, denominator;
+    for (fl_index row = 0; row < n; row++, x += FL_VECTORS * LANES, r += FL_VECTORS * LANES, c_row += c_pitch, h_row += h_pitch) {
+        vec gate[FL_VECTORS], numerator, denominator;
 
-        tanh_parts(v_load(gates + 2 * LANES), &numerator, &denominator);
+        UNROLL
+        for (int v = 0; v < FL_VECTORS; v++)
+            gate[v] = (v_load(x + v * LANES) + v_load(r + v * LANES)) + v_load(b + v * LANES);
+        const vec i_inverse = sigmoid_inverse(gate[0]);
+        const vec f_inverse = sigmoid_inverse(gate[1]);
+        const vec o_inverse = sigmoid_inverse(gate[3]);
+
+        tanh_parts(gate[2], &numerator, &denominator);
         const vec c_new = canonical(v_load(c_row) / f_inverse + numerator / (i_inverse * denominator));
         v_store(c_row, c_new);
 

@@ -1,5 +1,6 @@
 /* Weights, from PyTorch's rows to panels: for a block of V units, element k holds the gates i, f, g, o side by side. */
 #include "fastlstm.h"
+#include "team.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -104,6 +105,7 @@ int fl_pack(fl_network *net, const fl_layer_weights *weights)
     }
     memset(net->memory, 0, total);
 
+    const uint64_t found = fl_enter_float_state(); /* the two biases are added here */
     char *next = net->memory;
     for (fl_index index = 0; index < records; index++) {
         const fl_index I = layer_inputs(net, index);
@@ -123,6 +125,7 @@ int fl_pack(fl_network *net, const fl_layer_weights *weights)
         if (net->has_projection)
             pack_projection(layer->projection, weights[index].weight_hr, net->P, net->H, net->V, net->item);
     }
+    fl_leave_float_state(found);
     return FL_OK;
 }
 

@@ -15,7 +15,7 @@
 #define STEP_NS 25.0            /* book-keeping of one step of one layer */
 #define FORK_NS 3000.0          /* OpenMP: a team begins and ends */
 #define FORK_NS_PER_THREAD 400.0
-#define BARRIER_NS 350.0        /* the last thread arrives, the others see it */
+#define BARRIER_NS 350.0 /* the last thread arrives, the others see it */
 #define BARRIER_NS_PER_THREAD 60.0
 
 enum { CHUNK_BYTES = 160 << 10 }; /* pre-activations of a chunk: leave most of a small L2 to R */
@@ -95,7 +95,8 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
 
     for (int directions = 1; directions <= fl_min(net->D, fl_max(threads, 1)); directions++)
         for (int row_groups = 1; row_groups <= fl_max(fl_min(threads / directions, B), 1); row_groups++)
-            for (int unit_groups = 1; unit_groups <= fl_max(fl_min(threads / (directions * row_groups), net->blocks), 1); unit_groups++)
+            for (int unit_groups = 1; unit_groups <= fl_max(fl_min(threads / (directions * row_groups), net->blocks), 1);
+                 unit_groups++)
                 for (int chunked = 0; chunked < 2; chunked++) {
                     fl_plan plan = {
                         .threads = directions * row_groups * unit_groups,

@@ -3,8 +3,8 @@
  *     for each stride of steps                       (a unidirectional stack hands on a few steps at a time; otherwise all)
  *       for each layer
  *         for each direction of this thread
- *           for each chunk of steps:  pre-activations = bias + x W      (few rows: one product for the whole chunk)
- *             for each step:          pre-activations += h R;  c, h = cell(pre-activations, c);  wait for the unit group
+ *           for each chunk of steps:  x W                               (few rows: one product for the whole chunk)
+ *             for each step:          h R;  c, h = cell(x W + h R + bias, c);  wait for the unit group
  *
  * A thread owns a range of hidden units for all rows of its group, so every sum is made by one thread from beginning to end, in one
  * order. Rows stand by falling length: the active ones are always the first n. No vector code here.
@@ -16,15 +16,15 @@
 #include <string.h>
 #include <time.h>
 
-enum { PANEL_K = 8 * FL_SLAB };       /* elements of a panel taken at a time: 32 KiB of AVX-512 panel, in L1 while all rows pass */
-enum { POLL_WORK = 1 << 20 };         /* multiply-adds between two looks at the clock */
+enum { PANEL_K = 8 * FL_SLAB }; /* elements of a panel taken at a time: 32 KiB of AVX-512 panel, in L1 while all rows pass */
+enum { POLL_WORK = 1 << 20 };   /* multiply-adds between two looks at the clock */
 static const int64_t POLL_NS = 25000000;
 
 /* The recurrent state of one direction of one layer for one group's rows. */
 typedef struct {
-    char *h[2];                       /* [rows][h_pitch]: step s reads h[s % 2] and writes h[(s + 1) % 2] */
-    char *c;                          /* [rows][c_pitch] */
-    char *m;                          /* [rows][c_pitch]: o tanh(c) before the projection; h[...] itself without one */
+    char *h[2]; /* [rows][h_pitch]: step s reads h[s % 2] and writes h[(s + 1) % 2] */
+    char *c;    /* [rows][c_pitch] */
+    char *m;    /* [rows][c_pitch]: o tanh(c) before the projection; h[...] itself without one */
 } state;
 
 /* A thread's place in the team, and what it works with. */
@@ -32,30 +32,31 @@ typedef struct {
     fl_call *call;
     const fl_network *net;
     int thread;
-    int direction, directions;        /* first direction it runs, and how many */
-    fl_index row, rows;               /* its group's rows in call->order */
-    fl_index block, block_end;        /* its hidden units, in blocks of V */
-    fl_index column, column_end;      /* its columns of h: units, or projected outputs */
+    int direction, directions;         /* first direction it runs, and how many */
+    fl_index row, rows;                /* its group's rows in call->order */
+    fl_index block, block_end;         /* its hidden units, in blocks of V */
+    fl_index column, column_end;       /* its columns of h: units, or projected outputs */
     fl_index projected, projected_end; /* its blocks of projected outputs */
-    fl_barrier *units, *group;        /* the unit group of one direction; all directions of the row group */
+    fl_barrier *units, *group;         /* the unit group of one direction; all directions of the row group */
     int units_size, group_size;
-    char *acc;                        /* accumulators: [blocks at once][products' rows][FL_VECTORS][V] */
-    const void **inputs, **hidden;    /* rows of x, for a chunk or a step; rows of h */
-    int64_t polled;                   /* when, ns */
-    fl_index work;                    /* multiply-adds since */
+    char *xW, *hR;                 /* the two parts of the pre-activations: [blocks at once][rows][FL_VECTORS][V] */
+    const void **inputs, **hidden; /* rows of x, for a chunk or a step; rows of h */
+    int64_t polled;                /* when, ns */
+    fl_index work;                 /* multiply-adds since */
 } place;
 
 /* Sizes of scratch, in bytes; everything begins on a cache line. */
 typedef struct {
-    fl_index rows;                    /* the largest row group */
-    fl_index product_rows;            /* the most rows of one product */
-    fl_index h_pitch, c_pitch;        /* bytes from one row of a state to the next */
-    fl_index state, states;           /* one state; all states of a row group: L*D */
-    fl_index between;                 /* one buffer between two layers, all rows */
-    fl_index width;                   /* bytes of one row of it */
-    fl_index order, barriers;         /* for the team */
-    fl_index acc, inputs, hidden;     /* for each thread */
-    fl_index bytes;                   /* in all */
+    fl_index rows;                   /* the largest row group */
+    fl_index product_rows;           /* the most rows of one product */
+    fl_index h_pitch, c_pitch;       /* bytes from one row of a state to the next */
+    fl_index state, states;          /* one state; all states of a row group: L*D */
+    fl_index between;                /* one buffer between two layers, all rows */
+    fl_index width;                  /* bytes of one row of it */
+    fl_index order, barriers;        /* for the team */
+    fl_index xW, hR, inputs, hidden; /* for each thread */
+    fl_index thread;                 /* the same in all */
+    fl_index bytes;                  /* in all */
 } layout;
 
 /* Rows whose pitch is a multiple of 1 KiB fall into few sets of a cache: step aside by a line. */
@@ -83,10 +84,12 @@ static layout make_layout(const fl_call *call)
     l.between = net->L > 1 ? fl_round_up(plan->stride * call->B * l.width, FL_ALIGNMENT) : 0;
     l.order = fl_round_up(call->B * (fl_index)sizeof *call->order, FL_ALIGNMENT);
     l.barriers = (fl_index)sizeof(fl_barrier) * plan->row_groups * (plan->directions + 1);
-    l.acc = plan->chunk ? l.product_rows * blocks * panel : fl_max(l.rows, 2) * panel; /* 2: a pair of blocks for one row */
+    l.hR = fl_max(l.rows, 2) * panel; /* 2: a pair of blocks for one row */
+    l.xW = plan->chunk ? l.product_rows * blocks * panel : l.hR;
     l.inputs = fl_round_up(l.product_rows * (fl_index)sizeof(void *), FL_ALIGNMENT);
     l.hidden = fl_round_up(l.rows * (fl_index)sizeof(void *), FL_ALIGNMENT);
-    l.bytes = l.order + l.barriers + plan->row_groups * l.states + 2 * l.between + plan->threads * (l.acc + l.inputs + l.hidden);
+    l.thread = l.xW + l.hR + l.inputs + l.hidden;
+    l.bytes = l.order + l.barriers + plan->row_groups * l.states + 2 * l.between + plan->threads * l.thread;
     return l;
 }
 
@@ -103,20 +106,19 @@ static char *between_of(const fl_call *call, const layout *l, fl_index layer)
     return call->scratch + l->order + l->barriers + call->plan.row_groups * l->states + layer % 2 * l->between;
 }
 
-static fl_index length_of(const fl_call *call, fl_index row)
-{
-    return call->lengths ? (fl_index)call->lengths[row] : call->T;
-}
+static fl_index length_of(const fl_call *call, fl_index row) { return call->lengths ? (fl_index)call->lengths[row] : call->T; }
 
 /* ---- Products ---------------------------------------------------------------------------------------------------------------- */
 
-/* acc += rows times panels, for one block or two neighbouring ones (then n is 1). */
-static void multiply(const fl_kernels *kernels, char *acc, fl_index acc_next, const char *panel, fl_index panel_next, fl_index pair,
-                     const void **rows, fl_index n, fl_index K)
+/* acc = rows times panels, for one block or two neighbouring ones (then n is 1). */
+static void multiply(const fl_kernels *kernels, char *acc, fl_index acc_next, const char *panel, fl_index panel_next,
+                     fl_index blocks, const void **rows, fl_index n, fl_index K)
 {
     const fl_index vectors = FL_VECTORS * kernels->V, item = kernels->item;
 
-    if (pair) {
+    for (fl_index i = 0; i < blocks; i++)
+        memset(acc + i * acc_next * item, 0, (size_t)(n * vectors * item));
+    if (blocks == 2) {
         kernels->tile_pair(acc, acc_next, panel, panel_next, rows, K);
         return;
     }
@@ -131,15 +133,6 @@ static void multiply(const fl_kernels *kernels, char *acc, fl_index acc_next, co
             kernels->tiles[M - 1](acc + first * vectors * item, 0, panel + k * vectors * item, 0, at, count);
         }
     }
-}
-
-/* acc = bias, for n rows. */
-static void begin(const fl_kernels *kernels, char *acc, const char *bias, fl_index n)
-{
-    const fl_index bytes = FL_VECTORS * kernels->V * kernels->item;
-
-    for (fl_index row = 0; row < n; row++)
-        memcpy(acc + row * bytes, bias, (size_t)bytes);
 }
 
 /* ---- Stopping ------------------------------------------------------------------------------------------------------------------ */
@@ -221,7 +214,7 @@ static void save_state(const place *p, const layout *l, const state *s, fl_index
 typedef struct {
     char *data;
     fl_index t_stride, row_stride;
-    const fl_index *order;            /* NULL: rows stand in call->order already */
+    const fl_index *order; /* NULL: rows stand in call->order already */
 } grid;
 
 static char *cell_of(const grid *g, fl_index t, fl_index place_in_order)
@@ -235,7 +228,7 @@ typedef struct {
     state state;
     int reverse;
     grid in, out;
-    int last;                         /* the last layer: out is the caller's, padding is zero */
+    int last; /* the last layer: out is the caller's, padding is zero */
 } pass;
 
 static fl_index time_of(const place *p, const pass *q, fl_index s) { return q->reverse ? p->call->T - 1 - s : s; }
@@ -290,68 +283,63 @@ static int project(place *p, const layout *l, const pass *q, char *h, fl_index n
     const fl_index bytes = FL_VECTORS * net->V * net->item;
 
     for (fl_index row = 0; row < n; row++)
-        p->inputs[row] = q->state.m + row * l->c_pitch;
+        p->hidden[row] = q->state.m + row * l->c_pitch;
     for (fl_index block = p->projected; block < p->projected_end; block++) {
-        memset(p->acc, 0, (size_t)(n * bytes));
-        multiply(net->kernels, p->acc, 0, (const char *)q->layer->projection + block * net->H * bytes, 0, 0, p->inputs, n, net->H);
-        net->kernels->store(n, p->acc, h + block * bytes, l->h_pitch / net->item);
+        multiply(net->kernels, p->hR, 0, (const char *)q->layer->projection + block * net->H * bytes, 0, 1, p->hidden, n, net->H);
+        net->kernels->store(n, p->hR, h + block * bytes, l->h_pitch / net->item);
         if (stopped(p, n * net->H * FL_VECTORS * net->V))
             return 1;
     }
     return 0;
 }
 
-/* acc += h R for block (and its neighbour), then the cell. */
-static void recur(const place *p, const layout *l, const pass *q, char *acc, fl_index acc_next, fl_index block, fl_index count,
-                  char *h_new, fl_index n)
+/* xW = x W for `count` blocks of `rows` rows of inputs. */
+static void input_product(const place *p, const pass *q, char *xW, fl_index block, fl_index count, fl_index rows)
+{
+    const fl_index panel = FL_VECTORS * p->net->V, panels = q->layer->I * panel;
+    const char *W = (const char *)q->layer->W + block * panels * p->net->item;
+
+    multiply(p->net->kernels, xW, rows * panel, W, panels, count, p->inputs, rows, q->layer->I);
+}
+
+/* h R for `count` blocks, then the cell. */
+static void recur(const place *p, const layout *l, const pass *q, const char *xW, fl_index xW_next, fl_index block,
+                  fl_index count, char *h_new, fl_index n)
 {
     const fl_network *net = p->net;
-    const fl_index vector = net->V * net->item, panels = net->P * FL_VECTORS * net->V;
+    const fl_index item = net->item, vector = net->V * item, panel = FL_VECTORS * net->V, panels = net->P * panel;
+    const char *R = (const char *)q->layer->R + block * panels * item;
+    const char *bias = (const char *)q->layer->bias;
     char *to = net->has_projection ? q->state.m : h_new;
     const fl_index to_pitch = net->has_projection ? l->c_pitch : l->h_pitch;
 
-    multiply(net->kernels, acc, acc_next, (const char *)q->layer->R + block * panels * net->item, panels, count == 2, p->hidden, n,
-             net->P);
+    multiply(net->kernels, p->hR, n * panel, R, panels, count, p->hidden, n, net->P);
     for (fl_index i = 0; i < count; i++)
-        net->kernels->cell(n, acc + i * acc_next * net->item, q->state.c + (block + i) * vector, l->c_pitch / net->item,
-                           to + (block + i) * vector, to_pitch / net->item);
-}
-
-/* acc = bias + x W for block (and its neighbour). */
-static void preactivate(const place *p, const pass *q, char *acc, fl_index acc_next, fl_index block, fl_index count, fl_index n)
-{
-    const fl_network *net = p->net;
-    const fl_index panel = FL_VECTORS * net->V, panels = q->layer->I * panel;
-
-    for (fl_index i = 0; i < count; i++)
-        begin(net->kernels, acc + i * acc_next * net->item, (const char *)q->layer->bias + (block + i) * panel * net->item, n);
-    multiply(net->kernels, acc, acc_next, (const char *)q->layer->W + block * panels * net->item, panels, count == 2,
-             p->inputs, n, q->layer->I);
+        net->kernels->cell(n, xW + i * xW_next * item, p->hR + i * n * panel * item, bias + (block + i) * panel * item,
+                           q->state.c + (block + i) * vector, l->c_pitch / item, to + (block + i) * vector, to_pitch / item);
 }
 
 /* Neighbouring blocks taken together: a single row needs two for enough independent chains. */
 static fl_index together(const place *p, fl_index block, fl_index n) { return n == 1 && block + 1 < p->block_end ? 2 : 1; }
 
-/* One step: all blocks of this thread. `acc` holds x W already if `product_rows` is not 0, as a chunk of so many rows has it. */
-static int step(place *p, const layout *l, const pass *q, fl_index t, fl_index n, char *acc, fl_index product_rows, const char *h,
+/* One step: all blocks of this thread. If `chunk_rows` is not 0, xW is there already, as a chunk of so many rows has it. */
+static int step(place *p, const layout *l, const pass *q, fl_index t, fl_index n, char *xW, fl_index chunk_rows, const char *h,
                 char *h_new)
 {
     const fl_network *net = p->net;
-    const fl_index panel = FL_VECTORS * net->V;
-    const fl_index acc_next = (product_rows ? product_rows : n) * panel;
+    const fl_index panel = FL_VECTORS * net->V, xW_next = (chunk_rows ? chunk_rows : n) * panel;
 
     for (fl_index row = 0; row < n; row++)
         p->hidden[row] = h + row * l->h_pitch;
-    if (!product_rows)
-        for (fl_index row = 0; row < n; row++)
-            p->inputs[row] = cell_of(&q->in, t, p->row + row);
+    for (fl_index row = 0; !chunk_rows && row < n; row++)
+        p->inputs[row] = cell_of(&q->in, t, p->row + row);
     for (fl_index block = p->block, count; block < p->block_end; block += count) {
         count = together(p, block, n);
-        if (!product_rows)
-            preactivate(p, q, acc, acc_next, block, count, n);
-        recur(p, l, q, acc, acc_next, block, count, h_new, n);
-        if (product_rows)
-            acc += count * acc_next * net->item;
+        if (!chunk_rows)
+            input_product(p, q, xW, block, count, n);
+        recur(p, l, q, xW, xW_next, block, count, h_new, n);
+        if (chunk_rows)
+            xW += count * xW_next * net->item;
         if (stopped(p, n * count * (q->layer->I + net->P) * panel))
             return FL_STOPPED;
     }
@@ -360,11 +348,10 @@ static int step(place *p, const layout *l, const pass *q, fl_index t, fl_index n
     return FL_OK;
 }
 
-/* x W for the steps [s, end) as one product of all their active rows, one step after another. Returns the rows, or -1: stopped. */
-static fl_index preactivate_chunk(place *p, const pass *q, fl_index s, fl_index end)
+/* xW for the steps [s, end) as one product of all their active rows, one step after another. Returns the rows, or -1: stopped. */
+static fl_index chunk_product(place *p, const pass *q, fl_index s, fl_index end)
 {
-    const fl_network *net = p->net;
-    const fl_index panel = FL_VECTORS * net->V;
+    const fl_index panel = FL_VECTORS * p->net->V;
     fl_index rows = 0;
 
     for (; s < end; s++) {
@@ -374,7 +361,7 @@ static fl_index preactivate_chunk(place *p, const pass *q, fl_index s, fl_index 
     }
     for (fl_index block = p->block, count; rows && block < p->block_end; block += count) {
         count = together(p, block, rows);
-        preactivate(p, q, p->acc + (block - p->block) * rows * panel * net->item, rows * panel, block, count, rows);
+        input_product(p, q, p->xW + (block - p->block) * rows * panel * p->net->item, block, count, rows);
         if (stopped(p, rows * count * q->layer->I * panel))
             return -1;
     }
@@ -388,21 +375,21 @@ static int run(place *p, const layout *l, const pass *q, fl_index first, fl_inde
 
     for (fl_index s = first; s < end;) {
         const fl_index chunk_end = fl_min(s + fl_max(chunk, 1), end);
-        const fl_index products = chunk ? preactivate_chunk(p, q, s, chunk_end) : 0;
-        char *acc = p->acc;
+        const fl_index chunk_rows = chunk ? chunk_product(p, q, s, chunk_end) : 0;
+        char *xW = p->xW;
 
-        if (products < 0)
+        if (chunk_rows < 0)
             return FL_STOPPED;
         for (; s < chunk_end; s++) {
             const fl_index t = time_of(p, q, s), n = active_rows(p, t);
             char *h_new = q->state.h[(s + 1) % 2];
 
-            if (n && step(p, l, q, t, n, acc, products, q->state.h[s % 2], h_new))
+            if (n && step(p, l, q, t, n, xW, chunk_rows, q->state.h[s % 2], h_new))
                 return FL_STOPPED;
             finish_step(p, l, q, h_new, t, n);
             if (n && fl_wait(p->units, p->units_size, &p->call->stop))
                 return FL_STOPPED;
-            acc += products ? n * row_bytes : 0;
+            xW += chunk_rows ? n * row_bytes : 0;
         }
     }
     return FL_OK;
@@ -418,7 +405,7 @@ static place take_place(fl_call *call, const layout *l, int thread)
     const int unit_group = thread % plan->unit_groups, group = thread / plan->unit_groups % plan->row_groups;
     const int side = thread / plan->unit_groups / plan->row_groups;
     fl_barrier *barriers = (fl_barrier *)(call->scratch + l->order) + group * (plan->directions + 1);
-    char *mine = call->scratch + l->bytes - (plan->threads - thread) * (l->acc + l->inputs + l->hidden);
+    char *mine = call->scratch + l->bytes - (plan->threads - thread) * l->thread;
     place p = {
         .call = call,
         .net = net,
@@ -435,9 +422,10 @@ static place take_place(fl_call *call, const layout *l, int thread)
         .group = barriers,
         .units_size = plan->unit_groups,
         .group_size = plan->unit_groups * plan->directions,
-        .acc = mine,
-        .inputs = (const void **)(mine + l->acc),
-        .hidden = (const void **)(mine + l->acc + l->inputs),
+        .xW = mine,
+        .hR = mine + l->xW,
+        .inputs = (const void **)(mine + l->xW + l->hR),
+        .hidden = (const void **)(mine + l->xW + l->hR + l->inputs),
         .polled = now_ns(),
     };
     const fl_index width = net->has_projection ? FL_VECTORS * net->V : net->V;
@@ -457,7 +445,8 @@ static int run_layers(place *p, const layout *l, int group)
             for (int d = p->direction; d < p->direction + p->directions; d++) {
                 const fl_index index = layer * net->D + d;
                 /* A buffer holds the steps of one stride: step t stands at t - first. */
-                const grid before = {between_of(call, l, layer - 1) - first * call->B * l->width, call->B * l->width, l->width, NULL};
+                const grid before = {between_of(call, l, layer - 1) - first * call->B * l->width, call->B * l->width, l->width,
+                                     NULL};
                 const grid after = {between_of(call, l, layer) - first * call->B * l->width, call->B * l->width, l->width, NULL};
                 pass q = {
                     .layer = &net->layers[index],

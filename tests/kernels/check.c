@@ -14,14 +14,14 @@
 
 static int failures;
 
-#define EXPECT(condition, ...)                                                                                                 \
-    do {                                                                                                                       \
-        if (!(condition)) {                                                                                                    \
-            failures++;                                                                                                        \
-            fprintf(stderr, "check.c:%d: ", __LINE__);                                                                         \
-            fprintf(stderr, __VA_ARGS__);                                                                                      \
-            fprintf(stderr, "\n");                                                                                             \
-        }                                                                                                                      \
+#define EXPECT(condition, ...)                         \
+    do {                                               \
+        if (!(condition)) {                            \
+            failures++;                                \
+            fprintf(stderr, "check.c:%d: ", __LINE__); \
+            fprintf(stderr, __VA_ARGS__);              \
+            fprintf(stderr, "\n");                     \
+        }                                              \
     } while (0)
 
 /* ---- Numbers that are the same everywhere ------------------------------------------------------------------------------------ */
@@ -75,6 +75,8 @@ static double multiply_add(double a, double b, double c, fl_index item, int fuse
     return fused ? fma(a, b, c) : product + c;
 }
 
+static double add(double a, double b, fl_index item) { return item == 4 ? (double)((float)a + (float)b) : a + b; }
+
 static void check_tile(const fl_kernels *k, int fused, fl_index M, fl_index blocks, fl_index K)
 {
     const fl_index item = k->item, width = FL_VECTORS * k->V, panel_next = (K + 1) * width, acc_next = (M + 1) * width;
@@ -94,12 +96,12 @@ static void check_tile(const fl_kernels *k, int fused, fl_index M, fl_index bloc
                 for (fl_index slab = 0; m < M && slab < K; slab += FL_SLAB) {
                     double part = 0;
                     for (fl_index n = slab; n < fl_min(slab + FL_SLAB, K); n++)
-                        part = multiply_add(get(rows[m], item, n), get(panel, item, block * panel_next + n * width + i), part, item,
-                                            fused);
-                    sum = item == 4 ? (double)((float)sum + (float)part) : sum + part;
+                        part = multiply_add(get(rows[m], item, n), get(panel, item, block * panel_next + n * width + i), part,
+                                            item, fused);
+                    sum = add(sum, part, item);
                 }
-                EXPECT(get(acc, item, at) == sum, "tile M %td, block %td, K %td: acc[%td][%td] is %.17g, not %.17g", M, block, K, m,
-                       i, get(acc, item, at), sum);
+                EXPECT(get(acc, item, at) == sum, "tile M %td, block %td, K %td: acc[%td][%td] is %.17g, not %.17g", M, block, K,
+                       m, i, get(acc, item, at), sum);
             }
     free(acc), free(before), free(panel), free(inputs);
 }
@@ -119,7 +121,9 @@ static void check_cell(const fl_kernels *k, fl_index n)
     static const double special[] = {0, -0.0, 1e-30, -1e-6, 0.3, -9, 20, -30, 80, -87, 88.6, -200, 800, INFINITY, -INFINITY, NAN};
     enum { SPECIAL = sizeof special / sizeof *special };
     const fl_index item = k->item, V = k->V, c_pitch = V + 16, h_pitch = 2 * V;
-    void *acc = numbers(item, n * FL_VECTORS * V, 8), *c = numbers(item, n * c_pitch, 3), *h = numbers(item, n * h_pitch, 1);
+    void *xW = numbers(item, n * FL_VECTORS * V, 4), *hR = numbers(item, n * FL_VECTORS * V, 2),
+         *bias = numbers(item, FL_VECTORS * V, 2);
+    void *c = numbers(item, n * c_pitch, 3), *h = numbers(item, n * h_pitch, 1);
 
     for (fl_index row = 1; row < n; row++) /* row 0 stays ordinary */
         for (fl_index v = 0; v < V; v++) {
@@ -128,16 +132,18 @@ static void check_cell(const fl_kernels *k, fl_index n)
             if (gate == 4)
                 put(c, item, row * c_pitch + v, value);
             else
-                put(acc, item, (row * FL_VECTORS + gate) * V + v, value);
+                put(row % 2 ? xW : hR, item, (row * FL_VECTORS + gate) * V + v, value);
         }
     void *c_before = fl_allocate((size_t)(n * c_pitch * item));
     memcpy(c_before, c, (size_t)(n * c_pitch * item));
-    k->cell(n, acc, c, c_pitch, h, h_pitch);
+    k->cell(n, xW, hR, bias, c, c_pitch, h, h_pitch);
     for (fl_index row = 0; row < n; row++)
         for (fl_index v = 0; v < V; v++) {
             double gate[FL_VECTORS];
-            for (int g = 0; g < FL_VECTORS; g++)
-                gate[g] = get(acc, item, (row * FL_VECTORS + g) * V + v);
+            for (int g = 0; g < FL_VECTORS; g++) {
+                const fl_index at = (row * FL_VECTORS + g) * V + v;
+                gate[g] = add(add(get(xW, item, at), get(hR, item, at), item), get(bias, item, g * V + v), item);
+            }
             const double c_prev = get(c_before, item, row * c_pitch + v), c_is = get(c, item, row * c_pitch + v);
             const double c_t = sigmoid(gate[1]) * c_prev + sigmoid(gate[0]) * tanh(gate[2]), h_t = sigmoid(gate[3]) * tanh(c_is);
             /* Where both terms nearly cancel, the error is relative to the terms. */
@@ -147,7 +153,7 @@ static void check_cell(const fl_kernels *k, fl_index n)
             EXPECT(close_to(get(h, item, row * h_pitch + v), h_t, item), "cell: o %g c %.9g: h is %.9g, not %.9g", gate[3], c_is,
                    get(h, item, row * h_pitch + v), h_t);
         }
-    free(acc), free(c), free(h), free(c_before);
+    free(xW), free(hR), free(bias), free(c), free(h), free(c_before);
 }
 
 /* ---- Whole calls ----------------------------------------------------------------------------------------------------------------- */
@@ -261,8 +267,8 @@ static uint64_t all_divisions(const fl_kernels *k, const shape *s)
             for (int unit_groups = 1; unit_groups <= 3; unit_groups++)
                 for (fl_index chunk = 0; chunk <= 4; chunk += 2) {
                     const fl_index stride = s->D == 1 && s->L > 1 ? 3 : s->T;
-                    const fl_plan plan = {directions * row_groups * unit_groups, directions, row_groups, unit_groups, chunk,
-                                          fl_max(stride, 1)};
+                    const fl_plan plan = {
+                        directions * row_groups * unit_groups, directions, row_groups, unit_groups, chunk, fl_max(stride, 1)};
                     const uint64_t found = forward(k, s, plan);
                     EXPECT(found == expected, "directions %d, row groups %d, unit groups %d, chunk %td differ", directions,
                            row_groups, unit_groups, chunk);
@@ -273,11 +279,11 @@ static uint64_t all_divisions(const fl_kernels *k, const shape *s)
 int main(int argc, char **argv)
 {
     static const shape shapes[] = {
-        {1, 1, 1, 1, 1, 1, 0, 0, 0, 2},    /* the smallest */
-        {3, 5, 7, 11, 2, 2, 0, 0, 0, 3},   /* no multiple of any vector */
-        {5, 7, 16, 32, 1, 1, 0, 1, 0, 2},  /* full vectors, ragged */
-        {9, 13, 5, 33, 3, 1, 0, 1, 1, 4},  /* one unit past two AVX-512 vectors; three layers handed on in strides */
-        {6, 6, 9, 20, 2, 2, 7, 1, 1, 4},   /* projection */
+        {1, 1, 1, 1, 1, 1, 0, 0, 0, 2},     /* the smallest */
+        {3, 5, 7, 11, 2, 2, 0, 0, 0, 3},    /* no multiple of any vector */
+        {5, 7, 16, 32, 1, 1, 0, 1, 0, 2},   /* full vectors, ragged */
+        {9, 13, 5, 33, 3, 1, 0, 1, 1, 4},   /* one unit past two AVX-512 vectors; three layers handed on in strides */
+        {6, 6, 9, 20, 2, 2, 7, 1, 1, 4},    /* projection */
         {4, 2, 300, 70, 1, 1, 65, 0, 1, 2}, /* K beyond one panel; projection of more than one AVX-512 block */
         {2, 30, 300, 17, 1, 2, 0, 1, 0, 2}, /* several tiles of rows in one panel */
     };

@@ -1,0 +1,259 @@
+"""The command line: ``fastlstm demo | scan | run | info``.
+
+Exit status: 0, or 1 if the demo's numbers are wrong, 2 for an error (one line on standard error), 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
+
+import numpy as np
+
+import fastlstm
+
+__all__ = ["main"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+CHUNK_BYTES = 16 << 20  # of input and output that `run` works on at a time, unless --chunk says otherwise
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; those of the process if left out.
+
+    Returns
+    -------
+    int
+        The exit status.
+
+    Raises
+    ------
+    SystemExit
+        From argparse: status 2 for arguments it does not understand, 0 after ``--help`` and ``--version``.
+    """
+    args = make_parser().parse_args(argv)
+    try:
+        status: int = args.command(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of our output has gone, as in `fastlstm scan FILE | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        return fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except (ValueError, ImportError) as error:
+        return fail(str(error))
+    except MemoryError as error:
+        return fail(str(error) or "out of memory")
+
+
+def fail(message: str) -> int:
+    print("fastlstm: error:", " ".join(message.splitlines()), file=sys.stderr)
+    return 2
+
+
+# ---- Arguments -----------------------------------------------------------------------------------------------------------------
+
+
+def make_parser() -> argparse.ArgumentParser:
+    def add(name: str, command: Any, text: str, examples: str) -> argparse.ArgumentParser:
+        epilog = "examples:\n" + "".join(f"  {line.strip()}\n" for line in examples.splitlines())
+        layout = argparse.RawDescriptionHelpFormatter
+        sub = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=layout)
+        sub.set_defaults(command=command)
+        return sub
+
+    parser = argparse.ArgumentParser(prog="fastlstm", description="Fast, exactly reproducible LSTM networks on CPUs.")
+    parser.add_argument("--version", action="version", version=f"fastlstm {fastlstm.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    sub = add(
+        "demo",
+        demo,
+        "Forecast sunspots with a network trained in PyTorch, check its numbers, time it beside its rivals, draw a plot.",
+        """fastlstm demo
+        fastlstm demo --plot sunspots.svg""",
+    )
+    plot = sub.add_mutually_exclusive_group()
+    plot.add_argument("--plot", metavar="PATH", default="fastlstm-demo.png", help="where to draw (default: %(default)s)")
+    plot.add_argument("--no-plot", dest="plot", action="store_const", const=None, help="draw nothing")
+
+    sub = add("scan", scan, "List the LSTMs that a file holds.", "fastlstm scan checkpoint.pt")
+    sub.add_argument("file", metavar="FILE", help="any that fastlstm.load reads: .pt, .pth, .safetensors, ...")
+
+    sub = add(
+        "run",
+        run,
+        "Run an LSTM over an .npy array, a chunk of time steps at a time: the array may be larger than memory.",
+        """fastlstm run model.safetensors x.npy -o y.npy
+        fastlstm run checkpoint.pt x.npy -o y.npy --name encoder.rnn --batch-first
+        fastlstm run model.safetensors monday.npy -o y1.npy --state-out monday.npz
+        fastlstm run model.safetensors tuesday.npy -o y2.npy --state-in monday.npz""",
+    )
+    sub.add_argument("file", metavar="FILE", help="the network, as for scan")
+    sub.add_argument("input", metavar="INPUT.npy", help="shape (T, B, I); (B, T, I) if batch-first; (T, I) for one sequence")
+    sub.add_argument("-o", "--output", metavar="OUTPUT.npy", required=True, help="replaced only when all is done")
+    sub.add_argument("--name", help="which LSTM, if the file holds several")
+    sub.add_argument(
+        "--batch-first",
+        action=argparse.BooleanOptionalAction,
+        help="whether the arrays are (B, T, ...) (default: as the file says, else not)",
+    )
+    sub.add_argument("--threads", type=int, metavar="N", help="the most threads (default: OMP_NUM_THREADS or all processors)")
+    sub.add_argument("--state-in", metavar="STATE.npz", help="initial state, arrays h and c (default: zeros)")
+    sub.add_argument("--state-out", metavar="STATE.npz", help="where to write the final state")
+    sub.add_argument("--chunk", type=int, metavar="STEPS", help="time steps at a time (default: about 16 MB; same result)")
+
+    add("info", info, "Show version, instruction sets, threads, compiler and platform.", "fastlstm info")
+    return parser
+
+
+# ---- Commands ------------------------------------------------------------------------------------------------------------------
+
+
+def demo(args: argparse.Namespace) -> int:
+    from fastlstm.demo import run
+
+    if run(args.plot):
+        return 0
+    print("fastlstm: error: the output differs from PyTorch's by more than is allowed", file=sys.stderr)
+    return 1
+
+
+def info(args: argparse.Namespace) -> int:
+    fastlstm.show_config()
+    return 0
+
+
+def scan(args: argparse.Namespace) -> int:
+    found = fastlstm.scan(args.file)
+    if not found:
+        raise ValueError(f"{args.file}: no LSTM found")
+    rows: list[tuple[str, ...]] = [("name", "input", "hidden", "layers", "directions", "projection", "bias", "dtype")]
+    for lstm in found:
+        name = lstm.name if lstm.name and lstm.name.isprintable() else repr(lstm.name)
+        sizes = (lstm.input_size, lstm.hidden_size, lstm.num_layers, 1 + lstm.bidirectional, lstm.proj_size or "-")
+        rows.append((name, *map(str, sizes), "yes" if lstm.bias else "no", str(lstm.dtype)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.state_out and os.path.realpath(args.state_out) == os.path.realpath(args.output):
+        raise ValueError(f"-o and --state-out are the same file: {args.output}")
+    lstm = fastlstm.load(args.file, args.name, batch_first=args.batch_first)
+    x = read_array(args.input)
+    time = 1 if lstm.batch_first and x.ndim == 3 else 0
+    if x.ndim not in (2, 3) or x.shape[-1] != lstm.input_size:
+        batch = "B, T" if lstm.batch_first else "T, B"
+        raise ValueError(f"{args.input}: shape must be ({batch}, {lstm.input_size}) or (T, {lstm.input_size}), got {x.shape}")
+    if x.dtype != lstm.dtype:
+        raise ValueError(f"{args.input}: dtype must be {lstm.dtype} as the weights are, got {x.dtype}")
+    state = read_state(args.state_in, lstm.dtype) if args.state_in else None
+    steps, shape = x.shape[time], (*x.shape[:-1], lstm.num_directions * (lstm.proj_size or lstm.hidden_size))
+    chunk = chunk_steps(args.chunk, lstm, steps, x.nbytes + x.itemsize * math.prod(shape))
+
+    with replacing(args.output) as part, replacing(args.state_out) if args.state_out else nullcontext() as state_part:
+        output = np.lib.format.open_memmap(part, mode="w+", dtype=lstm.dtype, shape=shape)
+        reserve(part)
+        for begin in progress(range(0, max(steps, 1), chunk)):  # without steps one call too: it checks the state
+            cut = (slice(None),) * time + (slice(begin, begin + chunk),)
+            _, state = lstm(x[cut], state, out=output[cut], threads=args.threads)
+        output.flush()
+        if state_part and state:
+            with open(state_part, "wb") as file:
+                np.savez(file, h=state[0], c=state[1])
+    return 0
+
+
+# ---- Files ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_array(path: str) -> Array:
+    """The array of an .npy file, memory-mapped; nothing in the file is executed."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header makes NumPy raise whatever its parsing steps raise
+        raise ValueError(f"{path}: not an .npy file of numbers: {error}") from error
+
+
+def read_state(path: str, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """The arrays h and c of an .npz file."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            h, c = archive["h"], archive["c"]
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path}: not an .npz file with arrays h and c") from error
+    for name, array in (("h", h), ("c", c)):
+        if array.dtype != dtype:
+            raise ValueError(f"{path}: {name} must be {dtype} as the weights are, got {array.dtype}")
+    return h, c
+
+
+def chunk_steps(given: int | None, lstm: fastlstm.LSTM, steps: int, nbytes: int) -> int:
+    """Time steps that one call takes."""
+    if given is not None and given < 1:
+        raise ValueError(f"--chunk must be at least 1, got {given}")
+    if lstm.bidirectional:
+        if given is not None:
+            raise ValueError("--chunk does not fit a bidirectional network, whose backward direction begins at the end")
+        return max(steps, 1)
+    return given or max(1, CHUNK_BYTES * steps // max(nbytes, 1))
+
+
+def progress(starts: range) -> Iterable[int]:
+    """With a bar on standard error, if that is a terminal, tqdm is installed and there is something to wait for."""
+    if len(starts) < 2 or not sys.stderr.isatty():
+        return starts
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return starts
+    return tqdm(starts, unit=" steps", unit_scale=starts.step)
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """A name beside `path` to write to; what was written takes its place at the end, or is removed if something fails."""
+    path = os.path.realpath(path)  # of a link, the file it points to is replaced
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path}: cannot be replaced: not a regular file")
+    part = f"{path}.{os.getpid()}.part"
+    open(part, "xb").close()
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(part)
+
+
+def reserve(path: str) -> None:
+    """Take the file's space on the disk now: writing to a memory map of a full disk would kill the process."""
+    size = os.path.getsize(path)
+    if size and hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # file systems that cannot
+                    raise

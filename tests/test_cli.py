@@ -1,0 +1,421 @@
+"""The command line, in this process and once in its own."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import run_python
+from safetensors.numpy import save_file
+
+import fastlstm
+from fastlstm import cli
+from fastlstm.config import show_config
+
+I, H = 5, 7
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, so that the arguments can be plain names."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make(name: str = "model.safetensors", **options: Any) -> fastlstm.LSTM:
+    """A network, also saved under `name`."""
+    lstm = fastlstm.LSTM(I, H, **{"num_layers": 2, "seed": 1, **options})
+    lstm.save(name)
+    return lstm
+
+
+def inputs(*shape: int, name: str = "x.npy", dtype: str = "float32") -> np.ndarray:
+    x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    np.save(name, x)
+    return x
+
+
+def run(*arguments: str, model: str = "model.safetensors") -> int:
+    return cli.main(["run", model, "x.npy", "-o", "y.npy", *arguments])
+
+
+def refused(capsys: pytest.CaptureFixture[str], status: int, *parts: str, files: set[str]) -> None:
+    """Status 2, one line that holds all `parts`, and no other files than those given."""
+    out, err = capsys.readouterr()
+    assert status == 2
+    assert out == ""
+    assert err.startswith("fastlstm: error: ")
+    assert err.count("\n") == 1
+    for part in parts:
+        assert part in err
+    assert set(os.listdir()) == files
+
+
+# ---- run: the same bytes as a call ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 7, 29, 30, 1000])
+@pytest.mark.parametrize("options", [{}, {"proj_size": 3, "dtype": "float64"}], ids=["plain", "projected-float64"])
+def test_chunks_do_not_change_a_byte(folder: Path, chunk: int | None, options: dict[str, Any]) -> None:
+    lstm, x = make(**options), inputs(30, 3, I, dtype=options.get("dtype", "float32"))
+    expected, (h, c) = lstm(x)
+    assert run("--state-out", "state.npz", "--threads", "2", *([] if chunk is None else ["--chunk", str(chunk)])) == 0
+    y = np.load("y.npy", allow_pickle=False)
+    assert (y.dtype, y.shape, y.tobytes()) == (expected.dtype, expected.shape, expected.tobytes())
+    with np.load("state.npz", allow_pickle=False) as state:
+        assert (state["h"].tobytes(), state["c"].tobytes()) == (h.tobytes(), c.tobytes())
+    assert set(os.listdir()) == {"model.safetensors", "x.npy", "y.npy", "state.npz"}
+
+
+def test_chunks_of_the_default_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many steps as fit the memory, at least one."""
+    lstm, x = make(), inputs(30, 3, I)
+    lengths = []
+    call = fastlstm.LSTM.__call__
+    monkeypatch.setattr(fastlstm.LSTM, "__call__", lambda self, x, *a, **k: lengths.append(len(x)) or call(self, x, *a, **k))
+    for nbytes, steps in ((7 * 3 * (I + H) * 4, 7), (1, 1), (1 << 20, 30)):
+        monkeypatch.setattr(cli, "CHUNK_BYTES", nbytes)
+        lengths.clear()
+        assert run() == 0
+        assert set(lengths[:-1]) <= {steps}
+        assert (lengths[0], sum(lengths)) == (steps, 30)
+    assert np.load("y.npy").tobytes() == call(lstm, x)[0].tobytes()
+
+
+def test_the_state_goes_on_where_it_was(folder: Path) -> None:
+    lstm, x = make(), inputs(30, 3, I)
+    expected = lstm(x)[0]
+    for part, arguments in ((x[:11], []), (x[11:], ["--state-in", "state.npz"])):
+        np.save("x.npy", part)
+        assert run(*arguments, "--state-out", "state.npz", "--chunk", "4") == 0
+    assert np.load("y.npy").tobytes() == expected[11:].tobytes()
+    with np.load("state.npz") as state:
+        assert state["h"].tobytes() == lstm(x)[1][0].tobytes()
+
+
+@pytest.mark.parametrize("chunk", ["4", "100"])
+def test_batch_first(folder: Path, chunk: str) -> None:
+    lstm, x = make(), inputs(8, 30, I)
+    time_first = np.ascontiguousarray(x.transpose(1, 0, 2))
+    assert run("--batch-first", "--chunk", chunk) == 0
+    assert np.load("y.npy").tobytes() == lstm(time_first)[0].transpose(1, 0, 2).tobytes()
+
+
+def test_batch_first_as_the_file_says_or_not(folder: Path) -> None:
+    lstm, x = make(batch_first=True), inputs(3, 30, I)
+    expected = lstm(x)[0]
+    assert run("--chunk", "7") == 0
+    assert np.load("y.npy").tobytes() == expected.tobytes()
+    np.save("x.npy", x.transpose(1, 0, 2))
+    assert run("--chunk", "7", "--no-batch-first") == 0
+    assert np.load("y.npy").tobytes() == expected.transpose(1, 0, 2).tobytes()
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_one_sequence(folder: Path, batch_first: bool) -> None:
+    lstm, x = make(batch_first=batch_first), inputs(30, I)
+    expected, (h, c) = lstm(x)
+    assert run("--chunk", "2", "--state-out", "state") == 0
+    assert np.load("y.npy").tobytes() == expected.tobytes()
+    with np.load("state") as state:  # the name as given, nothing added to it
+        assert (state["h"].tobytes(), state["c"].tobytes()) == (h.tobytes(), c.tobytes())
+
+
+def test_a_bidirectional_network_runs_in_one_piece(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "CHUNK_BYTES", 1)
+    lstm, x = make(bidirectional=True), inputs(30, 3, I)
+    refused(capsys, run("--chunk", "7"), "--chunk", "bidirectional", files={"model.safetensors", "x.npy"})
+    assert run() == 0
+    assert np.load("y.npy").tobytes() == lstm(x)[0].tobytes()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, I), (30, 0, I), (0, I)])
+def test_nothing_to_do(folder: Path, shape: tuple[int, ...]) -> None:
+    make()
+    inputs(*shape)
+    assert run("--state-out", "state.npz") == 0
+    assert np.load("y.npy").shape == (*shape[:-1], H)
+    with np.load("state.npz") as state:
+        assert state["c"].shape == (2, *shape[1:-1], H)
+        assert not state["c"].any()
+
+
+def test_fortran_order_and_a_link_in_the_place_of_the_output(folder: Path) -> None:
+    lstm, x = make(), np.asfortranarray(inputs(30, 3, I))
+    np.save("x.npy", x)
+    Path("results").mkdir()
+    Path("y.npy").symlink_to("results/y.npy")
+    assert run("--chunk", "4") == 0
+    assert Path("y.npy").is_symlink()
+    assert np.load("results/y.npy").tobytes() == lstm(x)[0].tobytes()
+    assert os.listdir("results") == ["y.npy"]
+
+
+def test_which_of_several(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    networks = {name: fastlstm.LSTM(I, H, seed=seed) for seed, name in enumerate(("encoder.rnn", "decoder"))}
+    tensors = {f"{name}.{key}": value for name, lstm in networks.items() for key, value in lstm.state_dict().items()}
+    save_file(tensors, "model.safetensors")
+    x = inputs(4, 2, I)
+    refused(capsys, run(), "encoder.rnn", "decoder", files={"model.safetensors", "x.npy"})
+    for name, lstm in networks.items():
+        assert run("--name", name) == 0
+        assert np.load("y.npy").tobytes() == lstm(x)[0].tobytes()
+
+
+# ---- run: what is refused, and what is left behind -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "parts"),
+    [
+        (np.zeros((4, 3, I + 1), "f4"), ("x.npy", f"(T, B, {I})", f"(4, 3, {I + 1})")),
+        (np.zeros((4,), "f4"), ("x.npy", f"(T, B, {I})", "(4,)")),
+        (np.zeros((4, 3, 2, I), "f4"), ("x.npy", "(4, 3, 2, 5)")),
+        (np.zeros((), "f4"), ("x.npy", "()")),
+        (np.zeros((4, 3, I), "f8"), ("x.npy", "float32", "float64")),
+        (np.zeros((4, 3, I), ">f4"), ("x.npy", "float32", ">f4")),
+        (np.zeros((4, 3, I), "i4"), ("x.npy", "float32", "int32")),
+        (np.full((4, 3, I), None, object), ("x.npy", "not an .npy file of numbers")),
+        (b"", ("x.npy", "not an .npy file of numbers")),
+        (b"\x93NUMPY\x01\x00\x76\x00{'descr': ((((((((((", ("x.npy", "not an .npy file of numbers")),
+        (b"random bytes, and many of them", ("x.npy", "not an .npy file of numbers")),
+        (None, ("x.npy", "No such file")),
+    ],
+    ids=lambda value: None if isinstance(value, tuple) else type(value).__name__,
+)
+def test_bad_input(folder: Path, capsys: pytest.CaptureFixture[str], x: Any, parts: tuple[str, ...]) -> None:
+    make()
+    if isinstance(x, bytes):
+        Path("x.npy").write_bytes(x)
+    elif x is not None:
+        np.save("x.npy", x)
+    status = run("--state-out", "state.npz")
+    refused(capsys, status, *parts, files={"model.safetensors", "x.npy"} - ({"x.npy"} if x is None else set()))
+
+
+def test_a_truncated_array(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make()
+    inputs(30, 3, I)
+    Path("x.npy").write_bytes(Path("x.npy").read_bytes()[:-1])
+    refused(capsys, run(), "x.npy", files={"model.safetensors", "x.npy"})
+
+
+def test_pickles_are_not_executed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make()
+    hostile = b"cos\nmkdir\n(S'executed'\ntR."  # a pickle that makes a folder
+    for content in (hostile, hostile + b"\x93NUMPY"):
+        Path("x.npy").write_bytes(content)
+        refused(capsys, run(), "x.npy", files={"model.safetensors", "x.npy"})
+    inputs(4, 3, I)
+    Path("state.npz").write_bytes(hostile)
+    refused(capsys, run("--state-in", "state.npz"), "state.npz", files={"model.safetensors", "x.npy", "state.npz"})
+
+
+@pytest.mark.parametrize(
+    ("state", "part"),
+    [
+        ({"h": np.zeros((2, 3, H), "f4"), "c": np.zeros((2, 4, H), "f4")}, f"(2, 3, {H})"),
+        ({"h": np.zeros((2, 3, H), "f4"), "c": np.zeros((2, 3, H), "f8")}, "state.npz: c must be float32"),
+        ({"h": np.zeros((2, 3, H), "f4")}, "state.npz: not an .npz file with arrays h and c"),
+        ({"h": np.full(2, None), "c": np.full(2, None)}, "state.npz: not an .npz file with arrays h and c"),
+    ],
+)
+@pytest.mark.parametrize("steps", [0, 4])
+def test_bad_state(folder: Path, capsys: pytest.CaptureFixture[str], state: dict[str, np.ndarray], part: str, steps: int) -> None:
+    make()
+    inputs(steps, 3, I)
+    np.savez("state.npz", **state)
+    refused(capsys, run("--state-in", "state.npz"), part, files={"model.safetensors", "x.npy", "state.npz"})
+
+
+def test_bad_arguments(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make()
+    inputs(30, 3, I)
+    Path("folder").mkdir()
+    files = {"model.safetensors", "x.npy", "folder"}
+    refused(capsys, run("--threads", "0"), "threads", "0", files=files)
+    refused(capsys, run("--chunk", "0"), "--chunk", "0", files=files)
+    refused(capsys, run("--state-out", "./y.npy"), "same file", files=files)
+    refused(capsys, run("--state-in", "missing.npz"), "missing.npz", files=files)
+    refused(capsys, run("--name", "other"), "other", files=files)
+    refused(capsys, run("-o", "folder"), "folder", "not a regular file", files=files)
+    refused(capsys, run("-o", "missing/y.npy"), "missing", files=files)
+    refused(capsys, run("--state-out", "missing/s.npz"), "missing", files=files)
+    refused(capsys, run(model="missing.pt"), "missing.pt", "No such file", files=files)
+    Path("model.safetensors").write_bytes(b"not\na\nmodel")
+    refused(capsys, run(), files=files)
+    refused(capsys, cli.main(["scan", "model.safetensors"]), files=files)
+    refused(capsys, cli.main(["scan", "missing.pt"]), "missing.pt", files=files)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (MemoryError(), 2, "fastlstm: error: out of memory\n"),
+        (OSError(28, "No space left on device"), 2, "fastlstm: error: [Errno 28] No space left on device\n"),
+        (ValueError("two\nlines"), 2, "fastlstm: error: two lines\n"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_a_run_that_breaks_off_leaves_the_old_files(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    status: int,
+    text: str,
+) -> None:
+    make()
+    inputs(30, 3, I)
+    call, calls = fastlstm.LSTM.__call__, []
+
+    def breaks_off(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise error
+        return call(*args, **options)
+
+    monkeypatch.setattr(fastlstm.LSTM, "__call__", breaks_off)
+    for name in ("y.npy", "state.npz"):
+        Path(name).write_text("old")
+    assert run("--chunk", "7", "--state-out", "state.npz") == status
+    assert len(calls) == 3
+    assert capsys.readouterr() == ("", text)
+    assert {name: Path(name).read_text() for name in ("y.npy", "state.npz")} == {"y.npy": "old", "state.npz": "old"}
+    assert set(os.listdir()) == {"model.safetensors", "x.npy", "y.npy", "state.npz"}
+
+
+def test_the_disk_is_asked_for_space_first(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make()
+    inputs(30, 3, I)
+    asked = []
+
+    def full(descriptor: int, offset: int, size: int) -> None:
+        asked.append(size)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    refused(capsys, run(), "No space left", files={"model.safetensors", "x.npy"})
+    assert 30 * 3 * H * 4 < asked[0] < 30 * 3 * H * 4 + 1000
+
+
+def test_progress_on_a_terminal_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tqdm")
+    make()
+    inputs(30, 3, I)
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stream, arguments, bar in (
+        (Terminal(), ["--chunk", "10"], True),
+        (Terminal(), [], False),  # one chunk: nothing to wait for
+        (io.StringIO(), ["--chunk", "10"], False),
+    ):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert run(*arguments) == 0
+        assert ("30/30" in stream.getvalue().replace(".0", "")) == bar
+    monkeypatch.setitem(sys.modules, "tqdm", None)  # not installed
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert run("--chunk", "10") == 0
+
+
+# ---- scan, info, and the process itself ----------------------------------------------------------------------------------------
+
+
+def test_scan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = fastlstm.LSTM(3, 7, num_layers=2, bidirectional=True, proj_size=4)
+    second = fastlstm.LSTM(11, 5, bias=False)
+    tensors = {f"encoder.rnn.{key}": value.astype("f2") for key, value in first.state_dict().items()}
+    tensors |= {f"b\x1b[1m.{key}": value for key, value in second.state_dict().items()}
+    save_file(tensors, "model.safetensors")
+    assert cli.main(["scan", "model.safetensors"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "input", "hidden", "layers", "directions", "projection", "bias", "dtype"]
+    assert sorted(row.split() for row in rows) == [
+        ["'b\\x1b[1m'", "11", "5", "1", "1", "-", "no", "float32"],  # nothing in a file reaches the terminal as it stands
+        ["encoder.rnn", "3", "7", "2", "2", "4", "yes", "float16"],
+    ]
+    columns = [row.rindex(" ") for row in (header, *rows)]
+    assert len(set(columns)) == 1  # aligned
+
+
+def test_scan_without_a_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make()
+    assert cli.main(["scan", "model.safetensors"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["''", str(I), str(H), "2", "1", "-", "yes", "float32"]
+    save_file({"linear.weight": np.zeros((3, 4), "f4")}, "other.safetensors")
+    assert cli.main(["scan", "other.safetensors"]) == 2
+    assert "no LSTM" in capsys.readouterr().err
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info"]) == 0
+    shown = capsys.readouterr().out
+    lines = {line[:17].strip(): line[17:] for line in shown.splitlines()}
+    assert lines["fastlstm"] == fastlstm.__version__
+    assert lines["instruction set"] == f"{fastlstm.isa} (available: {', '.join(fastlstm.available_isas())})"
+    assert lines["threads"] == str(fastlstm.get_num_threads())
+    assert lines["NumPy"] == np.__version__
+    assert all(lines[name] for name in ("OpenMP", "compiler", "Python", "platform"))
+    file = io.StringIO()
+    show_config(file)
+    assert file.getvalue() == shown
+    assert capsys.readouterr().out == ""
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, status, part in (
+        (["--version"], 0, f"fastlstm {fastlstm.__version__}\n"),
+        (["--help"], 0, "scan"),
+        (["run", "--help"], 0, "--state-in monday.npz"),
+        (["demo", "--help"], 0, "--no-plot"),
+        ([], 2, "COMMAND"),
+        (["run", "model.pt"], 2, "--output"),
+        (["demo", "--plot", "p.png", "--no-plot"], 2, "not allowed with"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert ended.value.code == status
+        assert part in "".join(capsys.readouterr())
+
+
+def test_as_a_process(folder: Path) -> None:
+    """The module, in its own process: results, errors without a traceback, and a reader that goes away."""
+    lstm, x = make(), inputs(30, 3, I)
+
+    def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "error", "-m", "fastlstm", *arguments]
+        path = {"PYTHONPATH": str(Path(fastlstm.__file__).parents[1])}
+        return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, env={**os.environ, **path}, **options)
+
+    done = process("run", "model.safetensors", "x.npy", "-o", "y.npy", "--chunk", "7")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert np.load("y.npy").tobytes() == lstm(x)[0].tobytes()
+    done = process("scan", "missing.pt")
+    assert (done.returncode, done.stderr) == (2, "fastlstm: error: missing.pt: No such file or directory\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as gone:
+        done = process("scan", "model.safetensors", stdout=gone)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_importing_it_is_light() -> None:
+    code = "import sys, fastlstm; before = set(sys.modules); import fastlstm.cli; print(*set(sys.modules) - before)"
+    loaded = run_python(code).stdout.split()
+    assert not {name.split(".")[0] for name in loaded} & {"matplotlib", "tqdm", "torch", "onnx", "onnxruntime"}
+    assert "fastlstm.demo" not in loaded
+    assert len(loaded) < 20
