@@ -28,6 +28,8 @@ if not switch("NO_OPENMP"):
     link_args.append("-fopenmp")
 if switch("DEBUG"):
     compile_args += ["-O1", "-g"]
+elif not switch("SANITIZE"):
+    compile_args.append("-g0")
 if switch("SANITIZE"):
     compile_args += ["-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
     link_args.append("-fsanitize=address,undefined")

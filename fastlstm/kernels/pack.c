@@ -10,16 +10,24 @@
 
 enum { HUGE_PAGE = 2 << 20 };
 
-void *fl_allocate(size_t bytes)
+static void *allocate(size_t bytes, size_t alignment)
 {
-    const size_t alignment = bytes >= 2 * HUGE_PAGE ? HUGE_PAGE : FL_ALIGNMENT;
     void *memory = NULL;
+    return posix_memalign(&memory, alignment, bytes ? bytes : 1) ? NULL : memory;
+}
 
-    if (posix_memalign(&memory, alignment, bytes ? bytes : 1))
-        return NULL;
+void *fl_allocate(size_t bytes) { return allocate(bytes, FL_ALIGNMENT); }
+
+/* Memory for weights: where they are streamed, huge pages save misses of the address cache. Not for scratch: what comes and goes
+ * at such alignments leaves holes in the heap. */
+static void *allocate_weights(size_t bytes)
+{
+    if (bytes < 2 * HUGE_PAGE)
+        return fl_allocate(bytes);
+    void *memory = allocate(bytes, HUGE_PAGE);
 #ifdef MADV_HUGEPAGE
-    if (alignment == HUGE_PAGE)
-        madvise(memory, bytes, MADV_HUGEPAGE); /* fewer TLB misses where weights are streamed; only a wish */
+    if (memory)
+        madvise(memory, bytes, MADV_HUGEPAGE); /* only a wish */
 #endif
     return memory;
 }
@@ -98,7 +106,7 @@ int fl_pack(fl_network *net, const fl_layer_weights *weights)
     for (fl_index index = 0; index < records; index++)
         total += layer_bytes(net, layer_inputs(net, index)).all;
     net->layers = calloc((size_t)records, sizeof *net->layers);
-    net->memory = fl_allocate(total);
+    net->memory = allocate_weights(total);
     if (!net->layers || !net->memory) {
         fl_unpack(net);
         return FL_NO_MEMORY;

@@ -1,0 +1,221 @@
+"""What the tests share: cases with data, comparisons with their tolerances, and runs in other processes."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from shapes import Shape
+
+import fastlstm
+from fastlstm import reference
+from fastlstm.weights import Weights, parameter_shapes
+
+DTYPES = ("float32", "float64")
+
+# Largest absolute error against the float64 reference, for weights of scale 1/sqrt(H) and states and inputs of scale 1. A
+# pre-activation of K fused terms is wrong by about sqrt(K) units in the last place of numbers near 1 (u = 2^-24 and 2^-53), the
+# cell adds some 4 u, a gate's slope is at most 1, and forgetting bounds what time piles up: 1 to 5 u are seen for K up to 1000.
+# 3e-6 = 50 u leaves room for chains of layers; one wrong term, gate or row is wrong by 1e-2 and more.
+TOLERANCE = {"float32": 3e-6, "float64": 1e-12}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network's weights and the arguments of one call."""
+
+    shape: Shape
+    weights: Weights
+    x: np.ndarray
+    state: tuple[np.ndarray, np.ndarray]
+    lengths: np.ndarray | None = None
+    resets: np.ndarray | None = None
+
+    def network(self) -> fastlstm.LSTM:
+        return fastlstm.LSTM.from_weights(self.weights)
+
+    def run(self, lstm: fastlstm.LSTM | None = None, **options: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Output, h_n and c_n of the engine."""
+        lstm = lstm or self.network()
+        return flat(lstm(self.x, self.state, lengths=self.lengths, resets=self.resets, **options))
+
+    def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Output, h_n and c_n of the reference."""
+        exact = Weights.from_named_tensors({name: a.astype(np.float64) for name, a in self.weights.named_tensors()})
+        return flat(reference.forward(exact, self.x, self.state, self.lengths, self.resets))
+
+    def rows(self, rows: Any) -> Case:
+        """The same network on some of the rows, in the order given."""
+        h, c = self.state
+        return replace(
+            self,
+            x=self.x[:, rows],
+            state=(h[:, rows], c[:, rows]),
+            lengths=None if self.lengths is None else self.lengths[rows],
+            resets=None if self.resets is None else self.resets[:, rows],
+        )
+
+    def steps(self, begin: int, end: int, state: tuple[np.ndarray, np.ndarray]) -> Case:
+        """The steps from ``begin`` to before ``end`` (without lengths), from a state."""
+        resets = None if self.resets is None else self.resets[begin:end]
+        return replace(self, x=self.x[begin:end], state=state, resets=resets)
+
+
+def make_weights(shape: Shape, dtype: str, rng: np.random.Generator, *, bias: bool = True, scale: float | None = None) -> Weights:
+    """Uniform weights of PyTorch's scale, 1/sqrt(H); no two gates alike, so that gates put in each other's place are seen."""
+    scale = shape.H**-0.5 if scale is None else scale
+    options = {"bias": bias, "bidirectional": shape.D == 2, "proj_size": shape.P}
+    shapes = parameter_shapes(shape.I, shape.H, shape.L, **options)
+    return Weights.from_named_tensors({name: rng.uniform(-scale, scale, s).astype(dtype) for name, s in shapes.items()})
+
+
+def make_case(
+    shape: Shape | str, dtype: str = "float32", *, bias: bool = True, lengths: bool = False, resets: bool = False, seed: int = 0
+) -> Case:
+    """A case with normal inputs and normal, non-zero initial states; ``lengths`` hold 0 and T where there are rows enough."""
+    shape = Shape.parse(shape) if isinstance(shape, str) else shape
+    T, B = shape.T, shape.B
+    rng = np.random.default_rng([zlib.crc32(shape.name.encode()), seed])
+    weights = make_weights(shape, dtype, rng, bias=bias)
+    x, h, c = (
+        rng.standard_normal(s).astype(dtype)
+        for s in ((T, B, shape.I), (shape.L * shape.D, B, shape.recurrent), (shape.L * shape.D, B, shape.H))
+    )
+    some_lengths, some_resets = rng.integers(0, T + 1, B), rng.random((T, B)) < 0.2
+    some_lengths[rng.permutation(B)[:2]] = (T, 0)[:B]
+    return Case(shape, weights, x, (h, c), some_lengths if lengths else None, some_resets if resets else None)
+
+
+def flat(result: tuple[Any, tuple[Any, Any]]) -> tuple[Any, Any, Any]:
+    output, (h_n, c_n) = result
+    return output, h_n, c_n
+
+
+def assert_close(given: tuple[Any, ...], expected: tuple[Any, ...], tolerance: float, what: object = "") -> None:
+    """Output, h_n and c_n within an absolute tolerance; a NaN anywhere fails."""
+    for name, a, b in zip(("output", "h_n", "c_n"), given, expected, strict=True):
+        assert a.shape == b.shape, f"{what}: {name} has shape {a.shape}, expected {b.shape}"
+        error = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+        if not (error <= tolerance).all():
+            at = tuple(int(n) for n in np.unravel_index(np.argmax(np.nan_to_num(error, nan=np.inf)), error.shape))
+            raise AssertionError(
+                f"{what}: {name}{list(at)} is {a[at]!r}, expected {b[at]!r}; error {error[at]:.3g} > {tolerance:.3g}"
+            )
+
+
+def assert_same_bytes(given: tuple[Any, ...], expected: tuple[Any, ...], what: object = "") -> None:
+    """Output, h_n and c_n equal bit by bit."""
+    for name, a, b in zip(("output", "h_n", "c_n"), given, expected, strict=True):
+        assert a.shape == b.shape, f"{what}: {name} has shape {a.shape}, expected {b.shape}"
+        assert a.dtype == b.dtype, f"{what}: {name} is {a.dtype}, expected {b.dtype}"
+        if a.tobytes() != b.tobytes():
+            bits = np.dtype(f"u{a.itemsize}")
+            at = np.argwhere(np.ascontiguousarray(a).view(bits) != np.ascontiguousarray(b).view(bits))
+            first = tuple(int(n) for n in at[0])
+            raise AssertionError(
+                f"{what}: {name} differs in {len(at)} of {a.size} elements, first at {list(first)}: {a[first]!r} != {b[first]!r}"
+            )
+
+
+def import_torch() -> Any:
+    """PyTorch on one thread (its own threads cost more than they bring here), or skip the test."""
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    return torch
+
+
+def torch_network(weights: Weights, dtype: str = "float64") -> Any:
+    """``torch.nn.LSTM`` with these weights."""
+    torch = import_torch()
+    network = torch.nn.LSTM(
+        weights.input_size,
+        weights.hidden_size,
+        weights.num_layers,
+        bias=weights.bias,
+        bidirectional=weights.bidirectional,
+        proj_size=weights.proj_size,
+        dtype=getattr(torch, dtype),
+    )
+    network.load_state_dict({name: torch.from_numpy(a.astype(dtype)) for name, a in weights.named_tensors()})
+    return network
+
+
+def torch_forward(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Output, h_n and c_n of PyTorch in float64; with lengths, of its packed sequences, which know no length 0."""
+    torch = import_torch()
+    network = torch_network(case.weights)
+    x, h, c = (torch.from_numpy(a.astype(np.float64)) for a in (case.x, *case.state))
+    with torch.no_grad():
+        if case.lengths is None:
+            output, (h_n, c_n) = network(x, (h, c))
+        else:
+            packed = torch.nn.utils.rnn.pack_padded_sequence(x, torch.from_numpy(case.lengths), enforce_sorted=False)
+            packed_output, (h_n, c_n) = network(packed, (h, c))
+            output, _ = torch.nn.utils.rnn.pad_packed_sequence(packed_output, total_length=case.shape.T)
+    return output.numpy(), h_n.numpy(), c_n.numpy()
+
+
+def python_command(code: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
+
+
+def python_environment(**changes: str | None) -> dict[str, str]:
+    """This environment for an interpreter that finds the same fastlstm and these helpers; a None takes a variable away."""
+    paths = [Path(__file__).parent, Path(fastlstm.__file__).parents[1]]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), **changes}
+    return {name: value for name, value in variables.items() if value is not None}
+
+
+def run_python(code: str, *arguments: object, timeout: float = 120, check: bool = True, **environment: str | None) -> Any:
+    """Run code in a fresh interpreter; with ``check``, it must end well."""
+    done = subprocess.run(
+        python_command(code, *arguments), env=python_environment(**environment), capture_output=True, text=True, timeout=timeout
+    )
+    if check:
+        assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def resident_bytes() -> int:
+    """Memory this process occupies (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def median_seconds(
+    calls: tuple[Callable[[], object], ...], rounds: int = 15, clock: Callable[[], float] = time.thread_time
+) -> list[float]:
+    """Median time of each call, asked in turn so that a disturbance meets all of them; usually processor time of this thread."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, seconds in zip(calls, times, strict=True):
+            begin = clock()
+            call()
+            seconds.append(clock() - begin)
+    return [statistics.median(seconds) for seconds in times]
+
+
+def need_a_calm_machine() -> None:
+    """Skip a test of several threads where other work takes their processors: nothing could be learnt from it."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if processors < 2 or os.getloadavg()[0] > processors + 0.5:
+        pytest.skip("needs two processors without much other work")
+
+
+def settle(measure: Callable[[], float], bound: float, what: str, attempts: int = 3) -> None:
+    """A measured number must stay under its bound in one of a few attempts: other work on the machine only adds to it."""
+    measured = []
+    for _ in range(attempts):
+        measured.append(measure())
+        if measured[-1] <= bound:
+            return
+    raise AssertionError(f"{what}: measured {', '.join(f'{m:.4g}' for m in measured)}, bound {bound:.4g}")

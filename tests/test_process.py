@@ -1,0 +1,568 @@
+"""The engine in a process: Python threads, fork, signals, memory, and what a process is told from outside."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import platform
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import assert_same_bytes, make_case, python_command, python_environment, run_python
+
+import fastlstm
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc or sets limits of Linux")
+posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+# Quiet: one thread for NumPy's own products, so that threads counted are the engine's.
+QUIET: dict[str, str | None] = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": None}
+
+
+# ---- Python threads ----------------------------------------------------------------------------------------------------------
+
+
+def test_many_python_threads_on_one_network() -> None:
+    """Sixteen callers at once, each with its own input, some with several threads of their own: the same bits as alone."""
+    cases = [make_case(name, lengths=True, resets=True, seed=n) for n, name in enumerate(["t30b5i12h80l2d2p30"] * 8)]
+    lstm = cases[0].network()
+    expected = [case.run(lstm, threads=1) for case in cases]
+    begin = threading.Barrier(16)
+
+    def work(n: int) -> None:
+        begin.wait()
+        for repeat in range(12):
+            case = cases[(n + repeat) % 8]
+            options = {"threads": (1, 2, 4)[n % 3]} if n % 4 else {}
+            assert_same_bytes(case.run(lstm, **options), expected[(n + repeat) % 8], f"caller {n}, call {repeat}")
+
+    with ThreadPoolExecutor(16) as pool:
+        for future in [pool.submit(work, n) for n in range(16)]:
+            future.result(timeout=120)
+
+
+@linux
+def test_operating_system_threads_stay_few() -> None:
+    """At most the processors and the callers, whoever calls; and calls that end give their threads back."""
+    run_python(
+        """
+import os, threading
+import fastlstm
+from helpers import make_case
+
+case = make_case("t40b6i32h256d2")
+lstm = case.network()
+done, callers = threading.Event(), 32
+
+def work():
+    while not done.is_set():
+        case.run(lstm)
+
+before = len(os.listdir("/proc/self/task"))
+threads = [threading.Thread(target=work) for _ in range(callers)]
+for thread in threads:
+    thread.start()
+most = 0
+for _ in range(150):
+    most = max(most, len(os.listdir("/proc/self/task")))
+    done.wait(0.01)
+done.set()
+for thread in threads:
+    thread.join()
+allowed = before + callers + len(os.sched_getaffinity(0)) + 2
+assert most <= allowed, f"{most} threads of the operating system, allowed are {allowed}"
+""",
+        **QUIET,
+    )
+
+
+@linux
+def test_callers_that_come_and_go_leave_nothing() -> None:
+    run_python(
+        """
+import os, threading
+from helpers import make_case
+
+case = make_case("t40b6i32h256d2")
+lstm = case.network()
+case.run(lstm)
+before = len(os.listdir("/proc/self/task"))
+for _ in range(60):
+    thread = threading.Thread(target=case.run, args=(lstm,))
+    thread.start()
+    thread.join()
+after = len(os.listdir("/proc/self/task"))
+assert after <= before + len(os.sched_getaffinity(0)) + 2, f"{before} threads before, {after} after 60 callers"
+""",
+        **QUIET,
+    )
+
+
+def test_daemon_threads_at_exit() -> None:
+    """The process ends while calls are running, without a word and with status 0."""
+    for threads in (1, 2):
+        done = run_python(
+            """
+import sys, threading, time
+from helpers import make_case
+
+case = make_case("t400b4i32h256d2")
+lstm = case.network()
+
+def work():
+    while True:
+        case.run(lstm, threads=int(sys.argv[1]))
+
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.5)
+print("done")
+""",
+            threads,
+            timeout=60,
+        )
+        assert done.stdout == "done\n"
+        assert done.stderr == ""
+
+
+# ---- fork --------------------------------------------------------------------------------------------------------------------
+
+
+FORK = """
+import hashlib, os, signal, sys, threading, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of fork with threads
+import fastlstm
+from helpers import make_case
+
+case = make_case("t60b8i32h160l2d2", lengths=True, resets=True)
+lstm = case.network()
+
+def digest(**options):
+    return hashlib.sha256(b"".join(a.tobytes() for a in case.run(lstm, **options))).hexdigest()
+
+def in_child(work, seconds=30):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(seconds)  # a child that hangs is killed
+        try:
+            work()
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    return child
+
+def joined(child):
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == 0, f"the child ended with {status}"
+
+expected = digest(threads=1)
+
+def check():
+    assert digest() == expected
+    assert digest(threads=2) == expected
+    assert digest(threads=4) == expected
+"""
+
+
+@posix
+@pytest.mark.parametrize("before", ["digest()", "digest(threads=4)", "digest(threads=1)", "pass"])
+def test_fork_after_use(before: str) -> None:
+    """The child gets the same bits, and so do the child's child and then again the parent."""
+    run_python(
+        FORK
+        + f"""
+{before}
+
+def grandchild():
+    check()
+    joined(in_child(check))
+
+joined(in_child(grandchild))
+check()
+joined(in_child(check))
+""",
+        timeout=90,
+    )
+
+
+@posix
+def test_fork_while_others_call() -> None:
+    """Other threads are in the middle of a call when this one forks."""
+    run_python(
+        FORK
+        + """
+done = threading.Event()
+
+def work(threads):
+    while not done.is_set():
+        digest(threads=threads)
+
+callers = [threading.Thread(target=work, args=(n,)) for n in (1, 2, 2, 3)]
+for caller in callers:
+    caller.start()
+for _ in range(10):
+    joined(in_child(check))
+    time.sleep(0.01)
+done.set()
+for caller in callers:
+    caller.join()
+check()
+""",
+        timeout=120,
+    )
+
+
+@posix
+def test_multiprocessing_after_use() -> None:
+    run_python(
+        FORK
+        + """
+import multiprocessing
+
+def work(n):
+    return digest()
+
+if __name__ == "__main__":
+    digest(threads=2)
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        assert pool.map_async(work, range(12)).get(timeout=60) == [expected] * 12
+""",
+        timeout=90,
+    )
+
+
+# ---- Signals -----------------------------------------------------------------------------------------------------------------
+
+
+LONG_CALL = """
+import sys, time
+import numpy as np
+import fastlstm
+from helpers import assert_same_bytes, make_case
+from test_special_values import subnormals_work
+
+name, threads = sys.argv[1], int(sys.argv[2])
+small = make_case("t5b3i4h20l2")
+lstm = small.network()
+before = small.run(lstm)
+T, B, I, H, L = eval(name)
+long = fastlstm.LSTM(I, H, L, seed=0)
+x = np.broadcast_to(np.float32(0.5), (T, B, I))
+out = np.empty((T, B, H), np.float32)
+long(x[:2, :2], threads=threads)
+print("ready", flush=True)
+try:
+    long(x, out=out, threads=threads)
+except KeyboardInterrupt:
+    print(time.monotonic(), flush=True)
+else:
+    print("never", flush=True)
+assert subnormals_work()
+again = long(x[:4, :2], threads=threads)
+assert again[0].tobytes() == long(x[:4, :2], threads=1)[0].tobytes()
+assert_same_bytes(small.run(lstm), before)
+"""
+
+
+@posix
+@pytest.mark.timing
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sizes", ["(40000, 1, 8, 512, 4)", "(3, 40000, 64, 512, 2)", "(1, 4000, 2048, 2048, 2)"])
+def test_interrupt(sizes: str, threads: int) -> None:
+    """Ctrl-C ends a long call soon: many steps, few steps with many rows, and one step of a large network."""
+    waits = []
+    for _ in range(3):
+        child = subprocess.Popen(
+            python_command(LONG_CALL, sizes, threads),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=python_environment(),
+        )
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n", child.communicate()[1]
+            time.sleep(0.3)
+            sent = time.monotonic()
+            child.send_signal(signal.SIGINT)
+            output, errors = child.communicate(timeout=120)
+        finally:
+            child.kill()
+        assert child.returncode == 0, errors
+        assert "never" not in output, "the call ended before the signal"
+        waits.append(float(output) - sent)
+        if waits[-1] < 0.1:
+            break
+    print(f"Ctrl-C took effect after {', '.join(f'{1000 * w:.0f} ms' for w in waits)}")
+    assert min(waits) < 0.3, waits
+
+
+@posix
+def test_other_signal_handlers_run_during_a_call() -> None:
+    """A handler that does not raise runs while the call goes on, and the result is right."""
+    run_python(
+        """
+import signal, time
+import numpy as np
+from helpers import assert_same_bytes, make_case
+
+case = make_case("t4000b1i8h256l2")
+lstm = case.network()
+expected = case.run(lstm)
+seen = []
+signal.signal(signal.SIGALRM, lambda number, frame: seen.append(time.monotonic()))
+signal.setitimer(signal.ITIMER_REAL, 0.03, 0.03)
+begin = time.monotonic()
+while len(seen) < 3 and time.monotonic() < begin + 20:
+    assert_same_bytes(case.run(lstm), expected)
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert len(seen) >= 3
+"""
+    )
+
+
+# ---- Memory ------------------------------------------------------------------------------------------------------------------
+
+
+@linux
+@pytest.mark.parametrize("what", ["output", "scratch", "weights"])
+def test_out_of_memory(what: str) -> None:
+    """MemoryError, whichever part has no room, and the next small call works."""
+    run_python(
+        """
+import pathlib, resource, sys
+import numpy as np
+import fastlstm
+from helpers import assert_same_bytes, make_case
+
+small = make_case("t20b3i4h80l2")
+lstm = small.network()
+expected = small.run(lstm)
+assert_same_bytes(small.run(lstm, threads=2), expected)
+T, B, H = {"output": (4000, 64, 512), "scratch": (1, 400000, 64), "weights": (1, 1, 8)}[sys.argv[1]]
+large = fastlstm.LSTM(4, H, seed=0)
+x = np.broadcast_to(np.float32(0.5), (T, B, 4))
+out = np.empty((T, B, H), np.float32) if sys.argv[1] == "scratch" else None
+now = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+for _ in range(3):
+    resource.setrlimit(resource.RLIMIT_AS, (now + (100 << 20), hard))
+    try:
+        fastlstm.LSTM(4096, 4096) if sys.argv[1] == "weights" else large(x, out=out)
+    except MemoryError as error:
+        assert str(error)
+    else:
+        raise AssertionError("that was enough memory")
+    assert_same_bytes(small.run(lstm), expected)
+    assert_same_bytes(small.run(lstm, threads=2), expected)
+resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+if sys.argv[1] != "weights":
+    large(x, out=out)
+assert_same_bytes(small.run(lstm), expected)
+""",
+        what,
+        **QUIET,
+    )
+
+
+@linux
+@pytest.mark.parametrize(
+    ("bound", "environment"),
+    [
+        (16, {}),  # MiB: the holes that glibc's heap gets from arrays of many sizes, NumPy's own too
+        (2, {"MALLOC_MMAP_THRESHOLD_": "65536"}),  # no holes: whatever is large is given back at once
+    ],
+    ids=["heap", "maps"],
+)
+def test_memory_does_not_grow_with_the_shapes_seen(bound: int, environment: dict[str, str]) -> None:
+    """Hundreds of shapes on one network: nothing is kept of any."""
+    if environment and platform.libc_ver()[0] != "glibc":
+        pytest.skip("a setting of glibc")
+    run_python(
+        """
+import sys
+import numpy as np
+import fastlstm
+from helpers import resident_bytes
+
+rng = np.random.default_rng(0)
+lstm = fastlstm.LSTM(24, 96, 2, bidirectional=True, seed=0)
+
+def call(T, B):
+    x = rng.standard_normal((T, B, 24), np.float32)
+    lstm(x, lengths=rng.integers(0, T + 1, B), resets=rng.random((T, B)) < 0.1)
+
+def calls(n):
+    for _ in range(n):
+        call(int(rng.integers(1, 121)), int(rng.integers(1, 61)))
+
+call(120, 60)
+calls(100)
+before = resident_bytes()
+calls(400)
+growth = (resident_bytes() - before) / 2**20
+assert growth < float(sys.argv[1]), f"grew by {growth:.1f} MiB"
+""",
+        bound,
+        **QUIET,
+        **environment,
+    )
+
+
+@linux
+def test_memory_of_networks_and_calls_is_given_back() -> None:
+    run_python(
+        """
+import gc
+import numpy as np
+import fastlstm
+from helpers import resident_bytes
+
+x = np.ones((3, 2, 64), np.float32)
+
+def cycle():
+    lstm = fastlstm.LSTM(64, 256, 2, seed=0)  # 6 MB of packed weights
+    lstm(x)
+    lstm.load_state_dict(lstm.state_dict())
+    stream = lstm.stream(4)
+    for bad in (x[..., 1:], x.astype(float), None):
+        try:
+            lstm(bad)
+        except (TypeError, ValueError):
+            pass
+
+for _ in range(3):
+    cycle()
+gc.collect()
+before = resident_bytes()
+for _ in range(40):
+    cycle()
+gc.collect()
+growth = resident_bytes() - before
+assert growth < 32 << 20, f"grew by {growth / 2**20:.1f} MiB in 40 networks"
+""",
+        **QUIET,
+    )
+
+
+# ---- Copies ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o)), lambda o: pickle.loads(pickle.dumps(o, 0))]
+)
+def test_copies_give_the_same_bits(copied: Any, batch_first: bool) -> None:
+    case = make_case("t9b4i5h20l2d2p7")
+    lstm = fastlstm.LSTM.from_weights(case.weights, batch_first=batch_first)
+    other = copied(lstm)
+    x = case.x.swapaxes(0, 1) if batch_first else case.x
+    (output, state), (other_output, other_state) = lstm(x, case.state), other(x, case.state)
+    assert_same_bytes((other_output, *other_state), (output, *state))
+    assert other.batch_first == batch_first
+    assert list(other.state_dict()) == list(lstm.state_dict())
+
+
+def test_a_pickled_network_runs_in_another_process(tmp_path: Path) -> None:
+    case = make_case("t9b4i5h20l2d2p7", "float64", lengths=True)
+    (tmp_path / "network").write_bytes(pickle.dumps((case.network(), case)))
+    run_python(
+        """
+import pathlib, pickle, sys
+lstm, case = pickle.loads(pathlib.Path(sys.argv[1], "network").read_bytes())
+pathlib.Path(sys.argv[1], "result").write_bytes(pickle.dumps(case.run(lstm)))
+""",
+        tmp_path,
+    )
+    assert_same_bytes(pickle.loads((tmp_path / "result").read_bytes()), case.run())
+
+
+# ---- What a process is told --------------------------------------------------------------------------------------------------
+
+
+def said(code: str, **environment: str | None) -> str:
+    return str(run_python(code, **environment).stdout).strip()
+
+
+THREADS = "import fastlstm; print(fastlstm.get_num_threads())"
+
+
+@linux
+def test_default_number_of_threads() -> None:
+    """OMP_NUM_THREADS, else the processors this process may use."""
+    assert said(THREADS, OMP_NUM_THREADS="3") == "3"
+    assert said(THREADS, OMP_NUM_THREADS="5,2") == "5"
+    assert said(THREADS, OMP_NUM_THREADS="1") == "1"
+    processors = sorted(os.sched_getaffinity(0))
+    default = int(said(THREADS, OMP_NUM_THREADS=None))
+    assert 1 <= default <= len(processors)
+    one = f"import os; os.sched_setaffinity(0, [{processors[-1]}]); {THREADS}"
+    assert said(one, OMP_NUM_THREADS=None) == "1"
+    assert said(one, OMP_NUM_THREADS="4") == "4"
+    for nothing in ("", "0", "-1", "many"):
+        assert said(THREADS, OMP_NUM_THREADS=nothing) == str(default)
+
+
+def test_forced_instruction_set() -> None:
+    for isa in fastlstm.available_isas():
+        assert said("import fastlstm; print(fastlstm.isa)", FASTLSTM_ISA=isa) == isa
+    assert said("import fastlstm; print(fastlstm.isa)", FASTLSTM_ISA=None) == fastlstm.available_isas()[-1]
+
+
+@pytest.mark.parametrize("name", ["avx3", "AVX2", "sse", "neon,avx2", " ", "x" * 300])
+def test_an_unknown_instruction_set_is_an_import_error(name: str) -> None:
+    done = run_python("import fastlstm", check=False, FASTLSTM_ISA=name)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode != 0
+    assert last.startswith("ImportError: "), last
+    assert "FASTLSTM_ISA" in last
+    assert fastlstm.available_isas()[0] in last
+    assert name[:50] in last
+    assert len(last) < 300
+
+
+def test_show_config(capsys: pytest.CaptureFixture[str]) -> None:
+    """It prints what a bug report needs."""
+    fastlstm.show_config()
+    text = capsys.readouterr().out
+    for wanted in (fastlstm.__version__, fastlstm.isa, str(fastlstm.get_num_threads()), np.__version__):
+        assert re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", text), f"{wanted} is missing in\n{text}"
+
+
+# ---- Beside PyTorch ----------------------------------------------------------------------------------------------------------
+
+
+DIGEST = """
+import hashlib
+def digest():
+    from helpers import make_case
+    case = make_case("t60b8i32h160l2d2", lengths=True, resets=True)
+    lstm = case.network()
+    return [hashlib.sha256(b"".join(a.tobytes() for a in case.run(lstm, threads=n))).hexdigest() for n in (1, 2, 4, None)]
+def use_torch():
+    import warnings
+    warnings.simplefilter("ignore")
+    import torch
+    torch.set_num_threads(2)
+    with torch.no_grad():
+        torch.nn.LSTM(32, 160, 2, bidirectional=True)(torch.ones(60, 8, 32))
+"""
+
+
+def test_in_one_process_with_torch() -> None:
+    """In either order, each with its own OpenMP runtime: the same bits."""
+    pytest.importorskip("torch")
+    alone = said(DIGEST + "print(digest())")
+    assert said(DIGEST + "use_torch(); print(digest()); use_torch(); digest()") == alone
+    assert said(DIGEST + "first = digest(); use_torch(); print(digest()); assert first == digest()") == alone
