@@ -61,6 +61,7 @@ cdef extern from "fastlstm.h" nogil:
     ctypedef struct fl_plan:
         int threads, directions, row_groups, unit_groups
         fl_index chunk, stride
+        int blocks_at_once
 
     ctypedef struct fl_array:
         char *data

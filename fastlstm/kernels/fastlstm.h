@@ -101,11 +101,12 @@ void fl_unpack(fl_network *net); /* frees what fl_pack took */
 /* How a team divides a call: threads = directions x row_groups x unit_groups (all at least 1). */
 typedef struct {
     int threads;
-    int directions;  /* 2: the two directions of a layer run side by side */
-    int row_groups;  /* groups of rows that never wait for each other */
-    int unit_groups; /* threads that share one group's rows and divide its hidden units; they meet every step */
-    fl_index chunk;  /* steps whose x.W is taken as one product; 0: x.W and h.R in one pass per step */
-    fl_index stride; /* steps that one layer runs before the next layer takes them */
+    int directions;     /* 2: the two directions of a layer run side by side */
+    int row_groups;     /* groups of rows that never wait for each other */
+    int unit_groups;    /* threads that share one group's rows and divide its hidden units; they meet every step */
+    fl_index chunk;     /* steps whose x.W is taken as one product; 0: x.W and h.R in one pass per step */
+    fl_index stride;    /* steps that one layer runs before the next layer takes them */
+    int blocks_at_once; /* 1 or 2: blocks that a single row takes together */
 } fl_plan;
 
 typedef struct {

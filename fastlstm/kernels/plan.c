@@ -19,6 +19,7 @@
 #define BARRIER_NS_PER_THREAD 60.0
 
 enum { CHUNK_BYTES = 160 << 10 }; /* pre-activations of a chunk: leave most of a small L2 to R */
+enum { L1_WEIGHTS = 24 << 10 };   /* weights that stay in L1 from step to step */
 enum { CHUNK_ROWS = 48 };         /* eight full tiles reuse each panel of W often enough */
 enum { STRIDE_TOKENS = 256 };     /* tokens one layer hands to the next while they are still in a cache */
 
@@ -88,6 +89,14 @@ static fl_index chunk_for(const fl_network *net, fl_index T, fl_index rows, fl_i
     return fl_min(T, most / fl_max(rows, 1));
 }
 
+/* One block's four chains wait for the latency of multiply-add, four cycles: they use up one vector per cycle. That is all that L2 can
+ * give if a vector is a cache line (and one stream it gives more steadily than two: 230 against 128 GB/s measured). */
+static int blocks_at_once(const fl_network *net, int unit_groups)
+{
+    const fl_index R = fl_ceil_div(net->blocks, unit_groups) * net->P * FL_VECTORS * net->V * net->item;
+    return net->V * net->item < 64 || R <= L1_WEIGHTS ? 2 : 1;
+}
+
 fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
 {
     fl_plan best = {.threads = 1, .directions = 1, .row_groups = 1, .unit_groups = 1};
@@ -115,6 +124,7 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
                         best_ns = ns;
                     }
                 }
+    best.blocks_at_once = blocks_at_once(net, best.unit_groups);
     best.stride = T;
     if (net->L > 1 && net->D == 1) { /* both directions need the whole layer before */
         best.stride = fl_max(1, STRIDE_TOKENS / fl_max(B, 1));

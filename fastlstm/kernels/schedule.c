@@ -319,8 +319,11 @@ static void recur(const place *p, const layout *l, const pass *q, const char *xW
                            q->state.c + (block + i) * vector, l->c_pitch / item, to + (block + i) * vector, to_pitch / item);
 }
 
-/* Neighbouring blocks taken together: a single row needs two for enough independent chains. */
-static fl_index together(const place *p, fl_index block, fl_index n) { return n == 1 && block + 1 < p->block_end ? 2 : 1; }
+/* Neighbouring blocks taken together: a single row may need two for enough independent chains. */
+static fl_index together(const place *p, fl_index block, fl_index n)
+{
+    return n == 1 && block + 1 < p->block_end ? p->call->plan.blocks_at_once : 1;
+}
 
 /* One step: all blocks of this thread. If `chunk_rows` is not 0, xW is there already, as a chunk of so many rows has it. */
 static int step(place *p, const layout *l, const pass *q, fl_index t, fl_index n, char *xW, fl_index chunk_rows, const char *h,

@@ -257,7 +257,8 @@ static uint64_t forward(const fl_kernels *k, const shape *s, fl_plan plan)
 /* Every division of up to four threads, chunked or not: all must give the bits of one thread. */
 static uint64_t all_divisions(const fl_kernels *k, const shape *s)
 {
-    const fl_plan one = {.threads = 1, .directions = 1, .row_groups = 1, .unit_groups = 1, .chunk = 0, .stride = s->T};
+    const fl_plan one = {
+        .threads = 1, .directions = 1, .row_groups = 1, .unit_groups = 1, .chunk = 0, .stride = s->T, .blocks_at_once = 1};
     const fl_plan planned = {0};
     const uint64_t expected = forward(k, s, one);
 
@@ -267,8 +268,13 @@ static uint64_t all_divisions(const fl_kernels *k, const shape *s)
             for (int unit_groups = 1; unit_groups <= 3; unit_groups++)
                 for (fl_index chunk = 0; chunk <= 4; chunk += 2) {
                     const fl_index stride = s->D == 1 && s->L > 1 ? 3 : s->T;
-                    const fl_plan plan = {
-                        directions * row_groups * unit_groups, directions, row_groups, unit_groups, chunk, fl_max(stride, 1)};
+                    const fl_plan plan = {directions * row_groups * unit_groups,
+                                          directions,
+                                          row_groups,
+                                          unit_groups,
+                                          chunk,
+                                          fl_max(stride, 1),
+                                          1 + (int)(chunk / 2) % 2};
                     const uint64_t found = forward(k, s, plan);
                     EXPECT(found == expected, "directions %d, row groups %d, unit groups %d, chunk %td differ", directions,
                            row_groups, unit_groups, chunk);
