@@ -62,6 +62,7 @@ cdef extern from "fastlstm.h" nogil:
         int threads, directions, row_groups, unit_groups
         fl_index chunk, stride
         int blocks_at_once
+        int64_t patience_ns
 
     ctypedef struct fl_array:
         char *data
@@ -81,7 +82,7 @@ cdef extern from "fastlstm.h" nogil:
         int (*poll)(void *) noexcept nogil
         void *poll_context
         fl_plan plan
-        int begun
+        int64_t begun_ns
 
     const fl_isa *fl_isas()
     int fl_pack(fl_network *net, const fl_layer_weights *weights)
@@ -89,6 +90,7 @@ cdef extern from "fastlstm.h" nogil:
     fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
     int fl_prepare(fl_call *call)
     void fl_forward(fl_call *call, int thread)
+    void fl_joined(const fl_call *call)
     void fl_release(fl_call *call)
     fl_index fl_ceil_div(fl_index a, fl_index b)
     const int FL_VECTORS
@@ -247,7 +249,9 @@ cdef int run_team(fl_call *call, int limit) except -1:
                 with parallel(num_threads=team):
                     if omp_get_num_threads() == team:
                         fl_forward(call, threadid())
-                if not call.begun:  # the runtime gave fewer threads than were asked for
+                if call.begun_ns:
+                    fl_joined(call)
+                else:  # the runtime gave fewer threads than were asked for
                     fl_release(call)
                     call.plan = fl_make_plan(call.net, call.T, call.B, 1)
                     status = fl_prepare(call)

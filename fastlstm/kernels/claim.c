@@ -4,6 +4,7 @@
  * Here the workers of all callers together stay within the processors, and a caller that finds the processors busy computes alone.
  */
 #include "claim.h"
+#include "team.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -11,6 +12,9 @@
 
 static atomic_int kept;      /* workers that OpenMP keeps for callers alive */
 static atomic_int computing; /* threads inside calls now */
+
+static _Atomic int64_t crowded_until;
+static const int64_t CROWD_NS = 100000000;
 
 static pthread_key_t my_kept;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -29,6 +33,8 @@ int fl_claim_threads(int wanted, int limit)
     pthread_once(&once, make_key);
     if (limit > 0)
         threads = lesser(threads, limit - atomic_load(&computing));
+    if (fl_now_ns() < atomic_load(&crowded_until))
+        threads = lesser(threads, (limit > 0 ? limit : wanted) - 1);
     if (threads > 1) {
         const int mine = usable ? (int)(intptr_t)pthread_getspecific(my_kept) : 0;
         int before = atomic_load(&kept), more;
@@ -47,5 +53,7 @@ int fl_claim_threads(int wanted, int limit)
     atomic_fetch_add(&computing, threads);
     return threads;
 }
+
+void fl_note_crowd(void) { atomic_store(&crowded_until, fl_now_ns() + CROWD_NS); }
 
 void fl_return_threads(int threads) { atomic_fetch_sub(&computing, threads); }

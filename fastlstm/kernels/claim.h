@@ -6,4 +6,7 @@
 int fl_claim_threads(int wanted, int limit);
 void fl_return_threads(int threads);
 
+/* A team was kept waiting by other processes: for the next tenth of a second teams leave one processor free. */
+void fl_note_crowd(void);
+
 #endif

@@ -101,12 +101,13 @@ void fl_unpack(fl_network *net); /* frees what fl_pack took */
 /* How a team divides a call: threads = directions x row_groups x unit_groups (all at least 1). */
 typedef struct {
     int threads;
-    int directions;     /* 2: the two directions of a layer run side by side */
-    int row_groups;     /* groups of rows that never wait for each other */
-    int unit_groups;    /* threads that share one group's rows and divide its hidden units; they meet every step */
-    fl_index chunk;     /* steps whose x.W is taken as one product; 0: x.W and h.R in one pass per step */
-    fl_index stride;    /* steps that one layer runs before the next layer takes them */
-    int blocks_at_once; /* 1 or 2: blocks that a single row takes together */
+    int directions;      /* 2: the two directions of a layer run side by side */
+    int row_groups;      /* groups of rows that never wait for each other */
+    int unit_groups;     /* threads that share one group's rows and divide its hidden units; they meet every step */
+    fl_index chunk;      /* steps whose x.W is taken as one product; 0: x.W and h.R in one pass per step */
+    fl_index stride;     /* steps that one layer runs before the next layer takes them */
+    int blocks_at_once;  /* 1 or 2: blocks that a single row takes together */
+    int64_t patience_ns; /* to be kept waiting for longer means that other processes need the processors */
 } fl_plan;
 
 typedef struct {
@@ -135,8 +136,9 @@ typedef struct {
     /* Set by fl_prepare: */
     fl_index *order; /* [B] rows: one row group's after another, each group's by falling length */
     char *scratch;
-    atomic_int stop; /* set once: everybody leaves; h_n, c_n and the output are then unfinished */
-    int begun;       /* set by thread 0: a team of the planned size did come together */
+    fl_index scratch_bytes;
+    atomic_int stop;               /* set once: everybody leaves; h_n, c_n and the output are then unfinished */
+    int64_t begun_ns, finished_ns; /* by thread 0; begun_ns stays 0 if no team of the planned size came together */
 } fl_call;
 
 /* The division of labour for at most `threads` threads. Pure: the same arguments give the same plan. */
@@ -147,6 +149,9 @@ int fl_prepare(fl_call *call);
 
 /* Every thread 0 .. plan.threads-1 of the team calls this once, at the same time. */
 void fl_forward(fl_call *call, int thread);
+
+/* After the team has come together again, on the calling thread: notes whether it was kept waiting. */
+void fl_joined(const fl_call *call);
 
 void fl_release(fl_call *call);
 

@@ -22,38 +22,30 @@ INLINE void tile(const int M, const int NB, real *acc, fl_index acc_next, const 
 {
     const real *row[FL_MAX_TILE];
 
-    UNROLL
-    for (int m = 0; m < M; m++)
+    EACH (m, M)
         row[m] = rows[m];
     for (fl_index slab = 0; slab < K; slab += FL_SLAB) {
         const fl_index end = fl_min(slab + FL_SLAB, K);
         vec sum[FL_MAX_TILE][2 * FL_VECTORS];
 
-        UNROLL
-        for (int m = 0; m < M; m++)
-            UNROLL
-        for (int v = 0; v < NB * FL_VECTORS; v++)
-            sum[m][v] = (vec){0};
+        EACH (m, M)
+            EACH (v, NB * FL_VECTORS)
+                sum[m][v] = (vec){0};
         for (fl_index k = slab; k < end; k++, panel += FL_VECTORS * LANES) {
             vec weight[2 * FL_VECTORS];
-            UNROLL
-            for (int v = 0; v < NB * FL_VECTORS; v++)
+            EACH (v, NB * FL_VECTORS)
                 weight[v] = v_load(panel + v / FL_VECTORS * panel_next + v % FL_VECTORS * LANES);
-            UNROLL
-            for (int m = 0; m < M; m++) {
+            EACH (m, M) {
                 const vec input = v_set(row[m][k]);
-                UNROLL
-                for (int v = 0; v < NB * FL_VECTORS; v++)
+                EACH (v, NB * FL_VECTORS)
                     sum[m][v] = v_fma(input, weight[v], sum[m][v]); /* sum += x[m][k] * W[k] */
             }
         }
-        UNROLL
-        for (int m = 0; m < M; m++)
-            UNROLL
-        for (int v = 0; v < NB * FL_VECTORS; v++) {
-            real *at = acc + v / FL_VECTORS * acc_next + (m * FL_VECTORS + v % FL_VECTORS) * LANES;
-            v_store(at, v_load(at) + sum[m][v]);
-        }
+        EACH (m, M)
+            EACH (v, NB * FL_VECTORS) {
+                real *at = acc + v / FL_VECTORS * acc_next + (m * FL_VECTORS + v % FL_VECTORS) * LANES;
+                v_store(at, v_load(at) + sum[m][v]);
+            }
         __asm__ volatile("" : : : "memory"); /* or GCC keeps acc in registers too, and spills both */
     }
 }
@@ -159,8 +151,7 @@ static void lstm_cell(fl_index n, const void *xW, const void *hR, const void *bi
     for (fl_index row = 0; row < n; row++, x += FL_VECTORS * LANES, r += FL_VECTORS * LANES, c_row += c_pitch, h_row += h_pitch) {
         vec gate[FL_VECTORS], numerator, denominator;
 
-        UNROLL
-        for (int v = 0; v < FL_VECTORS; v++)
+        EACH (v, FL_VECTORS)
             gate[v] = (v_load(x + v * LANES) + v_load(r + v * LANES)) + v_load(b + v * LANES);
         const vec i_inverse = sigmoid_inverse(gate[0]);
         const vec f_inverse = sigmoid_inverse(gate[1]);
@@ -218,7 +209,7 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
 #undef FL_INTEGER
 #undef LANES
 #undef INLINE
-#undef UNROLL
+#undef EACH
 #undef real
 #undef integer
 #undef vec

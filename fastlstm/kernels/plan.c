@@ -18,6 +18,7 @@
 #define BARRIER_NS 350.0 /* the last thread arrives, the others see it */
 #define BARRIER_NS_PER_THREAD 60.0
 
+enum { PATIENCE_NS = 200000 };    /* shorter than a scheduler's time slice, longer than an interrupt */
 enum { CHUNK_BYTES = 160 << 10 }; /* pre-activations of a chunk: leave most of a small L2 to R */
 enum { L1_WEIGHTS = 24 << 10 };   /* weights that stay in L1 from step to step */
 enum { CHUNK_ROWS = 48 };         /* eight full tiles reuse each panel of W often enough */
@@ -125,6 +126,7 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
                     }
                 }
     best.blocks_at_once = blocks_at_once(net, best.unit_groups);
+    best.patience_ns = PATIENCE_NS + (int64_t)(4 * fmax(step_ns(net, &best, B, net->I), step_ns(net, &best, B, net->D * net->P)));
     best.stride = T;
     if (net->L > 1 && net->D == 1) { /* both directions need the whole layer before */
         best.stride = fl_max(1, STRIDE_TOKENS / fl_max(B, 1));

@@ -8,13 +8,16 @@
  *
  * A thread owns a range of hidden units for all rows of its group, so every sum is made by one thread from beginning to end, in one
  * order. Rows stand by falling length: the active ones are always the first n. No vector code here.
+ *
+ * Two threads that divide hidden units wait for each other at every step. If another process takes one of their processors, the other
+ * goes on alone from the next step: half as fast, but not at the mercy of the scheduler's time slices of some milliseconds.
  */
 #include "fastlstm.h"
 #include "team.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include <sys/mman.h>
 
 enum { PANEL_K = 8 * FL_SLAB }; /* elements of a panel taken at a time: 32 KiB of AVX-512 panel, in L1 while all rows pass */
 enum { POLL_WORK = 1 << 20 };   /* multiply-adds between two looks at the clock */
@@ -39,6 +42,9 @@ typedef struct {
     fl_index projected, projected_end; /* its blocks of projected outputs */
     fl_barrier *units, *group;         /* the unit group of one direction; all directions of the row group */
     int units_size, group_size;
+    int unit_group;                /* its number in the unit group */
+    int64_t patience_ns;           /* after waiting for longer, a team of two parts: see go_alone */
+    fl_index chunk;                /* as in the plan */
     char *xW, *hR;                 /* the two parts of the pre-activations: [blocks at once][rows][FL_VECTORS][V] */
     const void **inputs, **hidden; /* rows of x, for a chunk or a step; rows of h */
     int64_t polled;                /* when, ns */
@@ -137,13 +143,6 @@ static void multiply(const fl_kernels *kernels, char *acc, fl_index acc_next, co
 
 /* ---- Stopping ------------------------------------------------------------------------------------------------------------------ */
 
-static int64_t now_ns(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
-}
-
 /* Counts work; thread 0 asks its caller now and then whether to go on. Non-zero: leave at once. */
 static int stopped(place *p, fl_index work)
 {
@@ -151,11 +150,11 @@ static int stopped(place *p, fl_index work)
 
     if (p->thread == 0 && call->poll && (p->work += work) > POLL_WORK) {
         p->work = 0;
-        const int64_t now = now_ns();
+        const int64_t now = fl_now_ns();
         if (now - p->polled > POLL_NS) {
             if (call->poll(call->poll_context))
                 atomic_store_explicit(&call->stop, 1, memory_order_relaxed);
-            p->polled = now_ns();
+            p->polled = fl_now_ns();
         }
     }
     return atomic_load_explicit(&call->stop, memory_order_relaxed);
@@ -346,7 +345,7 @@ static int step(place *p, const layout *l, const pass *q, fl_index t, fl_index n
         if (stopped(p, n * count * (q->layer->I + net->P) * panel))
             return FL_STOPPED;
     }
-    if (net->has_projection && (fl_wait(p->units, p->units_size, &p->call->stop) || project(p, l, q, h_new, n)))
+    if (net->has_projection && (fl_wait(p->units, p->units_size, &p->call->stop, p->patience_ns) || project(p, l, q, h_new, n)))
         return FL_STOPPED;
     return FL_OK;
 }
@@ -371,14 +370,25 @@ static fl_index chunk_product(place *p, const pass *q, fl_index s, fl_index end)
     return rows;
 }
 
+/* This thread takes all hidden units from the next step on. */
+static void go_alone(place *p)
+{
+    p->units_size = p->group_size = 1;
+    p->block = p->projected = p->column = 0;
+    p->block_end = p->net->blocks;
+    p->projected_end = p->net->projected_blocks;
+    p->column_end = p->net->P;
+    p->chunk = 0; /* its buffer has no room for more units */
+}
+
 /* The steps [first, end) in processing order, of one direction of one layer. */
 static int run(place *p, const layout *l, const pass *q, fl_index first, fl_index end)
 {
-    const fl_index chunk = p->call->plan.chunk, row_bytes = FL_VECTORS * p->net->V * p->net->item;
+    const fl_index row_bytes = FL_VECTORS * p->net->V * p->net->item;
 
     for (fl_index s = first; s < end;) {
-        const fl_index chunk_end = fl_min(s + fl_max(chunk, 1), end);
-        const fl_index chunk_rows = chunk ? chunk_product(p, q, s, chunk_end) : 0;
+        fl_index chunk_end = fl_min(s + fl_max(p->chunk, 1), end);
+        const fl_index chunk_rows = p->chunk ? chunk_product(p, q, s, chunk_end) : 0;
         char *xW = p->xW;
 
         if (chunk_rows < 0)
@@ -390,9 +400,15 @@ static int run(place *p, const layout *l, const pass *q, fl_index first, fl_inde
             if (n && step(p, l, q, t, n, xW, chunk_rows, q->state.h[s % 2], h_new))
                 return FL_STOPPED;
             finish_step(p, l, q, h_new, t, n);
-            if (n && fl_wait(p->units, p->units_size, &p->call->stop))
+            if (n && fl_wait(p->units, p->units_size, &p->call->stop, p->patience_ns))
                 return FL_STOPPED;
             xW += chunk_rows ? n * row_bytes : 0;
+            if (p->units_size > 1 && atomic_load_explicit(&p->units->apart, memory_order_relaxed)) {
+                if (p->unit_group > 0)
+                    return FL_STOPPED;
+                go_alone(p);
+                chunk_end = s + 1;
+            }
         }
     }
     return FL_OK;
@@ -425,11 +441,14 @@ static place take_place(fl_call *call, const layout *l, int thread)
         .group = barriers,
         .units_size = plan->unit_groups,
         .group_size = plan->unit_groups * plan->directions,
+        .unit_group = unit_group,
+        .patience_ns = plan->threads / plan->row_groups == 2 ? plan->patience_ns : INT64_MAX,
+        .chunk = plan->chunk,
         .xW = mine,
         .hR = mine + l->xW,
         .inputs = (const void **)(mine + l->xW + l->hR),
         .hidden = (const void **)(mine + l->xW + l->hR + l->inputs),
-        .polled = now_ns(),
+        .polled = fl_now_ns(),
     };
     const fl_index width = net->has_projection ? FL_VECTORS * net->V : net->V;
     p.column = fl_min((net->has_projection ? p.projected : p.block) * width, net->P);
@@ -465,7 +484,7 @@ static int run_layers(place *p, const layout *l, int group)
                 if (run(p, l, &q, first, fl_min(first + stride, call->T)))
                     return FL_STOPPED;
             }
-            if (net->D > 1 && fl_wait(p->group, p->group_size, &call->stop))
+            if (net->D > 1 && fl_wait(p->group, p->group_size, &call->stop, INT64_MAX))
                 return FL_STOPPED;
         }
     return FL_OK;
@@ -481,13 +500,13 @@ void fl_forward(fl_call *call, int thread)
     int status;
 
     if (thread == 0)
-        call->begun = 1;
+        call->begun_ns = fl_now_ns();
     for (fl_index layer = 0; layer < net->L; layer++)
         for (int d = p.direction; d < p.direction + p.directions; d++) {
             const state s = state_of(&p, &l, group, layer * net->D + d);
             load_state(&p, &l, &s, layer * net->D + d);
         }
-    status = fl_wait(p.group, p.group_size, &call->stop) ? FL_STOPPED : run_layers(&p, &l, group);
+    status = fl_wait(p.group, p.group_size, &call->stop, p.patience_ns) ? FL_STOPPED : run_layers(&p, &l, group);
     if (status == FL_OK)
         for (fl_index layer = 0; layer < net->L; layer++)
             for (int d = p.direction; d < p.direction + p.directions; d++) {
@@ -495,6 +514,15 @@ void fl_forward(fl_call *call, int thread)
                 save_state(&p, &l, &s, layer * net->D + d);
             }
     fl_leave_float_state(found);
+    if (thread == 0)
+        call->finished_ns = fl_now_ns();
+}
+
+void fl_joined(const fl_call *call)
+{
+    const int64_t waited = fl_now_ns() - call->finished_ns, worked = call->finished_ns - call->begun_ns;
+    if (waited > call->plan.patience_ns && waited > worked / 2)
+        fl_note_crowd();
 }
 
 /* ---- Before and after ---------------------------------------------------------------------------------------------------------- */
@@ -533,17 +561,34 @@ static int order_rows(fl_call *call)
     return FL_OK;
 }
 
+/* Large scratch comes from the system and goes back to it: from the heap, calls of many shapes would leave holes there. Its pages are
+ * asked for at once, which costs a tenth of touching them one by one, and nothing beside the arithmetic done on them. */
+enum { MAPPED_BYTES = 512 << 10 };
+
+#ifndef MAP_POPULATE
+#define MAP_POPULATE 0
+#endif
+
+static char *take_scratch(fl_index bytes)
+{
+    if (bytes < MAPPED_BYTES)
+        return fl_allocate((size_t)bytes);
+    void *memory = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
 int fl_prepare(fl_call *call)
 {
     const layout l = make_layout(call);
 
-    call->scratch = fl_allocate((size_t)l.bytes);
+    call->scratch_bytes = l.bytes;
+    call->scratch = take_scratch(l.bytes);
     if (!call->scratch)
         return FL_NO_MEMORY;
     call->order = (fl_index *)call->scratch;
     memset(call->scratch + l.order, 0, (size_t)l.barriers);
     atomic_init(&call->stop, 0);
-    call->begun = 0;
+    call->begun_ns = 0;
     const int status = order_rows(call);
     if (status)
         fl_release(call);
@@ -552,6 +597,9 @@ int fl_prepare(fl_call *call)
 
 void fl_release(fl_call *call)
 {
-    free(call->scratch);
+    if (call->scratch_bytes < MAPPED_BYTES)
+        free(call->scratch);
+    else
+        munmap(call->scratch, (size_t)call->scratch_bytes);
     call->scratch = NULL;
 }

@@ -2,9 +2,12 @@
 #ifndef FL_TEAM_H
 #define FL_TEAM_H
 
+#include "claim.h"
+
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <time.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -18,32 +21,50 @@ static inline void fl_pause(void)
 #endif
 }
 
+static inline int64_t fl_now_ns(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+}
+
 typedef struct {
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_int generation;
+    atomic_int late;  /* somebody was missing for longer than patience allows: another process has its processor */
+    atomic_int apart; /* `late`, as the last to arrive saw it: the same for all who leave the barrier */
 } fl_barrier;
 
 /* Spinning longer wastes a core that the missing thread may need; a yield costs about half a microsecond when nobody waits. */
 enum { FL_SPINS = 64 };
 
 /* Waits for `size` threads; what they wrote before is visible after. Returns non-zero if the call was stopped meanwhile. */
-static inline int fl_wait(fl_barrier *barrier, int size, atomic_int *stop)
+static inline int fl_wait(fl_barrier *barrier, int size, atomic_int *stop, int64_t patience_ns)
 {
     if (size == 1)
         return 0;
     const int generation = atomic_load_explicit(&barrier->generation, memory_order_acquire);
     if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) == size - 1) {
         atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&barrier->apart, atomic_load_explicit(&barrier->late, memory_order_relaxed), memory_order_relaxed);
         atomic_store_explicit(&barrier->generation, generation + 1, memory_order_release);
         return 0;
     }
+    int64_t since = 0;
     for (int spins = 0; atomic_load_explicit(&barrier->generation, memory_order_acquire) == generation; spins++) {
         if (atomic_load_explicit(stop, memory_order_relaxed))
             return 1;
-        if (spins < FL_SPINS)
+        if (spins < FL_SPINS) {
             fl_pause();
-        else
-            sched_yield();
+            continue;
+        }
+        if (!since)
+            since = fl_now_ns();
+        sched_yield();
+    }
+    if (since && fl_now_ns() - since > patience_ns) {
+        fl_note_crowd();
+        atomic_store_explicit(&barrier->late, 1, memory_order_relaxed);
     }
     return 0;
 }

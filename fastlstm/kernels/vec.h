@@ -35,10 +35,11 @@ typedef real vec __attribute__((vector_size(FL_WIDTH), may_alias));
 typedef integer ivec __attribute__((vector_size(FL_WIDTH), may_alias));
 
 #define LANES ((fl_index)(FL_WIDTH / sizeof(real)))
+/* A loop over a constant count, unrolled so that arrays of vectors become registers. */
 #ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
+#define EACH(i, n) _Pragma("clang loop unroll(full)") for (int i = 0; i < (n); i++)
 #else
-#define UNROLL _Pragma("GCC unroll 8")
+#define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++)
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
