@@ -1,0 +1,175 @@
+"""Weights that other frameworks stored, without those frameworks.
+
+A format is one module with two functions, named in ``FORMATS``: ``recognises`` looks at the content of a file, ``find`` lists its
+LSTMs. It is imported when a file is to be read. Nothing here executes or imports what a file names, and whatever its bytes, only
+FormatError or OSError is raised.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+
+from fastlstm.errors import FormatError
+from fastlstm.loaders.found import Contents, Found, LSTMInfo, quoted
+from fastlstm.weights import Weights
+
+if TYPE_CHECKING:
+    from fastlstm.loaders.source import SourceFile
+    from fastlstm.lstm import LSTM
+
+__all__ = ["LSTMInfo", "from_torch", "load", "scan"]
+
+
+# Modules of this package, asked in this order
+FORMATS = ("safetensors_file", "torch_file")
+
+
+class Format(Protocol):
+    """What such a module provides."""
+
+    def recognises(self, file: SourceFile, /) -> bool: ...
+    def find(self, file: SourceFile, /) -> Contents: ...
+
+
+def scan(path: str | os.PathLike[str]) -> list[LSTMInfo]:
+    """List the LSTMs in a file, reading sizes and names only.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A ``.pt``/``.pth`` file of ``torch.save`` or a safetensors file; the content decides, not the suffix.
+
+    Returns
+    -------
+    list of LSTMInfo
+        In the order of the file; empty if there is none.
+
+    Raises
+    ------
+    FormatError
+        If the file cannot be read, or holds an LSTM that cannot be loaded exactly; the message names the tensor.
+    OSError
+        If the system refuses.
+    """
+    from fastlstm.loaders.source import opened
+
+    with opened(path) as file:
+        return _contents(file).infos()
+
+
+def load(
+    path: str | os.PathLike[str], name: str | None = None, *, batch_first: bool | None = None, allow_nonfinite: bool = False
+) -> LSTM:
+    """Load an LSTM from a file.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A ``.pt``/``.pth`` file of ``torch.save`` or a safetensors file; the content decides, not the suffix.
+    name : str, optional
+        Which LSTM, as :func:`scan` names it: the prefix of its tensors without the trailing dot. Needed if there are several.
+        Prefixes ``module.`` (DataParallel) and ``_orig_mod.`` (torch.compile) may be left out.
+    batch_first : bool, optional
+        Whether inputs are ``(B, T, I)``; by default what the file says, else False.
+    allow_nonfinite : bool
+        Accept NaN and infinity among the weights.
+
+    Returns
+    -------
+    LSTM
+
+    Raises
+    ------
+    FormatError
+        If the file cannot be read, or holds no LSTM, or several and no name is given, or none of that name, or one that cannot be
+        loaded exactly. The message names the file and the tensor, what was expected and what was found. A ``ValueError``.
+    OSError
+        If the system refuses.
+    """
+    weights, info = _read(path, name, allow_nonfinite)
+    return _made(weights, info, batch_first)
+
+
+def from_torch(module_or_state_dict: Any, name: str | None = None, *, batch_first: bool | None = None) -> LSTM:
+    """Take an LSTM from a live PyTorch module or a state dict.
+
+    Parameters
+    ----------
+    module_or_state_dict : torch.nn.Module or mapping of str to tensor or array
+        ``nn.LSTM``, ``nn.LSTMCell``, a module that contains one (scripted modules too), or a state dict, also nested in others.
+    name : str, optional
+        Which LSTM: the path of the module, the prefix in the state dict. Needed if there are several.
+    batch_first : bool, optional
+        By default that of the module; False for cells and state dicts.
+
+    Returns
+    -------
+    LSTM
+        With a copy of the weights.
+
+    Raises
+    ------
+    FormatError
+        If there is no LSTM, or several and no name is given, or one that cannot be taken exactly. A ``ValueError``.
+    TypeError
+        If it is neither a module nor a mapping.
+    """
+    from fastlstm.loaders import torch_module
+
+    found = torch_module.find(module_or_state_dict).choose(name)
+    return _made(_weights(found), found.info, batch_first)
+
+
+def _contents(file: SourceFile) -> Contents:
+    from fastlstm.loaders.sniff import describe
+
+    for name in FORMATS:
+        loader = cast(Format, import_module(f"{__name__}.{name}"))
+        if loader.recognises(file):
+            return loader.find(file)
+    raise FormatError(describe(file))
+
+
+def _read(path: str | os.PathLike[str], name: str | None, allow_nonfinite: bool) -> tuple[Weights, LSTMInfo | None]:
+    from fastlstm.loaders.source import opened
+
+    with opened(path) as file:
+        found = _contents(file).choose(name)
+        weights = _weights(found)
+        if not allow_nonfinite:
+            _check_finite(weights, found.name)
+        return weights, found.info
+
+
+def _weights(found: Found) -> Weights:
+    assert found.read is not None, "choose() returns what can be read"
+    try:
+        return found.read()
+    except FormatError:
+        raise
+    except ValueError as error:
+        raise FormatError(f"{quoted(found.name)}: {error}") from error
+
+
+def _check_finite(weights: Weights, name: str) -> None:
+    for tensor_name, tensor in weights.named_tensors():
+        with np.errstate(invalid="ignore"):
+            extremes = tensor.min(), tensor.max()  # both NaN if any is; needs no array of booleans
+        if not np.isfinite(extremes).all():
+            count = int(tensor.size - np.isfinite(tensor).sum())
+            raise FormatError(
+                f"{tensor_name} of LSTM {quoted(name)} holds {count} values that are NaN or infinite; "
+                "pass allow_nonfinite=True to load them as they are"
+            )
+
+
+def _made(weights: Weights, info: LSTMInfo | None, batch_first: bool | None) -> LSTM:
+    from fastlstm.lstm import LSTM
+
+    if batch_first is None:
+        batch_first = bool(info is not None and info.batch_first)
+    return LSTM.from_weights(weights, batch_first)

@@ -1,0 +1,132 @@
+"""What a format reports: the recurrent layers in a file or object, and which of them a name means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from fastlstm.errors import FormatError
+from fastlstm.weights import Weights
+
+__all__ = ["Contents", "Found", "LSTMInfo", "listing", "quoted"]
+
+
+@dataclass(frozen=True)
+class LSTMInfo:
+    """One LSTM as a file describes it.
+
+    Attributes
+    ----------
+    name : str
+        What ``load(..., name=)`` calls it: the prefix of its tensors without the trailing dot, ``""`` without a prefix.
+    input_size, hidden_size, num_layers, proj_size : int
+        As in ``torch.nn.LSTM``; ``proj_size`` is 0 without a projection.
+    bidirectional, bias : bool
+    dtype : str
+        The dtype the file stores, such as ``"float16"``; several are joined by ``+``.
+    batch_first : bool or None
+        None where the source does not say.
+    """
+
+    name: str
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bidirectional: bool
+    proj_size: int
+    bias: bool
+    dtype: str
+    batch_first: bool | None = None
+
+    def __str__(self) -> str:
+        extras = [f"num_layers={self.num_layers}"] if self.num_layers != 1 else []
+        extras += [f"{key}=True" for key in ("bidirectional", "batch_first") if getattr(self, key)]
+        extras += ["bias=False"] if not self.bias else []
+        extras += [f"proj_size={self.proj_size}"] if self.proj_size else []
+        return f"{quoted(self.name)}: LSTM({', '.join([str(self.input_size), str(self.hidden_size), *extras])}), {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One recurrent layer; its weights are not read before ``read`` is called.
+
+    Attributes
+    ----------
+    name : str
+        The name shown, unique in its source.
+    info : LSTMInfo or None
+        None if it cannot be loaded.
+    read : function () -> Weights, or None
+        None if it cannot be loaded.
+    problem : str
+        Why it cannot be loaded; empty if it can.
+    is_lstm : bool
+        False for a GRU or a plain RNN: understood, and not what is looked for.
+    aliases : tuple of str
+        Other names that mean it, as long as they mean nothing else.
+    """
+
+    name: str
+    info: LSTMInfo | None = None
+    read: Callable[[], Weights] | None = None
+    problem: str = ""
+    is_lstm: bool = True
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All recurrent layers of one source, and in ``summary`` what else it is, for the message when there is none."""
+
+    found: Sequence[Found]
+    summary: str
+
+    def infos(self) -> list[LSTMInfo]:
+        lstms = [item for item in self.found if item.is_lstm]
+        for item in lstms:
+            if item.problem:
+                others = [other.name for other in lstms if other is not item]
+                hint = f"; the other LSTMs, for load(..., name=): {listing(others)}" if others else ""
+                raise FormatError(item.problem + hint)
+        return [item.info for item in lstms if item.info is not None]
+
+    def choose(self, name: str | None) -> Found:
+        """Return the only LSTM, or the one that ``name`` means; it can be read.
+
+        Raises
+        ------
+        FormatError
+            If there is none, or several and no name, or if that one cannot be loaded.
+        """
+        lstms = [item for item in self.found if item.is_lstm]
+        names = listing(item.name for item in lstms)
+        if name is None:
+            if not lstms:
+                others = "".join(f"; {item.problem}" for item in self.found[:5])
+                raise FormatError(f"no LSTM found: {self.summary}{others}")
+            if len(lstms) > 1:
+                raise FormatError(f"{len(lstms)} LSTMs found, pass one of these as name=: {names}")
+            matches = lstms
+        else:
+            matches = [item for item in self.found if item.name == name]
+            matches = matches or [item for item in self.found if name in item.aliases]
+            if not matches:
+                raise FormatError(f"no LSTM is named {quoted(name)}; present: {names or 'none, ' + self.summary}")
+            if len(matches) > 1:
+                raise FormatError(f"name {quoted(name)} means several: {listing(item.name for item in matches)}")
+        if matches[0].problem:
+            raise FormatError(matches[0].problem)
+        return matches[0]
+
+
+def quoted(text: str) -> str:
+    """``repr`` cut to 100 characters: the only way a name from a file enters a message."""
+    shown = repr(text[:100])
+    return shown if len(shown) <= 100 else shown[:97] + "..."
+
+
+def listing(names: Iterable[str], limit: int = 20) -> str:
+    """``'a', 'b', 'c' and 4 more``."""
+    every = list(names)
+    more = f" and {len(every) - limit} more" if len(every) > limit else ""
+    return ", ".join(quoted(name) for name in every[:limit]) + more

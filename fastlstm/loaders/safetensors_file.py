@@ -1,0 +1,182 @@
+"""Safetensors files: a header in JSON, then the tensors' bytes. Also what ``LSTM.save`` writes.
+
+References
+----------
+https://github.com/huggingface/safetensors, section "Format".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastlstm.errors import FormatError
+from fastlstm.loaders import nested
+from fastlstm.loaders.floats import STORED, to_floats
+from fastlstm.loaders.found import Contents, quoted
+from fastlstm.loaders.source import SourceFile
+from fastlstm.loaders.torch_names import Array, Group
+from fastlstm.loaders.torch_names import find as find_lstms
+from fastlstm.weights import MAX_SIZE, Weights
+
+__all__ = ["find", "recognises", "write_safetensors"]
+
+MAX_HEADER = 16 << 20  # bytes: 150,000 tensors
+DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+METADATA_KEY = "fastlstm"  # in ``__metadata__``; a JSON object, for metadata may hold text only
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the header; ``dtype`` is torch's name for the dtypes that can be read."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def recognises(file: SourceFile) -> bool:
+    """The header begins with ``{``; a text that begins with one too is JSON, unless it is a length that fits."""
+    length = int.from_bytes(file.head[:8], "little")
+    return file.head[8:9] == b"{" and (file.head[:1] != b"{" or length <= file.size - 8)
+
+
+def find(file: SourceFile) -> Contents:
+    """List the LSTMs of the file.
+
+    Raises
+    ------
+    FormatError
+        If it is broken, by our checks or those of the safetensors library.
+    """
+    header, data_start = _header(file)
+    batch_first = _batch_first(header.pop("__metadata__", {}))
+    tensors = {name: _entry(name, value) for name, value in header.items()}
+
+    def read(entries: Sequence[Entry]) -> list[Array]:
+        arrays = []
+        for entry in entries:
+            raw = file.read(data_start + entry.start, entry.stop - entry.start)
+            stored: Array = np.frombuffer(raw, STORED[entry.dtype].newbyteorder("<")).reshape(entry.shape)
+            arrays.append(to_floats(stored, entry.dtype))
+        return arrays
+
+    group = Group((), tensors)
+    found = find_lstms([group], read, file.weights_limit, batch_first)
+    return nested.contents("a safetensors file", found, [group])
+
+
+def _header(file: SourceFile) -> tuple[dict[str, Any], int]:
+    """Return the JSON object and where the data begin.
+
+    The library checks that the tensors cover the data without overlap or hole, and that JSON is not deep; it takes the last of
+    two equal names, and Python's reader takes 20 times the memory of the text, so that is checked here, and first.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    length = int.from_bytes(file.head[:8], "little")
+    if length > file.size - 8:
+        raise FormatError(f"truncated safetensors file: a header of {length} bytes declared, {file.size - 8} follow")
+    if length > MAX_HEADER:
+        raise FormatError(f"a safetensors header of {length} bytes, more than {MAX_HEADER}")
+    text = file.read(8, length)
+    memory = 2 * length + 150 * (text.count(b"{") + text.count(b"[")) + 120 * text.count(b",") + 50 * text.count(b'"')
+    if memory + (0 if text.isascii() else 6 * length) > file.objects_limit:
+        raise FormatError(f"the safetensors header describes more than a file of {file.size} bytes holds")
+    try:
+        with safe_open(file.path, framework="numpy"):
+            pass
+        header = json.loads(text, object_pairs_hook=_unique)
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"broken safetensors file: {str(error)[:200]}") from None
+    if not isinstance(header, dict):
+        raise FormatError(f"broken safetensors file: the header is {type(header).__name__}")
+    return header, 8 + length
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise FormatError(f"the safetensors header has {quoted(twice)} twice")
+    return result
+
+
+def _entry(name: str, value: Any) -> Entry:
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise FormatError(f"tensor {quoted(name)} needs dtype, shape and data_offsets in the safetensors header, and only these")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
+        raise FormatError(f"tensor {quoted(name)}: dtype, shape or data_offsets are of a wrong type in the safetensors header")
+    if any(size > MAX_SIZE for size in shape):
+        raise FormatError(f"tensor {quoted(name)} has shape {tuple(shape)!s:.100}: no dimension may exceed {MAX_SIZE}")
+    entry = Entry(DTYPES.get(dtype, dtype), tuple(shape), offsets[0], offsets[1])
+    if entry.dtype in STORED:
+        expected = STORED[entry.dtype].itemsize
+        for size in shape:
+            expected *= size
+        if entry.stop - entry.start != expected:
+            raise FormatError(f"tensor {quoted(name)} must have {expected} bytes, got {entry.stop - entry.start}")
+    return entry
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
+
+
+def _batch_first(metadata: Any) -> bool | None:
+    """What ``write_safetensors`` recorded, None in files of others."""
+    text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
+    if text is None:
+        return None
+    try:
+        ours = json.loads(text, object_pairs_hook=_unique) if isinstance(text, str) and len(text) <= 1000 else None
+    except (json.JSONDecodeError, RecursionError):
+        ours = None
+    if not isinstance(ours, dict) or ours.keys() != {"batch_first"} or not isinstance(ours["batch_first"], bool):
+        raise FormatError(f"metadata {METADATA_KEY!r} must be an object with batch_first alone, got {quoted(str(text)[:200])}")
+    return ours["batch_first"]
+
+
+def write_safetensors(path: str | os.PathLike[str], weights: Weights, batch_first: bool) -> None:
+    """Write a network under PyTorch's names, so that ``nn.LSTM.load_state_dict`` reads it too.
+
+    The file appears at once or not at all: it is written beside its place and then moved there.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Replaced if it exists.
+    weights : Weights
+    batch_first : bool
+        Kept in the file's metadata.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    target = os.path.realpath(path)
+    temporary = f"{target}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in weights.named_tensors()}
+    data = save(tensors, {METADATA_KEY: json.dumps({"batch_first": bool(batch_first)})})
+    try:
+        # Not safetensors' save_file: that makes files which only their owner may read
+        with open(temporary, "xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)

@@ -1,0 +1,58 @@
+"""What a file is that no loader reads: said by name, so that its owner knows what to do."""
+
+from __future__ import annotations
+
+from fastlstm.loaders.found import listing
+from fastlstm.loaders.source import SourceFile
+
+__all__ = ["describe"]
+
+# (offset, bytes there, what it is)
+SIGNATURES = (
+    (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself: fetch that with git lfs pull"),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras .h5)"),
+    (4, b"TFL3", "a TFLite model"),
+    (0, b"\x93NUMPY", "a single NumPy array (.npy)"),
+    (0, b"GGUF", "a GGUF file"),
+    (257, b"ustar", "a tar archive (a NeMo model, or PyTorch before 0.2): unpack it, or with torch save its state_dict again"),
+    (0, b"\x1f\x8b", "a file compressed with gzip: unpack it first"),
+    (0, b"BZh", "a file compressed with bzip2: unpack it first"),
+    (0, b"\xfd7zXZ", "a file compressed with xz: unpack it first"),
+    (0, b"\x28\xb5\x2f\xfd", "a file compressed with zstd: unpack it first"),
+    (0, b"7z\xbc\xaf", "a 7z archive: unpack it first"),
+)
+
+# (end of a member's name, what the zip file is)
+MEMBERS = (
+    ("model.weights.h5", "a Keras model (.keras)"),
+    ("archive_format", "a torch.export archive (.pt2): with torch, save the state_dict of the model in it"),
+    (".npy", "a NumPy archive (.npz)"),
+    (".pth", "a zip file with PyTorch files in it: unpack it and load one of them"),
+    (".pt", "a zip file with PyTorch files in it: unpack it and load one of them"),
+)
+
+
+def describe(file: SourceFile) -> str:
+    """Return a sentence about a file that no loader recognises."""
+    head = file.head
+    if not head:
+        return "the file is empty"
+    if file.archive is not None:
+        names = list(file.archive.members)
+        kinds = (what for end, what in MEMBERS if any(name.endswith(end) for name in names))
+        what = next(kinds, "a zip file that no torch.save wrote, without a <name>/data.pkl")
+        return f"this is {what}; its members: {listing(names, 5) or 'none'}"
+    for offset, signature, what in SIGNATURES:
+        if head[offset : offset + len(signature)] == signature:
+            return f"this is {what}"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:200].lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "this is an HTML page, perhaps a login or error page that was downloaded in place of the file"
+    if text.startswith(b"<?xml"):
+        return "this is XML (an OpenVINO model?)"
+    if text.startswith((b"{", b"[")):
+        return "this is JSON text"
+    # An ONNX model begins with its version; then comes the producer, an operator set or the graph
+    if head[0] == 0x08 and head[1:2] < b"\x20" and head[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a", b"\x42"):
+        return "this is an ONNX model"
+    return "this is not a zip file, a pickle or a safetensors file, nor anything else that is known"

@@ -1,0 +1,105 @@
+"""A file opened with care: regular files only, exact reads, sizes known before memory is asked for."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import BinaryIO
+
+from fastlstm.errors import FormatError
+from fastlstm.loaders.archive import Archive
+
+__all__ = ["SourceFile", "opened"]
+
+HEAD = 4096  # bytes a format may look at to recognise its files
+
+# The promise is a peak of 4 times the file plus 64 MB. Parsing comes first and is over when weights are read, so either may use
+# most of it. Float16 doubles as float32, and deflated weights may be larger than their file: hence 2 times, and a floor
+# under which a small file may inflate as it likes.
+WEIGHTS_FLOOR = 16 << 20
+OBJECTS_FLOOR = 40 << 20
+WEIGHTS_CEILING = 8 << 30  # bytes: 2e9 parameters, 40 times the largest LSTM published; a sparse file may claim any size
+
+
+class SourceFile:
+    """An open file: its first bytes, its size, and reads that return all that was asked for or raise."""
+
+    def __init__(self, stream: BinaryIO, size: int, path: str = "") -> None:
+        self.stream = stream
+        self.size = size
+        self.path = path
+        self.head = self.read(0, min(size, HEAD))
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise FormatError(f"truncated: {length} bytes expected at offset {offset}, the file has {self.size}")
+        self.stream.seek(offset)
+        data = self.stream.read(length)
+        if len(data) != length:
+            raise FormatError(f"truncated while it was read: {length} bytes expected at offset {offset}, got {len(data)}")
+        return data
+
+    @property
+    def weights_limit(self) -> int:
+        """Most bytes the weights of one LSTM may take, stored or expanded."""
+        return min(2 * self.size + WEIGHTS_FLOOR, WEIGHTS_CEILING)
+
+    @property
+    def objects_limit(self) -> int:
+        """Most bytes the names, numbers and containers around the weights may take."""
+        return 2 * self.size + OBJECTS_FLOOR
+
+    @cached_property
+    def archive(self) -> Archive | None:
+        """The members, if this is a zip file.
+
+        Raises
+        ------
+        FormatError
+            If it is a broken one.
+        """
+        return Archive(self.stream, self.size) if self.head[:4] in (b"PK\x03\x04", b"PK\x05\x06") else None
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[SourceFile]:
+    """Open ``path`` without waiting: opening a FIFO would block until somebody writes.
+
+    Raises
+    ------
+    FormatError
+        If it is not a regular file; also prefixed with the file's name to each FormatError raised inside.
+    OSError
+        If the system refuses.
+    """
+    name = os.fspath(path)
+    if not isinstance(name, str):
+        raise TypeError(f"path must be str or os.PathLike, got {type(path).__name__}")
+    try:
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        try:
+            descriptor = os.open(name, flags | getattr(os, "O_NOCTTY", 0))
+        except ValueError as error:  # a NUL byte in the path
+            raise FormatError(f"not a path: {error}") from None
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            raise FormatError(f"{_kind(status.st_mode)}, not a regular file")
+        with open(descriptor, "rb") as stream:
+            yield SourceFile(stream, status.st_size, name)
+    except FormatError as error:
+        raise FormatError(f"{name!r:.200}: {error}") from None
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a directory",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFCHR: "a character device",
+        stat.S_IFBLK: "a block device",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "something special")

@@ -1,0 +1,515 @@
+"""Broken files, made with a plan: the crafted ones of ``test_hostile_files.py`` and mutations of good ones.
+
+Run alone it tries many more than the tests do: ``python tests/mutate.py --count 100000 --seed 1 zip legacy safetensors``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import pickletools
+import random
+import re
+import struct
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+GOLDEN = Path(__file__).parent / "golden"
+
+# ---- Pickles, opcode by opcode -------------------------------------------------------------------------------------------------
+
+
+def text(value: str) -> bytes:
+    data = value.encode("utf-8", "surrogatepass")
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def integer(value: int) -> bytes:
+    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+def several(*items: bytes) -> bytes:
+    return b"(" + b"".join(items) + b"t"
+
+
+def named(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+def call(function: bytes, *args: bytes) -> bytes:
+    return function + several(*args) + b"R"
+
+
+def mapping(items: Mapping[str, bytes] | Iterable[tuple[str, bytes]]) -> bytes:
+    pairs = items.items() if isinstance(items, Mapping) else items
+    return b"}(" + b"".join(text(key) + value for key, value in pairs) + b"u"
+
+
+def pickled(value: bytes) -> bytes:
+    return b"\x80\x02" + value + b"."
+
+
+def storage(key: str, size: int, kind: str = "FloatStorage", location: str = "cpu", *more: bytes) -> bytes:
+    return several(text("storage"), named("torch", kind), text(key), text(location), integer(size), *more) + b"Q"
+
+
+def tensor(
+    key: str,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None = None,
+    offset: int = 0,
+    size: int | None = None,
+    kind: str = "FloatStorage",
+    legacy: bool = False,
+    location: str = "cpu",
+) -> bytes:
+    """``torch._utils._rebuild_tensor_v2`` with its arguments; contiguous by default, in a storage that just holds it."""
+    if strides is None:
+        strides = contiguous(shape)
+    if size is None:
+        size = product(shape)
+    return call(
+        named("torch._utils", "_rebuild_tensor_v2"),
+        storage(key, size, kind, location, *([b"N"] if legacy else [])),
+        integer(offset),
+        several(*map(integer, shape)),
+        several(*map(integer, strides)),
+        b"\x89",
+        named("collections", "OrderedDict") + b")R",
+    )
+
+
+def product(shape: tuple[int, ...]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result
+
+
+def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(product(shape[index + 1 :]) for index in range(len(shape)))
+
+
+# A network of three inputs and two hidden units, small enough that every byte of its file is mutated in a few thousand tries
+SHAPES = {"weight_ih_l0": (8, 3), "weight_hh_l0": (8, 2), "bias_ih_l0": (8,), "bias_hh_l0": (8,)}
+
+
+def values(shape: tuple[int, ...], seed: int) -> list[float]:
+    return [((index * 7 + seed * 3) % 31 - 15) / 32 for index in range(product(shape))]
+
+
+def network(prefix: str = "", legacy: bool = False, **replaced: bytes) -> bytes:
+    """A state dict of :data:`SHAPES`; ``replaced`` gives other opcodes for some of its tensors."""
+    items = {name: tensor(str(index), shape, legacy=legacy) for index, (name, shape) in enumerate(SHAPES.items())}
+    return mapping({prefix + name: value for name, value in {**items, **replaced}.items()})
+
+
+def storages() -> dict[str, bytes]:
+    """The members of the zip file that hold the tensors of :func:`network`."""
+    return {
+        f"data/{index}": struct.pack(f"<{product(shape)}f", *values(shape, index)) for index, shape in enumerate(SHAPES.values())
+    }
+
+
+def zipped(
+    value: bytes, records: Mapping[str, bytes] | None = None, root: str = "archive/", method: int = 0, **more: bytes
+) -> bytes:
+    """A file of ``torch.save``: ``value`` pickled, then the storages, by default those of :func:`network`."""
+    members = {
+        "data.pkl": pickled(value),
+        "byteorder": b"little",
+        **(storages() if records is None else records),
+        "version": b"3\n",
+    }
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for name, data in {**members, **more}.items():
+            archive.writestr(root + name, data)
+    return stream.getvalue()
+
+
+LEGACY_START = pickled(integer(0x1950A86A20F9469CFC6C)) + pickled(integer(1001)) + pickled(mapping({"little_endian": b"\x88"}))
+
+
+def legacy(value: bytes, records: Mapping[str, bytes] | None = None, itemsize: int = 4) -> bytes:
+    """The same as PyTorch wrote it before 1.6: pickles, then the storages in a row, each after its number of elements."""
+    records = storages() if records is None else records
+    keys = b"](" + b"".join(text(key.removeprefix("data/")) for key in records) + b"e"
+    data = b"".join(struct.pack("<q", len(record) // itemsize) + record for record in records.values())
+    return LEGACY_START + pickled(value) + pickled(keys) + data
+
+
+def safetensors(header: object | None = None, data: bytes | None = None, length: int | None = None) -> bytes:
+    """A safetensors file; ``header`` is JSON text or what becomes it, by default that of :func:`network`."""
+    if header is None:
+        header, position = {}, 0
+        for name, shape in SHAPES.items():
+            header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [position, position + 4 * product(shape)]}
+            position += 4 * product(shape)
+    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (
+        struct.pack("<Q", len(encoded) if length is None else length)
+        + encoded
+        + (b"".join(storages().values()) if data is None else data)
+    )
+
+
+# ---- Mutations -----------------------------------------------------------------------------------------------------------------
+
+Random = random.Random
+
+NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    9,
+    16,
+    24,
+    127,
+    128,
+    255,
+    256,
+    *(2**bits + more for bits in (16, 31, 32, 40, 62, 63) for more in (-1, 0)),
+)
+WORDS = (
+    "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "weight_hr_l0", "weight_ih_l1", "weight_ih_l0_reverse", "weight_ih",
+    "weight_hh_l0_g", "weight_hh_l0_scale", "storage", "cpu", "0", "1", "../x", "", "\0", "\ud800", "a" * 600, "." * 80,
+    "module.weight_ih_l0", "parametrizations.weight_hh_l0.original0", "byteorder", "fastlstm", "__metadata__",
+)  # fmt: skip
+GLOBALS = (
+    b"cos\nsystem\n", b"cbuiltins\ngetattr\n", b"c__builtin__\neval\n", b"ctorch\nHalfStorage\n", b"ctorch\nBFloat16Storage\n",
+    b"ctorch\nLongStorage\n", b"ctorch\nDoubleStorage\n", b"ctorch._utils\n_rebuild_parameter\n", b"ccollections\nOrderedDict\n",
+    b"ctorch\nSize\n", b"cnumpy\ndtype\n", b"cargparse\nNamespace\n", b"c_codecs\nencode\n", b"ctorch\nfloat32\n",
+    b"ctorch._utils\n_rebuild_tensor_v3\n", b"ctorch._utils\n_rebuild_tensor\n",
+)  # fmt: skip
+OPCODES = b"(.012BCDFGIJKLMNPQRSTUVXabcdeghijloqrstup}])" + bytes(range(0x80, 0x98))
+
+
+def mutate_bytes(data: bytes, rng: Random) -> bytes:
+    """Flip, overwrite, insert, delete, repeat, cut off, append: anywhere."""
+    start = rng.randrange(len(data) + 1)
+    stop = min(len(data), start + rng.choice((1, 1, 1, 2, 4, 8, 64)))
+    action = rng.randrange(8)
+    if action == 0 and start < len(data):
+        return data[:start] + bytes([data[start] ^ 1 << rng.randrange(8)]) + data[start + 1 :]
+    if action == 1:
+        return data[:start] + rng.randbytes(stop - start) + data[stop:]
+    if action == 2:
+        return data[:start] + rng.randbytes(rng.choice((1, 4, 8))) + data[start:]
+    if action == 3:
+        return data[:start] + data[stop:]
+    if action == 4:
+        return data[:stop] + data[start:stop] * rng.choice((1, 2, 50)) + data[stop:]
+    if action == 5:
+        return data[:start]
+    if action == 6:
+        return data + rng.randbytes(rng.choice((1, 22, 100)))
+    width = rng.choice("BHIQ")
+    return (
+        data[:start]
+        + struct.pack("<" + width, rng.choice(NUMBERS) % 2 ** (8 * struct.calcsize(width)))
+        + data[start + struct.calcsize(width) :]
+    )
+
+
+def mutate_pickle(data: bytes, rng: Random) -> bytes:
+    """Change whole opcodes, so that what follows is still read as it was meant."""
+    try:
+        positions = [position for _, _, position in pickletools.genops(data)]
+    except Exception:
+        return mutate_bytes(data, rng)
+    index = rng.randrange(len(positions))
+    start = positions[index]
+    stop = positions[index + 1] if index + 1 < len(positions) else len(data)
+    opcode = data[start:stop]
+    other = rng.randrange(len(positions))
+    chosen = data[positions[other] : positions[other + 1] if other + 1 < len(positions) else len(data)]
+    action = rng.randrange(9)
+    if opcode[:1] in b"KMJ\x8a" and rng.random() < 0.6:
+        new = integer(rng.choice(NUMBERS) * rng.choice((1, 1, 1, -1)))
+    elif opcode[:1] in b"X\x8c" and rng.random() < 0.6:
+        new = rng.choice((text(rng.choice(WORDS)), b"X" + struct.pack("<I", rng.choice(NUMBERS) % 2**32) + opcode[5:]))
+    elif opcode[:1] == b"c" and rng.random() < 0.8:
+        new = rng.choice(GLOBALS)
+    elif opcode[:1] in b"qhrj" and rng.random() < 0.8:
+        new = (
+            rng.choice((b"q", b"h")) + bytes([rng.randrange(256)])
+            if rng.random() < 0.5
+            else rng.choice((b"r", b"j")) + rng.randbytes(4)
+        )
+    elif action == 0:
+        new = b""
+    elif action == 1:
+        new = opcode * rng.choice((2, 3, 100))
+    elif action == 2:
+        new = chosen
+    elif action == 3:
+        new = opcode + chosen
+    elif action == 4:
+        new = bytes([rng.choice(OPCODES)]) + opcode[1:]
+    elif action == 5:
+        new = bytes([rng.choice(OPCODES)])
+    elif action == 6:
+        new = opcode + bytes(rng.choice(OPCODES) for _ in range(rng.randrange(1, 6)))
+    elif action == 7:
+        new = b"h" + bytes([rng.randrange(40)])
+    else:
+        return mutate_bytes(data, rng)
+    return data[:start] + new + data[stop:]
+
+
+def mutate_zip(data: bytes, rng: Random) -> bytes:
+    """Change the pickle, the members or the directory of a zip file, or its bytes."""
+    action = rng.randrange(10)
+    if action < 5:
+        members = _members(data)
+        names = list(members)
+        name = next((name for name in names if name.endswith("data.pkl")), "") if action < 4 else rng.choice([*names, ""])
+        if not name:
+            return mutate_bytes(data, rng)
+        if action < 4:
+            members[name] = mutate_pickle(members[name], rng)
+        else:
+            change = rng.randrange(5)
+            if change == 0:
+                del members[name]
+            elif change == 1:
+                members[rng.choice(WORDS).encode("ascii", "replace").decode().replace("\0", "") or "x"] = members.pop(name)
+            elif change == 2:
+                members[name] = mutate_bytes(members[name], rng)
+            elif change == 3:
+                members[name] = members[rng.choice(names)]
+            else:
+                members[
+                    rng.choice(("archive/constants.pkl", "archive/code/x.py", "b/data.pkl", "/x", "a/../b", "archive/extra"))
+                ] = b"x"
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        return stream.getvalue()
+    if action < 9:
+        return _mutate_record(data, rng)
+    return mutate_bytes(data, rng)
+
+
+def _members(data: bytes) -> dict[str, bytes]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return {name: archive.read(name) for name in archive.namelist() if name}
+    except Exception:
+        return {}  # mutated before
+
+
+# Of each record: signature, and its fields as (offset, bytes)
+RECORDS = (
+    (b"PK\x03\x04", ((4, 2), (6, 2), (8, 2), (14, 4), (18, 4), (22, 4), (26, 2), (28, 2))),
+    (b"PK\x01\x02", ((4, 2), (6, 2), (8, 2), (10, 2), (16, 4), (20, 4), (24, 4), (28, 2), (30, 2), (32, 2), (34, 2), (42, 4))),
+    (b"PK\x05\x06", ((4, 2), (6, 2), (8, 2), (10, 2), (12, 4), (16, 4), (20, 2))),
+)  # fmt: skip
+
+
+def _mutate_record(data: bytes, rng: Random) -> bytes:
+    signature, fields = rng.choice(RECORDS)
+    starts = []
+    start = data.find(signature)
+    while start >= 0:
+        starts.append(start)
+        start = data.find(signature, start + 1)
+    if not starts:
+        return mutate_bytes(data, rng)
+    offset, width = rng.choice(fields)
+    place = rng.choice(starts) + offset
+    old = int.from_bytes(data[place : place + width], "little")
+    new = rng.choice((rng.choice(NUMBERS), old + 1, old - 1, old ^ 1 << rng.randrange(8 * width), 8, len(data)))
+    return data[:place] + (new % 2 ** (8 * width)).to_bytes(width, "little") + data[place + width :]
+
+
+def mutate_legacy(data: bytes, rng: Random) -> bytes:
+    """Change one of the five pickles, or the storages behind them."""
+    stream = io.BytesIO(data)
+    parts = []
+    try:
+        for _ in range(5):
+            start = stream.tell()
+            for _ in pickletools.genops(stream):
+                pass
+            parts.append(data[start : stream.tell()])
+    except Exception:
+        return mutate_bytes(data, rng)
+    rest = data[stream.tell() :]
+    index = rng.choice((0, 1, 2, 3, 3, 3, 3, 3, 3, 4, 4, 5, 5, 6))
+    if index == 6:
+        return mutate_bytes(data, rng)
+    if index == 5:
+        return b"".join(parts) + mutate_bytes(rest, rng)
+    parts[index] = mutate_pickle(parts[index], rng)
+    return b"".join(parts) + rest
+
+
+def mutate_safetensors(data: bytes, rng: Random) -> bytes:
+    """Change fields of the header, its length, or bytes."""
+    length = int.from_bytes(data[:8], "little")
+    action = rng.randrange(10)
+    if action == 0:
+        return struct.pack("<Q", rng.choice((*NUMBERS, length + 1, length - 1, 2**64 - 1)) % 2**64) + data[8:]
+    try:
+        header = json.loads(data[8 : 8 + length])
+    except Exception:
+        header = None
+    if action < 3 or not isinstance(header, dict) or not header:
+        return mutate_bytes(data, rng)
+    if action == 3:
+        encoded = mutate_bytes(data[8 : 8 + length], rng)
+        return struct.pack("<Q", len(encoded)) + encoded + data[8 + length :]
+    name = rng.choice(list(header))
+    entry = header[name]
+    if action == 4:
+        header[rng.choice(WORDS)] = header.pop(name) if rng.random() < 0.7 else entry
+    elif action == 5 and isinstance(entry, dict):
+        key = rng.choice(("dtype", "shape", "data_offsets", "extra"))
+        wrong = (None, 1, -1, 2.5, True, "F32", "x", [], [[]], {}, {"a": 1}, [1, 2], "F16", 10**30)
+        entry[key] = rng.choice(wrong)
+    elif action == 6 and isinstance(entry, dict):
+        entry["dtype"] = rng.choice(("F16", "BF16", "F32", "F64", "I8", "I32", "F8_E4M3", "C64", "BOOL", "F4"))
+    elif action in (7, 8) and isinstance(entry, dict) and "shape" in entry:
+        numbers = entry.get(rng.choice(("shape", "data_offsets")))
+        if isinstance(numbers, list) and numbers:
+            numbers[rng.randrange(len(numbers))] = rng.choice((*NUMBERS, -1))
+        if rng.random() < 0.5 and isinstance(numbers, list):
+            numbers.reverse()
+    else:
+        header["__metadata__"] = rng.choice(
+            (
+                {"fastlstm": rng.choice(("", "{}", '{"batch_first": 1}', '{"batch_first": true}', "[" * 999))},
+                {"a": "b"},
+                [],
+                {"a": 1},
+            )
+        )
+    encoded = json.dumps(header).encode()
+    if action == 4 and rng.random() < 0.3:
+        encoded = encoded.replace(b"{", b'{"weight_ih_l0": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}, ', 1)
+    return struct.pack("<Q", len(encoded)) + encoded + data[8 + length :]
+
+
+Mutation = Callable[[bytes, Random], bytes]
+
+
+def formats() -> dict[str, tuple[list[bytes], Mutation]]:
+    """For each format some good files, and how to mutate one."""
+
+    def golden(*names: str) -> list[bytes]:
+        return [(GOLDEN / name).read_bytes() for name in names]
+
+    return {
+        "zip": ([zipped(network()), *golden("float16.pt", "weight_norm_new.pt", "views.pt")], mutate_zip),
+        "legacy": ([legacy(network(legacy=True)), *golden("legacy.pt")], mutate_legacy),
+        "safetensors": (
+            [safetensors(), *golden("bidirectional_projection.safetensors", "bfloat16.safetensors")],
+            mutate_safetensors,
+        ),
+    }
+
+
+def mutants(name: str, count: int, seed: int = 0) -> Iterable[bytes]:
+    """``count`` mutated files; a third of them mutated twice, some three times."""
+    rng = Random(f"{name} {seed}")
+    good, mutate = formats()[name]
+    for _ in range(count):
+        data = rng.choice((good[0], rng.choice(good)))
+        for _ in range(rng.choice((1, 1, 1, 1, 2, 2, 3))):
+            data = mutate(data, rng)
+        yield data
+
+
+class Report:
+    """What became of the files: by message without its details, how many; the slowest; how many were loaded."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.slowest = 0.0
+        self.loaded = 0
+        self.count = 0
+
+    def __str__(self) -> str:
+        lines = [f"{self.count} files, {self.loaded} loaded, slowest {self.slowest * 1e3:.0f} ms"]
+        return "\n".join(lines + [f"{count:8} {outcome}" for outcome, count in self.outcomes.most_common()])
+
+
+def attack(path: str, data: bytes, report: Report) -> None:
+    """Write one file, scan it and load it; any exception but the two promised ones goes on to the caller, with the file kept."""
+    from fastlstm import FormatError
+    from fastlstm.loaders import load, scan
+
+    with open(path, "wb") as stream:
+        stream.write(data)
+    report.count += 1
+    start = time.perf_counter()
+    for act in (scan, load):
+        try:
+            result = act(path)
+        except (FormatError, OSError) as error:
+            kind = re.sub("-?[0-9]+", "#", re.split("['\"]", str(error).split(": ", 1)[-1])[0])
+            report.outcomes[kind[:50].strip() or "tensor names"] += 1
+            if len(str(error)) > 2000:
+                raise AssertionError(f"a message of {len(str(error))} characters") from error
+        else:
+            report.loaded += act is load
+            report.outcomes[f"{act.__name__} returned a {type(result).__name__}"] += 1
+    report.slowest = max(report.slowest, time.perf_counter() - start)
+
+
+def limit_memory(extra: int) -> None:
+    """Make allocations fail that take the process over its present size by more than ``extra`` bytes."""
+    import resource
+
+    with open("/proc/self/statm") as statm:
+        size = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + extra, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("format", nargs="*", default=list(formats()))
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        for name in options.format:
+            report = Report()
+            path = os.path.join(folder, "mutant")
+            warm = formats()[name][0]
+            for data in warm:
+                attack(path, data, report)
+            assert report.loaded == len(warm), f"the files to be mutated must be good ones\n{report}"
+            if sys.platform == "linux":
+                limit_memory(64 << 20)
+            report = Report()
+            start = time.perf_counter()
+            try:
+                for data in mutants(name, options.count, options.seed):
+                    attack(path, data, report)
+            except BaseException:
+                kept = f"mutant-{name}-{options.seed}-{report.count}"
+                Path(kept).write_bytes(data)
+                print(f"the file is kept as {kept}", file=sys.stderr)
+                raise
+            print(f"{name}: {time.perf_counter() - start:.1f} s, {report}")
+            assert report.slowest < 1, "a file took more than a second"
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    main()

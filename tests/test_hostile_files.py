@@ -1,0 +1,762 @@
+"""Files made to harm: nothing they name is executed, only FormatError or OSError is raised, memory and time stay bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import re
+import struct
+import subprocess
+import sys
+import tarfile
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mutate
+import numpy as np
+import pytest
+from mutate import (
+    SHAPES,
+    call,
+    integer,
+    legacy,
+    mapping,
+    named,
+    network,
+    pickled,
+    safetensors,
+    several,
+    storages,
+    tensor,
+    text,
+    zipped,
+)
+
+from fastlstm import FormatError
+from fastlstm.loaders import load, scan
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+RECIPE = "torch.save(model.state_dict(), path)"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+MB = 1 << 20
+
+Build = Callable[[], bytes]
+
+
+def replaced(old: bytes, new: bytes, data: Build, count: int = -1) -> Build:
+    def build() -> bytes:
+        good = data()
+        assert old in good
+        return good.replace(old, new, count)
+
+    return build
+
+
+def zip_of(members: list[tuple[str, bytes]], method: int = zipfile.ZIP_STORED, comment: bytes = b"") -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for name, data in members:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a name twice
+                archive.writestr(name, data)
+        archive.comment = comment
+    return stream.getvalue()
+
+
+def good_zip() -> bytes:
+    return zipped(network())
+
+
+def good_legacy() -> bytes:
+    return legacy(network(legacy=True))
+
+
+def good_header() -> dict[str, Any]:
+    data = safetensors()
+    header: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return header
+
+
+def with_entry(name: str, **fields: Any) -> Build:
+    """A safetensors file in which some fields of one tensor are changed."""
+
+    def build() -> bytes:
+        header = good_header()
+        header[name].update(fields)
+        return safetensors(header)
+
+    return build
+
+
+def with_text(old: str, new: str) -> Build:
+    def build() -> bytes:
+        encoded = json.dumps(good_header())
+        assert old in encoded
+        return safetensors(encoded.replace(old, new, 1).encode())
+
+    return build
+
+
+def tar() -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("pickle"))
+    return stream.getvalue()
+
+
+def deflated_network(hidden: int) -> bytes:
+    """Zeros: a thousandth of their size in the file."""
+    shapes = {"weight_ih_l0": (4 * hidden, 3), "weight_hh_l0": (4 * hidden, hidden)}
+    value = mapping({name: tensor(str(index), shape) for index, (name, shape) in enumerate(shapes.items())})
+    records = {f"data/{index}": bytes(4 * mutate.product(shape)) for index, shape in enumerate(shapes.values())}
+    return zipped(value, records, method=zipfile.ZIP_DEFLATED)
+
+
+def bfloat16_network(hidden: int) -> bytes:
+    shapes = {"weight_ih_l0": (4 * hidden, hidden), "weight_hh_l0": (4 * hidden, hidden)}
+    items = {name: tensor(str(index), shape, kind="BFloat16Storage") for index, (name, shape) in enumerate(shapes.items())}
+    return zipped(mapping(items), {f"data/{index}": bytes(8 * hidden**2) for index in range(2)})
+
+
+def longer_than_it_is(data: bytes, name: str) -> bytes:
+    """Double the size that the directory of a zip file declares for a member."""
+    start = data.rfind(name.encode()) - 46
+    (size,) = struct.unpack_from("<I", data, start + 24)
+    return data[: start + 24] + struct.pack("<I", 2 * size) + data[start + 28 :]
+
+
+def expanded_network(inputs: int, hidden: int) -> bytes:
+    """One number, repeated by strides of 0."""
+    shapes = {"weight_ih_l0": (4 * hidden, inputs), "weight_hh_l0": (4 * hidden, hidden)}
+    return zipped(mapping({name: tensor("0", shape, (0, 0), size=1) for name, shape in shapes.items()}), {"data/0": bytes(4)})
+
+
+def distant_network() -> bytes:
+    """A small LSTM at both ends of a storage of 64 MB of zeros, deflated to 64 KB."""
+    ends = {name: tensor("0", shape, offset=0 if "ih" in name else 2**24 - 16, size=2**24) for name, shape in SHAPES.items()}
+    return zipped(mapping(ends), {"data/0": bytes(2**26)}, method=zipfile.ZIP_DEFLATED)
+
+
+def alias_bomb(levels: int) -> bytes:
+    """Lists of the same list ten times: 10**levels things to look at, if each is looked at every time."""
+    return b"".join(
+        b"](" + (b"h\0" * 10 if level else b"") + b"eq\0" + (b"0" if level < levels - 1 else b"") for level in range(levels)
+    )
+
+
+# what it is: (the file, what the message must hold (all of it))
+CONTAINER: dict[str, tuple[Build, tuple[str, ...]]] = {
+    "empty": (lambda: b"", ("file is empty",)),
+    "one byte": (lambda: b"\x80", ("not a zip file, a pickle or a safetensors file",)),
+    "random bytes": (lambda: bytes(range(7, 250)) * 9, ("not a zip file, a pickle or a safetensors file",)),
+    "zeros": (lambda: bytes(5000), ("not a zip file, a pickle or a safetensors file",)),
+    "git-LFS pointer": (lambda: LFS, ("this is a Git LFS pointer", "git lfs pull")),
+    "HTML": (lambda: b"\n<!DOCTYPE html><title>Sign in</title>", ("HTML page",)),
+    "JSON": (lambda: b'{"weight_map": {}}', ("JSON text",)),
+    "XML": (lambda: b"<?xml version='1.0'?>", ("XML",)),
+    "HDF5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(99), ("HDF5", "Keras")),
+    "TFLite": (lambda: b"\x1c\0\0\0TFL3" + bytes(99), ("TFLite",)),
+    "ONNX": (lambda: b"\x08\x08\x12\x07pytorch\x3a\x02\0\0", ("ONNX",)),
+    "npy": (lambda: b"\x93NUMPY\1\0", (".npy",)),
+    "GGUF": (lambda: b"GGUF\3\0\0\0", ("GGUF",)),
+    "gzip": (lambda: b"\x1f\x8b\x08" + bytes(99), ("gzip", "unpack")),
+    "tar": (tar, ("tar archive",)),
+    "npz": (lambda: zip_of([("a.npy", b"x")]), (".npz", "'a.npy'")),
+    "Keras": (lambda: zip_of([("config.json", b"{}"), ("model.weights.h5", b"x")]), ("Keras model",)),
+    "stable-baselines": (lambda: zip_of([("data", b"{}"), ("policy.pth", b"x")]), ("unpack it", "'policy.pth'")),
+    "empty zip": (lambda: zip_of([]), ("without a <name>/data.pkl", "none")),
+    "other zip": (lambda: zip_of([("readme", b"")]), ("no torch.save", "'readme'")),
+    "zip cut in half": (lambda: good_zip()[: len(good_zip()) // 2], ("truncated", "no zip directory")),
+    "zip without its last byte": (lambda: good_zip()[:-1], ("truncated", "no zip directory")),
+    "zip with bytes after it": (lambda: good_zip() + b"\n", ("no zip directory", "bytes after it")),
+    "zip with a comment": (lambda: zip_of([("a/data.pkl", b"")], comment=b"x"), ("no zip directory",)),
+    "zip with a wrong count": (
+        lambda: good_zip()[:-22] + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 3, 3, *struct.unpack("<2I", good_zip()[-10:-2]), 0),
+        ("3 members declared, 7 found",),
+    ),
+    "zip on the second of two disks": (
+        lambda: good_zip()[:-22] + good_zip()[-22:].replace(b"PK\5\6\0\0\0\0", b"PK\5\6\1\0\1\0"),
+        ("more than one disk",),
+    ),
+    "zip with a member twice": (
+        lambda: zip_of([("a/data.pkl", pickled(b"N")), ("a/data/0", b"x"), ("a/data/0", b"y")]),
+        ("'a/data/0' occurs twice",),
+    ),
+    "two pickles": (
+        lambda: zip_of([("a/data.pkl", pickled(network())), ("b/data.pkl", pickled(network()))]),
+        ("one data.pkl expected", "'b/data.pkl'"),
+    ),
+    **{
+        f"zip member {name!r}": (
+            lambda name=name: zip_of([("a/data.pkl", pickled(b"N")), (name, b"x")]),
+            ("lies outside the archive", repr(name)),
+        )
+        for name in ("../../x", "a/../../x", "/etc/x", "..", "C:/x", "a\\..\\x")
+    },
+    "zip member encrypted": (
+        lambda: re.sub(
+            rb"(PK\x01\x02.{4})\0\0(?=.{36}archive/data.pkl)", lambda match: match[1] + b"\1\0", good_zip(), flags=re.DOTALL
+        ),
+        ("'archive/data.pkl' is encrypted",),
+    ),
+    "zip member compressed in an unknown way": (
+        lambda: zip_of([("a/data.pkl", pickled(b"N"))], zipfile.ZIP_BZIP2),
+        ("'a/data.pkl' uses compression method 12",),
+    ),
+    "checksum wrong": (
+        replaced(struct.pack("<f", mutate.values((8, 3), 0)[1]), b"\1\2\3\4", good_zip, 1),
+        ("CRC", "'archive/data/0'"),
+    ),
+    "checksum of the pickle wrong": (replaced(b"weight_ih_l0", b"weight_ih_l7", good_zip), ("CRC", "data.pkl")),
+    "storage missing": (
+        lambda: zipped(network(), {n: d for n, d in storages().items() if n != "data/1"}),
+        ("'archive/data/1' is missing",),
+    ),
+    "storage too short": (
+        lambda: zipped(network(), {**storages(), "data/1": bytes(60)}),
+        ("the storage of tensor 'weight_hh_l0' must have 64 bytes, the file has 60",),
+    ),
+    "storage too long": (
+        lambda: zipped(network(), {**storages(), "data/1": bytes(68)}),
+        ("the storage of tensor 'weight_hh_l0' must have 64 bytes, the file has 68",),
+    ),
+    "storage that unpacks to less than declared": (
+        lambda: longer_than_it_is(
+            zipped(network(weight_hh_l0=tensor("1", (8, 2), size=32)), method=zipfile.ZIP_DEFLATED), "archive/data/1"
+        ),
+        ("'archive/data/1' is truncated: 128 bytes expected, got 64",),
+    ),
+    "TorchScript": (lambda: zipped(network(), **{"constants.pkl": b"x"}), ("TorchScript", RECIPE)),
+    "TorchScript code": (lambda: zipped(network(), **{"code/x.py": b"x"}), ("TorchScript", RECIPE)),
+    "byteorder unknown": (lambda: zipped(network(), byteorder=b"middle"), ("byteorder 'middle'",)),
+    "version unknown": (lambda: zipped(network(), version=b"11"), ("version '11'", "1 to 10")),
+    "record larger than it can be": (lambda: zipped(network(), version=b"3" * 21), ("'archive/version' has 21 bytes",)),
+    "bytes after the pickle": (
+        lambda: zip_of([("a/data.pkl", pickled(network()) + b"x")]),
+        ("1 bytes after the end of 'a/data.pkl'",),
+    ),
+    "bare pickle": (lambda: pickle.dumps({"weight_ih_l0": [1]}, 2), ("bare pickle", RECIPE)),
+    "bare pickle, protocol 5": (lambda: pickle.dumps({"weight_ih_l0": [1]}, 5), ("bare pickle", RECIPE)),
+    "legacy cut off in a pickle": (lambda: good_legacy()[:300], ("truncated pickle",)),
+    "legacy cut off in a storage": (lambda: good_legacy()[:-1], ("truncated", "storage '3'")),
+    "legacy cut off before a storage": (lambda: good_legacy()[:-36], ("truncated", "8 bytes expected")),
+    "legacy with bytes after it": (lambda: good_legacy() + b"x", ("1 bytes after the last storage",)),
+    "legacy storage of another size": (
+        lambda: legacy(network(legacy=True), {**storages(), "data/1": bytes(60)}),
+        ("storage '1' must have 16 elements, the file has 15",),
+    ),
+    "legacy storage too few": (
+        lambda: legacy(network(legacy=True), {n: d for n, d in storages().items() if n != "data/1"}),
+        ("list of storages",),
+    ),
+    "legacy storage unknown": (lambda: legacy(network(legacy=True), {**storages(), "data/9": bytes(4)}), ("list of storages",)),
+    "legacy protocol": (replaced(pickled(integer(1001)), pickled(integer(1002)), good_legacy), ("protocol version",)),
+    "legacy from a big-endian machine": (replaced(b"little_endian\x88", b"little_endian\x89", good_legacy), ("big-endian",)),
+    "legacy view of a storage": (
+        lambda: legacy(network(weight_ih_l0=tensor("0", (8, 3)).replace(b"tQ", several(text("1"), b"K\0K\1") + b"tQ"))),
+        ("a view of another",),
+    ),
+}
+
+MARKER = "harmed"
+
+
+def system(marker: Path) -> bytes:
+    return call(named("os", "system"), text(f"touch {marker}"))
+
+
+# what it is: (opcodes of the value, what the message must hold); {marker} is a file that must not appear
+PICKLES: dict[str, tuple[Callable[[Path], bytes], tuple[str, ...]]] = {
+    "os.system": (system, ("unsupported global 'os.system'", RECIPE)),
+    "posix.system": (lambda m: call(named("posix", "system"), text(f"touch {m}")), ("unsupported global 'posix.system'",)),
+    "eval": (
+        lambda m: call(named("__builtin__", "eval"), text(f"open({str(m)!r}, 'w')")),
+        ("unsupported global 'builtins.eval'",),
+    ),
+    "getattr": (lambda m: call(named("builtins", "getattr"), text("a"), text("b")), ("unsupported global 'builtins.getattr'",)),
+    "by STACK_GLOBAL": (
+        lambda m: text("os") + text("system") + b"\x93" + several(text(f"touch {m}")) + b"R",
+        ("unsupported global 'os.system'",),
+    ),
+    "an object of a class": (
+        lambda m: named("subprocess", "Popen") + several(text(f"touch {m}")) + b"\x81",
+        ("'subprocess.Popen'",),
+    ),
+    "an object of a dtype": (lambda m: named("torch", "float32") + b")\x81", ("unsupported global 'torch.float32'",)),
+    "an instance, old style": (lambda m: b"(" + text(f"touch {m}") + b"ios\nsystem\n", ("opcode b'i'",)),
+    "an extension": (lambda m: b"\x82\x01", ("opcode b'\\x82'",)),
+    "attributes of a name": (lambda m: named("torch", "Size") + b"}(" + text("a") + b"Nub", ("attributes set on Global",)),
+    "a call of data": (lambda m: text("os.system") + b")R", ("a call of str",)),
+    "a call of a name that is none": (lambda m: named("torch", "float32") + b")R", ("unsupported global 'torch.float32'",)),
+    "a function of a dictionary": (
+        lambda m: mapping({"weight_ih_l0": b"N", "x": system(m)}),
+        ("unsupported global 'os.system'",),
+    ),
+    "as a device": (lambda m: mapping({"x": call(named("torch", "device"), system(m))}), ("unsupported global 'os.system'",)),
+    "in a persistent id": (
+        lambda m: several(text("module"), system(m), b"N", b"N", b"N") + b"Q",
+        ("unsupported global 'os.system'",),
+    ),
+    "numpy._reconstruct": (
+        lambda m: call(named("numpy.core.multiarray", "_reconstruct"), named("numpy", "ndarray"), several(b"K\0"), text("b")),
+        ("unsupported global 'numpy.core.multiarray._reconstruct'",),
+    ),
+    "numpy.ndarray": (lambda m: named("numpy", "ndarray"), ("unsupported global 'numpy.ndarray'",)),
+    "a whole model": (lambda m: named("my.models", "Net") + b")\x81}b", ("unsupported global 'my.models.Net'", RECIPE)),
+    "a name of a thousand characters": (lambda m: named("os", "x" * 1001), ("a name without an end",)),
+    "a long name in the message": (lambda m: named("os", "y" * 900), ("'os." + "y" * 90,)),
+    "a name with control characters": (lambda m: named("os\x1b[31m", "\x07"), (r"'os\x1b[31m.\x07'",)),
+    "a name that is not UTF-8": (lambda m: b"cos\nsyst\xff\n", ("broken pickle",)),
+    "4 GB of text declared, 3 bytes present": (lambda m: b"X\xff\xff\xff\xffabc", ("4294967295 bytes declared",)),
+    "2^63 bytes declared": (lambda m: b"\x8e" + struct.pack("<Q", 2**63) + b"abc", ("9223372036854775808 bytes declared",)),
+    "an integer of 2 GB declared": (lambda m: b"\x8b" + struct.pack("<i", 2**31 - 1), ("an integer of 2147483647 bytes",)),
+    "an integer of negative length": (lambda m: b"\x8b" + struct.pack("<i", -1), ("an integer of -1 bytes",)),
+    "text that is not UTF-8": (lambda m: b"X\1\0\0\0\xff", ("broken pickle",)),
+    "a huge index of the memo": (lambda m: b"Nr\xff\xff\xff\xffj\xff\xff\xff\xff0", ("no LSTM",)),
+    "an index of the memo never set": (lambda m: b"h\7", ("value 7 of the memo",)),
+    "a stack that runs empty": (lambda m: b"00", ("broken pickle",)),
+    "values left over": (lambda m: b"NN", ("ends with 2 values",)),
+    "a mark left over": (lambda m: b"(N", ("ends with",)),
+    "a mark that is missing": (lambda m: b"Nt", ("broken pickle",)),
+    "a tuple across a mark": (lambda m: b"NN(N\x87", ("a tuple of 3 values where there are fewer",)),
+    "a key without a value": (lambda m: b"}(" + text("a") + b"u", ("1 keys and values",)),
+    "a key twice": (lambda m: mapping([("a", b"N"), ("a", b"N")]), ("dictionary key 'a' twice",)),
+    "a tensor's name twice": (
+        lambda m: mapping([(n, tensor("0", (8, 3))) for n in ("weight_ih_l0", "weight_ih_l0")]),
+        ("dictionary key 'weight_ih_l0' twice",),
+    ),
+    "a key twice in pairs": (
+        lambda m: call(named("collections", "OrderedDict"), b"](" + 2 * several(text("a"), b"N") + b"e"),
+        ("dictionary key 'a' twice",),
+    ),
+    "a tuple as a key": (lambda m: b"})Ns", ("uses a tuple as a dictionary key",)),
+    "a list as a key": (lambda m: b"}]Ns", ("uses a list as a dictionary key",)),
+    "a tensor as a key": (lambda m: b"}" + tensor("0", (8, 3)) + b"Ns", ("uses a Tensor as a dictionary key",)),
+    "an integer of 30 digits as a key": (lambda m: b"}" + integer(10**30) + b"Ns", ("uses a int as a dictionary key",)),
+    "items of a tuple": (lambda m: b")Na", ("appended to tuple",)),
+    "items of a tensor": (lambda m: tensor("0", (8, 3)) + b"NNs", ("set in Tensor",)),
+    "protocol 0": (lambda m: b"(S'a'\nl", ("opcode b'S'",)),
+    "protocol 6": (lambda m: b"\x80\x06N", ("pickle protocol 6",)),
+    "a tensor of no storage": (
+        lambda m: call(named("torch._utils", "_rebuild_tensor_v2"), b"N", b"K\0", b")", b")", b"\x89", b"N"),
+        ("a tensor of NoneType",),
+    ),
+    "a tensor of too few arguments": (lambda m: named("torch._utils", "_rebuild_tensor_v2") + b")R", ("with 0 arguments",)),
+    "a parameter of no tensor": (lambda m: call(named("torch._utils", "_rebuild_parameter"), b"N"), ("a parameter of NoneType",)),
+    "a storage of an unknown class": (
+        lambda m: several(text("storage"), named("torch", "float32"), text("0"), text("cpu"), b"K\1") + b"Q",
+        ("a storage of no known class",),
+    ),
+    "a storage of negative size": (
+        lambda m: several(text("storage"), named("torch", "FloatStorage"), text("0"), text("cpu"), integer(-1)) + b"Q",
+        ("a storage whose key is str and whose size is int",),
+    ),
+    "a storage of two sizes": (
+        lambda m: network(bias_hh_l0=tensor("0", (8,))),
+        ("storage '0' has 24 float32 here, 8 float32 there",),
+    ),
+    "a storage of two types": (
+        lambda m: network(bias_hh_l0=tensor("0", (24,), kind="IntStorage")),
+        ("storage '0' has 24 float32 here, 24 int32 there",),
+    ),
+    "lists of lists, 10^60 in all": (lambda m: alias_bomb(60), ("nested more than 32 deep",)),
+    "lists of lists, 10^30 in all": (lambda m: alias_bomb(30), ("no LSTM", "0 tensors")),
+    "a list that holds itself": (lambda m: b"]q\0h\0a", ("no LSTM",)),
+    "lists, a million deep": (lambda m: b"]" * 1000 + b"a" * 999, ("nested more than 32 deep",)),
+    "tuples, a hundred thousand deep": (lambda m: b")" + b"\x85" * 100_000, ("nested more than 32 deep",)),
+}
+
+# Tensors of a state dict that is otherwise good: (its tensors, what the message must hold)
+TENSORS: dict[str, tuple[dict[str, bytes], tuple[str, ...]]] = {
+    "past the end by its shape": (
+        {"weight_ih_l0": tensor("0", (8, 4), size=24)},
+        ("'weight_ih_l0' of shape (8, 4) exceeds its storage: it needs 128 bytes, the storage has 96",),
+    ),
+    "past the end by its strides": ({"weight_ih_l0": tensor("0", (8, 3), (4, 1), size=24)}, ("exceeds its storage", "124 bytes")),
+    "past the end by its offset": (
+        {"weight_ih_l0": tensor("0", (8, 3), offset=1, size=24)},
+        ("exceeds its storage", "100 bytes"),
+    ),
+    "offset of 2^62": ({"weight_ih_l0": tensor("0", (8, 3), offset=2**62, size=24)}, ("exceeds its storage",)),
+    "stride of 2^62": ({"weight_ih_l0": tensor("0", (8, 3), (2**62, 1), size=24)}, ("exceeds its storage",)),
+    "another tensor of the file": ({"fc": tensor("0", (25,), size=24)}, ("'fc'", "exceeds its storage")),
+    "negative shape": ({"weight_ih_l0": tensor("0", (-8, 3), (3, 1), size=24)}, ("shape or strides",)),
+    "negative stride": ({"weight_ih_l0": tensor("0", (8, 3), (-3, 1), size=24)}, ("shape or strides",)),
+    "negative offset": ({"weight_ih_l0": tensor("0", (8, 3), offset=-1, size=24)}, ("offset",)),
+    "overflow of the number of elements": ({"fc": tensor("0", (2**62, 2**62), (0, 0), size=24)}, ("overflows", str(2**62))),
+    "overflow, and one dimension of 0": ({"fc": tensor("0", (2**63, 0), (0, 0), size=24)}, ("shape or strides",)),
+    "more strides than dimensions": ({"fc": tensor("0", (8,), (1, 1), size=24)}, ("strides",)),
+    "65 dimensions": ({"fc": tensor("0", (1,) * 65, size=24)}, ("64 or fewer",)),
+    "integers": ({"weight_ih_l0": tensor("0", (8, 3), kind="IntStorage")}, ("must be one of float16", "int32")),
+    "quantized": (
+        {"weight_ih_l0": call(named("torch._utils", "_rebuild_qtensor"), tensor("0", (8, 3)))},
+        ("'weight_ih_l0'", "2 dimensions"),
+    ),
+    "a bias that is quantized": (
+        {"bias_ih_l0": call(named("torch._utils", "_rebuild_qtensor"), tensor("0", (8, 3)))},
+        ("'bias_ih_l0' must have shape (8,)",),
+    ),
+    "many rows": ({"weight_hh_l0": tensor("1", (2**40, 8), (0, 0), size=16)}, ("'weight_hh_l0' has shape (1099511627776, 8)",)),
+    "a name of 501 characters": ({"n" * 501: tensor("0", (8, 3))}, ("501 characters",)),
+    "a name of 51 dots": ({"." * 51: tensor("0", (8, 3))}, ("too many parts",)),
+}
+
+METADATA = {"batch_first": 1}, {"batch_first": True, "more": 1}, {}, [], 3
+
+SAFETENSORS: dict[str, tuple[Build, tuple[str, ...]]] = {
+    "cut off in the length": (lambda: safetensors()[:7], ("not a zip file, a pickle or a safetensors file",)),
+    "cut off in the header": (lambda: safetensors()[:100], ("truncated safetensors file", "92 follow")),
+    "cut off in the data": (lambda: safetensors()[:-1], ("broken safetensors file",)),
+    "bytes after the data": (lambda: safetensors() + b"x", ("broken safetensors file",)),
+    **{
+        f"header of {length} bytes declared": (lambda length=length: safetensors(length=length), (f"{length} bytes declared",))
+        for length in (5000, 2**31, 2**63, 2**64 - 1)
+    },
+    "header of 17 MB": (lambda: safetensors(b"{" + b" " * (17 * MB) + b"}", b""), ("17825794 bytes, more than 16777216",)),
+    "header that is not UTF-8": (lambda: safetensors(b'{"\xff": 1}', b""), ("broken safetensors file",)),
+    "header that is not JSON": (lambda: safetensors(b"{]", b""), ("broken safetensors file",)),
+    "header of 200,000 brackets": (lambda: safetensors(b'{"a":' + b"[" * 200_000, b""), ("broken safetensors file",)),
+    "header of a million brackets": (lambda: safetensors(b'{"a":' + b"[" * 1_000_000, b""), ("describes more than",)),
+    "name twice": (with_text('"bias_hh_l0"', '"bias_ih_l0"'), ("broken safetensors file", "bias_ih_l0")),
+    "name twice, all of it": (
+        with_text("{", '{"x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}, "x": {"dtype": "F32", "shape": [0], '
+                  '"data_offsets": [0, 0]}, '),
+        ("'x' twice",),
+    ),
+    "dtype twice": (with_text('"dtype": "F32"', '"dtype": "F32", "dtype": "F32"'), ("dtype",)),
+    "metadata twice": (with_text("{", '{"__metadata__": {"a": "b"}, "__metadata__": {"a": "b"}, '), ("__metadata__",)),
+    "field unknown": (with_entry("bias_ih_l0", order="F"), ("'bias_ih_l0' needs dtype, shape and data_offsets", "only these")),
+    "overlap": (with_entry("bias_ih_l0", data_offsets=[128, 160]), ("broken safetensors file",)),
+    "hole": (with_entry("bias_ih_l0", data_offsets=[168, 200]), ("broken safetensors file",)),
+    "offsets reversed": (with_entry("bias_ih_l0", data_offsets=[192, 160]), ("broken safetensors file",)),
+    "offsets past the end": (with_entry("bias_hh_l0", data_offsets=[192, 2**40]), ("broken safetensors file",)),
+    "shape that does not fit the offsets": (with_entry("bias_ih_l0", shape=[9]), ("broken safetensors file",)),
+    "shape whose product overflows": (with_entry("bias_ih_l0", shape=[2**62, 2**62]), ("broken safetensors file",)),
+    "shape (0, 2^60)": (
+        lambda: safetensors({**good_header(), "x": {"dtype": "F32", "shape": [0, 2**60], "data_offsets": [224, 224]}}),
+        ("'x' has shape (0, 1152921504606846976)", "2147483647"),
+    ),
+    "shape negative": (with_entry("bias_ih_l0", shape=[-8]), ("broken safetensors file",)),
+    "dtype unknown": (with_entry("bias_ih_l0", dtype="F7"), ("broken safetensors file",)),
+    "dtype of integers": (with_entry("bias_ih_l0", dtype="I32"), ("'bias_ih_l0' must be one of float16", "I32")),
+    "dtype of eight bits": (with_entry("bias_ih_l0", dtype="F8_E4M3", shape=[32]), ("'bias_ih_l0'",)),
+    "tensor that is a number": (lambda: safetensors({**good_header(), "x": 3}), ("broken safetensors file",)),
+    **{
+        f"our metadata is {value!r}": (
+            lambda value=value: safetensors({"__metadata__": {"fastlstm": json.dumps(value)}, **good_header()}),
+            ("metadata 'fastlstm'", "batch_first"),
+        )
+        for value in METADATA
+    },
+    "our metadata is no JSON": (
+        lambda: safetensors({"__metadata__": {"fastlstm": "[" * 990}, **good_header()}),
+        ("metadata 'fastlstm'",),
+    ),
+    "a name with control characters": (
+        lambda: safetensors(json.dumps(good_header()).replace("bias_ih_l0", r"\u001b[31m.bias_ih_l0").encode()),
+        (r"'\x1b[31m'",),
+    ),
+}  # fmt: skip
+
+
+def refused(path: Path, data: bytes, parts: tuple[str, ...]) -> None:
+    path.write_bytes(data)
+    with pytest.raises(FormatError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert message.startswith(repr(str(path)))
+    for part in parts:
+        assert part in message
+    assert message.isprintable()
+    assert len(message) < 1000
+    assert "weights_only" not in message
+
+
+def test_the_files_are_good_before_they_are_broken(tmp_path: Path) -> None:
+    """Else each would be refused for a reason that it shares with the others."""
+    path = tmp_path / "x"
+    for data in (good_zip(), good_legacy(), safetensors(), zipped(network(), method=zipfile.ZIP_DEFLATED)):
+        path.write_bytes(data)
+        weights = load(path).weights
+        for index, (name, given) in enumerate(weights.named_tensors()):
+            assert given.tobytes() == np.float32(mutate.values(SHAPES[name], index)).tobytes()
+
+
+@pytest.mark.parametrize("case", CONTAINER)
+def test_container(case: str, tmp_path: Path) -> None:
+    build, parts = CONTAINER[case]
+    refused(tmp_path / "x", build(), parts)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+@pytest.mark.parametrize("case", PICKLES)
+def test_pickle(case: str, form: str, tmp_path: Path) -> None:
+    marker = tmp_path / MARKER
+    build, parts = PICKLES[case]
+    value = build(marker)
+    refused(tmp_path / "x", zipped(value) if form == "zip" else _as_legacy(value), parts)
+    assert not marker.exists()
+
+
+def _as_legacy(value: bytes) -> bytes:
+    return legacy(value.replace(b"tQ", b"NtQ"), {})
+
+
+def test_the_markers_would_appear(tmp_path: Path) -> None:
+    """With Python's own reader: else the tests above could not fail."""
+    pickle.loads(pickled(system(tmp_path / MARKER)))
+    assert (tmp_path / MARKER).exists()
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_tensor(case: str, tmp_path: Path) -> None:
+    tensors, parts = TENSORS[case]
+    refused(tmp_path / "x", zipped(network(**tensors)), parts)
+
+
+@pytest.mark.parametrize("case", SAFETENSORS)
+def test_safetensors(case: str, tmp_path: Path) -> None:
+    build, parts = SAFETENSORS[case]
+    refused(tmp_path / "x", build(), parts)
+
+
+def test_what_is_ignored(tmp_path: Path) -> None:
+    """Devices, blanks of ordinary checkpoints, other tensors of any kind, members that nothing refers to."""
+    device = {name: tensor(str(i), shape, location="os.system") for i, (name, shape) in enumerate(SHAPES.items())}
+    scalar = call(
+        named("numpy._core.multiarray", "scalar"), call(named("numpy", "dtype"), text("f8"), b"\x89", b"\x88"), b"U\3\0\1\xff"
+    )
+    others = {
+        "device": call(named("torch", "device"), text("cuda"), b"K\0"),
+        "size": call(named("torch", "Size"), several(b"K\1", b"K\2")),
+        "set": call(named("__builtin__", "set"), b"](" + text("a") + b"e"),
+        "bytes": call(named("_codecs", "encode"), text("\xff"), text("latin1")),
+        "scalar": scalar,
+        "options": named("argparse", "Namespace") + b")\x81}(" + text("lr") + b"K\1ub",
+        "dtype": named("torch", "float32"),
+        "sparse": call(named("torch._utils", "_rebuild_sparse_tensor"), b"N", b")"),
+        "version": named("torch.torch_version", "TorchVersion") + text("2.1") + b"\x85\x81",
+        "counts": call(named("collections", "defaultdict"), named("__builtin__", "list")) + text("a") + b"Ns",
+        "counter": call(named("collections", "Counter"), b"}(K\1K\2u"),
+        "path": call(named("pathlib", "PosixPath"), text("/")),
+        "steps": tensor("0", (24,)),
+    }
+    path = tmp_path / "x"
+    path.write_bytes(zipped(mapping({**device, **others}), bomb=b"x"))
+    assert load(path).hidden_size == 2
+    header = good_header() | {"fp8": {"dtype": "F8_E5M2", "shape": [3], "data_offsets": [224, 227]}}
+    path.write_bytes(safetensors(header, b"".join(storages().values()) + b"abc"))
+    assert load(path).hidden_size == 2
+
+
+# ---- What is no regular file ---------------------------------------------------------------------------------------------------
+
+
+def test_not_a_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    special = {str(tmp_path): "a directory", str(tmp_path / "fifo"): "a FIFO", "/dev/zero": "a character device"}
+    for path, kind in special.items():
+        for act in (load, scan):
+            with pytest.raises(FormatError, match=f"{kind}, not a regular file"):
+                act(path)
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "nowhere")
+    with pytest.raises(FormatError, match="null"):
+        load("a\0b")
+    with pytest.raises(TypeError, match=r"path must be str or os\.PathLike, got bytes"):
+        load(os.fsencode(tmp_path))  # type: ignore[arg-type]
+
+
+def test_a_fifo_that_somebody_writes_to(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    def write() -> None:
+        descriptor = os.open(fifo, os.O_RDWR)
+        os.write(descriptor, good_zip())
+        done.wait()
+        os.close(descriptor)
+
+    done = threading.Event()
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with pytest.raises(FormatError, match="a FIFO"):
+            load(fifo)
+    finally:
+        done.set()
+        writer.join()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="a superuser may read all")
+def test_no_permission(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(good_zip())
+    (tmp_path / "x").chmod(0)
+    with pytest.raises(PermissionError):
+        load(tmp_path / "x")
+
+
+def test_a_sparse_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    for start in (b"", safetensors(), good_zip(), good_legacy()):
+        path.write_bytes(start)
+        os.truncate(path, 1 << 40)
+        with pytest.raises(FormatError):
+            load(path)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts files as Linux does")
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    for data in (good_zip(), good_zip()[:-1], safetensors(), good_legacy()):
+        path.write_bytes(data)
+        before = len(os.listdir("/proc/self/fd"))
+        with contextlib.suppress(FormatError):
+            load(path)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---- Memory and time -----------------------------------------------------------------------------------------------------------
+
+COUNT = 3_000_000
+
+
+def names(count: int, prefix: str) -> bytes:
+    """Many LSTMs that share two tensors."""
+    matrices = tensor("0", (8, 3)) + b"q\x050" + tensor("1", (8, 2)) + b"q\x060"
+    keys = (text(f"{prefix}{i}.weight_ih_l0") + b"h\5" + text(f"{prefix}{i}.weight_hh_l0") + b"h\6" for i in range(count))
+    return zipped(matrices + b"}(" + b"".join(keys) + b"u")
+
+
+def directory(count: int) -> bytes:
+    """A zip file whose directory has many members, all of them the same."""
+    good = good_zip()
+    start, end = good.find(b"PK\1\2"), good.find(b"PK\5\6")
+    entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 0, 0, 33, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0)
+    members = good[start:end] + b"".join(entry + b"%05x" % index for index in range(count))
+    total = min(0xFFFF, count + 7)
+    return good[:start] + members + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, total, total, len(members), start, 0)
+
+
+def tiny_tensors(count: int) -> bytes:
+    header = {f"{index:x}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for index in range(count)}
+    return safetensors(json.dumps(header, separators=(",", ":")).encode(), b"")
+
+
+ORDERED = named("collections", "OrderedDict") + b"q\0"
+
+# Files that grow when they are read: (the file, whether it may be loaded)
+BOMBS: dict[str, tuple[Build, bool]] = {
+    "lists": (lambda: zipped(b"]" * COUNT), False),
+    "lists, legacy": (lambda: mutate.LEGACY_START + pickled(b"]" * COUNT), False),
+    "dictionaries": (lambda: zipped(b"}" * COUNT), False),
+    "dictionaries of one": (lambda: zipped(b"(" + b"}NNs" * (COUNT // 4) + b"t"), False),
+    "dictionaries by a call": (lambda: zipped(ORDERED + b"h\0)R" * (COUNT // 4)), False),
+    "marks": (lambda: zipped(b"(" * COUNT), False),
+    "nested tuples": (lambda: zipped(b")" + b"\x85" * COUNT), False),
+    "memo": (lambda: zipped(b"N" + b"\x94" * COUNT), False),
+    "memo, wide": (lambda: zipped(b"N" + b"".join(b"r" + struct.pack("<I", i * 977) for i in range(COUNT // 5))), False),
+    "one value many times": (lambda: zipped(b"Nq\0" + b"h\0" * (COUNT // 2)), False),
+    "keys": (lambda: zipped(b"}(" + b"".join(b"J" + struct.pack("<i", i) + b"N" for i in range(COUNT // 6)) + b"u"), False),
+    "numbers": (lambda: zipped(b"](" + b"M\xff\xff" * (COUNT // 3) + b"e"), False),
+    "text of wide characters": (lambda: zipped(text("a" * (4 * COUNT) + "\U0001f600")), False),
+    "text of wide characters, large": (lambda: zipped(text("a" * (20 * COUNT) + "\U0001f600")), False),
+    "a number and away with it": (lambda: zipped(b"N0" * (5 * COUNT) + b"N"), False),
+    "deflated pickle": (lambda: zipped(b"]" * (50 * COUNT), method=zipfile.ZIP_DEFLATED), False),
+    "deflated pickle, small": (lambda: zipped(b"]" * COUNT, method=zipfile.ZIP_DEFLATED), False),
+    "deflated weights, 16 MB": (lambda: deflated_network(1000), True),
+    "deflated weights, 256 MB": (lambda: deflated_network(4000), False),
+    "deflated member, not referred to": (lambda: zipped(network(), method=zipfile.ZIP_DEFLATED, bomb=bytes(1 << 30)), True),
+    "deflated member of another tensor": (
+        lambda: zipped(
+            network(big=tensor("big", (1 << 26,))), {**storages(), "data/big": bytes(1 << 28)}, method=zipfile.ZIP_DEFLATED
+        ),
+        True,
+    ),
+    "weights of 16 bits, 64 MB": (lambda: bfloat16_network(2048), True),
+    "strides of 0, 16 MB": (lambda: expanded_network(700, 700), True),
+    "strides of 0, 128 MB": (lambda: expanded_network(2000, 2000), False),
+    "strides of 0, 2^30 inputs": (lambda: expanded_network(2**30, 8), False),
+    "strides of 0, 2^40 rows": (lambda: expanded_network(8, 2**40), False),
+    "a storage much larger than its tensors": (distant_network, False),
+    "LSTMs": (lambda: names(10_000, ""), False),
+    "too many LSTMs": (lambda: names(60_000, ""), False),
+    "LSTMs with long names": (lambda: names(10_000, "a." * 45 + "b" * 300), False),
+    "directory of 4 MB": (lambda: directory(80_000), True),
+    "directory of 10 MB": (lambda: directory(200_000), False),
+    "header of empty lists": (lambda: safetensors(b'{"a":[' + b"[]," * COUNT + b"[]]}", b""), False),
+    "header of 28,000 tensors": (lambda: tiny_tensors(28_000), False),
+    "header of 200,000 tensors": (lambda: tiny_tensors(200_000), False),
+    "header of wide characters": (
+        lambda: safetensors(b'{"__metadata__":{"a":"' + b"a" * (5 * COUNT) + "\U0001f600".encode() + b'"}}', b""),
+        False,
+    ),
+    "header of plain text": (lambda: safetensors(b'{"__metadata__":{"a":"' + b"a" * (5 * COUNT) + b'"}}', b""), False),
+}  # fmt: skip
+
+# Peak memory of a process of its own, and what came out. Whatever is loaded once, a library or a buffer, is so before.
+MEASURE = """
+import sys, time
+from fastlstm import FormatError
+from fastlstm.loaders import load, scan
+for file in sys.argv[2:]:
+    load(file)
+
+def status(field):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+with open("/proc/self/clear_refs", "w") as peak:
+    peak.write("5")
+before, start = status("VmRSS"), time.perf_counter()
+for act in (scan, load):
+    try:
+        act(sys.argv[1])
+        outcome = "loaded"
+    except (FormatError, OSError) as error:
+        outcome = "refused"
+print(outcome, status("VmHWM") - before, time.perf_counter() - start)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="measures the peak as Linux does")
+@pytest.mark.parametrize("case", BOMBS)
+def test_memory_and_time_are_bounded(case: str, tmp_path: Path) -> None:
+    build, loads = BOMBS[case]
+    path = tmp_path / "x"
+    path.write_bytes(build())
+    warm = [GOLDEN / "cell.pt", GOLDEN / "legacy.pt", GOLDEN / "float16.safetensors"]
+    result = subprocess.run([sys.executable, "-c", MEASURE, path, *warm], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    outcome, peak, seconds = result.stdout.split()
+    assert outcome == ("loaded" if loads else "refused")
+    assert int(peak) <= 4 * path.stat().st_size + 64 * MB
+    assert float(seconds) < 20  # some seconds on a free machine
+
+
+# ---- Mutations -----------------------------------------------------------------------------------------------------------------
+
+MUTANTS = int(os.environ.get("FASTLSTM_MUTANTS", "10000"))
+SEED = int(os.environ.get("FASTLSTM_MUTANTS_SEED", "0"))
+
+
+@pytest.mark.parametrize("kind", mutate.formats())
+def test_mutated_files(kind: str, tmp_path: Path) -> None:
+    """In a process of its own, where an allocation of more than 64 MB fails. FASTLSTM_MUTANTS sets how many files."""
+    command = [sys.executable, ROOT / "tests" / "mutate.py", kind, "--count", str(MUTANTS), "--seed", str(SEED)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    count, loaded = (int(number) for number in re.findall(r"(\d+) files, (\d+) loaded", result.stdout)[0])
+    assert count == MUTANTS
+    # Most are refused, and for many reasons; some changes touch nothing that is read
+    assert 0.01 * count < loaded < 0.4 * count
+    assert len(result.stdout.splitlines()) > (10 if kind == "safetensors" else 40)
