@@ -669,6 +669,10 @@ BOMBS: dict[str, tuple[Build, bool]] = {
     "numbers": (lambda: zipped(b"](" + b"M\xff\xff" * (COUNT // 3) + b"e"), False),
     "text of wide characters": (lambda: zipped(text("a" * (4 * COUNT) + "\U0001f600")), False),
     "text of wide characters, large": (lambda: zipped(text("a" * (20 * COUNT) + "\U0001f600")), False),
+    "text of wide characters, deflated": (
+        lambda: zipped(text("a" * 9_500_000 + "\U0001f600"), method=zipfile.ZIP_DEFLATED),
+        False,
+    ),
     "a number and away with it": (lambda: zipped(b"N0" * (5 * COUNT) + b"N"), False),
     "deflated pickle": (lambda: zipped(b"]" * (50 * COUNT), method=zipfile.ZIP_DEFLATED), False),
     "deflated pickle, small": (lambda: zipped(b"]" * COUNT, method=zipfile.ZIP_DEFLATED), False),
