@@ -79,7 +79,8 @@ typedef struct {
     fl_index blocks;           /* ceil(H / V) */
     fl_index projected_blocks; /* ceil(P / 4V), 0 without projection */
     fl_layer *layers;          /* L * D records, layer-major */
-    void *memory;
+    void *memory;              /* of all panels */
+    size_t bytes;
 } fl_network;
 
 /* Row-major weights as PyTorch has them, C-contiguous; a NULL bias is zero. */
@@ -157,7 +158,11 @@ void fl_release(fl_call *call);
 
 /* ---- Small things every part uses -------------------------------------------------------------------------------------------- */
 
-void *fl_allocate(size_t bytes); /* FL_ALIGNMENT-aligned, or NULL; free with free() */
+typedef enum { FL_WEIGHTS, FL_SCRATCH } fl_memory_use;
+
+/* FL_ALIGNMENT-aligned memory of any contents, or NULL; to be given back with the same number of bytes. */
+void *fl_allocate(size_t bytes, fl_memory_use use);
+void fl_free(void *memory, size_t bytes);
 
 static inline fl_index fl_ceil_div(fl_index a, fl_index b) { return (a + b - 1) / b; }
 static inline fl_index fl_round_up(fl_index a, fl_index b) { return fl_ceil_div(a, b) * b; }

@@ -4,33 +4,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
-enum { HUGE_PAGE = 2 << 20 };
-
-static void *allocate(size_t bytes, size_t alignment)
-{
-    void *memory = NULL;
-    return posix_memalign(&memory, alignment, bytes ? bytes : 1) ? NULL : memory;
-}
-
-void *fl_allocate(size_t bytes) { return allocate(bytes, FL_ALIGNMENT); }
-
-/* Memory for weights: where they are streamed, huge pages save misses of the address cache. Not for scratch: what comes and goes
- * at such alignments leaves holes in the heap. */
-static void *allocate_weights(size_t bytes)
-{
-    if (bytes < 2 * HUGE_PAGE)
-        return fl_allocate(bytes);
-    void *memory = allocate(bytes, HUGE_PAGE);
-#ifdef MADV_HUGEPAGE
-    if (memory)
-        madvise(memory, bytes, MADV_HUGEPAGE); /* only a wish */
-#endif
-    return memory;
-}
 
 /* One vector's worth of lanes: rows first .. first+count of a row-major (., K) matrix, column k; the rest stays zero. */
 static void gather(char *lanes, const char *matrix, fl_index K, fl_index first, fl_index count, fl_index k, fl_index item)
@@ -106,7 +79,8 @@ int fl_pack(fl_network *net, const fl_layer_weights *weights)
     for (fl_index index = 0; index < records; index++)
         total += layer_bytes(net, layer_inputs(net, index)).all;
     net->layers = calloc((size_t)records, sizeof *net->layers);
-    net->memory = allocate_weights(total);
+    net->memory = fl_allocate(total, FL_WEIGHTS);
+    net->bytes = total;
     if (!net->layers || !net->memory) {
         fl_unpack(net);
         return FL_NO_MEMORY;
@@ -140,7 +114,7 @@ int fl_pack(fl_network *net, const fl_layer_weights *weights)
 void fl_unpack(fl_network *net)
 {
     free(net->layers);
-    free(net->memory);
+    fl_free(net->memory, net->bytes);
     net->layers = NULL;
     net->memory = NULL;
 }

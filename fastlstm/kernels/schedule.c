@@ -17,7 +17,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 enum { PANEL_K = 8 * FL_SLAB }; /* elements of a panel taken at a time: 32 KiB of AVX-512 panel, in L1 while all rows pass */
 enum { POLL_WORK = 1 << 20 };   /* multiply-adds between two looks at the clock */
@@ -561,28 +560,12 @@ static int order_rows(fl_call *call)
     return FL_OK;
 }
 
-/* Large scratch comes from the system and goes back to it: from the heap, calls of many shapes would leave holes there. Its pages are
- * asked for at once, which costs a tenth of touching them one by one, and nothing beside the arithmetic done on them. */
-enum { MAPPED_BYTES = 512 << 10 };
-
-#ifndef MAP_POPULATE
-#define MAP_POPULATE 0
-#endif
-
-static char *take_scratch(fl_index bytes)
-{
-    if (bytes < MAPPED_BYTES)
-        return fl_allocate((size_t)bytes);
-    void *memory = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    return memory == MAP_FAILED ? NULL : memory;
-}
-
 int fl_prepare(fl_call *call)
 {
     const layout l = make_layout(call);
 
     call->scratch_bytes = l.bytes;
-    call->scratch = take_scratch(l.bytes);
+    call->scratch = fl_allocate((size_t)l.bytes, FL_SCRATCH);
     if (!call->scratch)
         return FL_NO_MEMORY;
     call->order = (fl_index *)call->scratch;
@@ -597,9 +580,6 @@ int fl_prepare(fl_call *call)
 
 void fl_release(fl_call *call)
 {
-    if (call->scratch_bytes < MAPPED_BYTES)
-        free(call->scratch);
-    else
-        munmap(call->scratch, (size_t)call->scratch_bytes);
+    fl_free(call->scratch, (size_t)call->scratch_bytes);
     call->scratch = NULL;
 }

@@ -47,9 +47,17 @@ static double get(const void *array, fl_index item, fl_index i)
     return item == 4 ? (double)((const float *)array)[i] : ((const double *)array)[i];
 }
 
+static void *aligned(fl_index bytes)
+{
+    void *memory = NULL;
+    if (posix_memalign(&memory, FL_ALIGNMENT, (size_t)bytes + 1))
+        abort();
+    return memory;
+}
+
 static void *numbers(fl_index item, fl_index count, double scale)
 {
-    void *array = fl_allocate((size_t)(count * item + 1));
+    void *array = aligned(count * item);
     for (fl_index i = 0; i < count; i++)
         put(array, item, i, scale * uniform());
     return array;
@@ -134,7 +142,7 @@ static void check_cell(const fl_kernels *k, fl_index n)
             else
                 put(row % 2 ? xW : hR, item, (row * FL_VECTORS + gate) * V + v, value);
         }
-    void *c_before = fl_allocate((size_t)(n * c_pitch * item));
+    void *c_before = aligned(n * c_pitch * item);
     memcpy(c_before, c, (size_t)(n * c_pitch * item));
     k->cell(n, xW, hR, bias, c, c_pitch, h, h_pitch);
     for (fl_index row = 0; row < n; row++)
