@@ -158,10 +158,8 @@ void fl_release(fl_call *call);
 
 /* ---- Small things every part uses -------------------------------------------------------------------------------------------- */
 
-typedef enum { FL_WEIGHTS, FL_SCRATCH } fl_memory_use;
-
 /* FL_ALIGNMENT-aligned memory of any contents, or NULL; to be given back with the same number of bytes. */
-void *fl_allocate(size_t bytes, fl_memory_use use);
+void *fl_allocate(size_t bytes);
 void fl_free(void *memory, size_t bytes);
 
 static inline fl_index fl_ceil_div(fl_index a, fl_index b) { return (a + b - 1) / b; }

@@ -79,7 +79,7 @@ int fl_pack(fl_network *net, const fl_layer_weights *weights)
     for (fl_index index = 0; index < records; index++)
         total += layer_bytes(net, layer_inputs(net, index)).all;
     net->layers = calloc((size_t)records, sizeof *net->layers);
-    net->memory = fl_allocate(total, FL_WEIGHTS);
+    net->memory = fl_allocate(total);
     net->bytes = total;
     if (!net->layers || !net->memory) {
         fl_unpack(net);

@@ -129,9 +129,10 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
     best.patience_ns = PATIENCE_NS + (int64_t)(4 * fmax(step_ns(net, &best, B, net->I), step_ns(net, &best, B, net->D * net->P)));
     best.stride = T;
     if (net->L > 1 && net->D == 1) { /* both directions need the whole layer before */
-        best.stride = fl_max(1, STRIDE_TOKENS / fl_max(B, 1));
+        fl_index stride = fl_max(1, STRIDE_TOKENS / fl_max(B, 1));
         if (best.chunk)
-            best.stride = fl_round_up(best.stride, best.chunk);
+            stride = fl_round_up(stride, best.chunk);
+        best.stride = fl_min(stride, T);
     }
     return best;
 }

@@ -565,7 +565,7 @@ int fl_prepare(fl_call *call)
     const layout l = make_layout(call);
 
     call->scratch_bytes = l.bytes;
-    call->scratch = fl_allocate((size_t)l.bytes, FL_SCRATCH);
+    call->scratch = fl_allocate((size_t)l.bytes);
     if (!call->scratch)
         return FL_NO_MEMORY;
     call->order = (fl_index *)call->scratch;
