@@ -318,29 +318,31 @@ static void recur(const place *p, const layout *l, const pass *q, const char *xW
 }
 
 /* Neighbouring blocks taken together: a single row may need two for enough independent chains. */
-static fl_index together(const place *p, fl_index block, fl_index n)
+static fl_index together(const place *p, fl_index blocks_left, fl_index n)
 {
-    return n == 1 && block + 1 < p->block_end ? p->call->plan.blocks_at_once : 1;
+    return n == 1 && blocks_left > 1 ? p->call->plan.blocks_at_once : 1;
 }
 
-/* One step: all blocks of this thread. If `chunk_rows` is not 0, xW is there already, as a chunk of so many rows has it. */
-static int step(place *p, const layout *l, const pass *q, fl_index t, fl_index n, char *xW, fl_index chunk_rows, const char *h,
-                char *h_new)
+/* Step s: all blocks of this thread. If `chunk_rows` is not 0, xW is there already, as a chunk of so many rows has it. Every other step
+ * goes through the blocks backwards: weights that do not fit a cache are then met again before they have left it. */
+static int step(place *p, const layout *l, const pass *q, fl_index s, fl_index n, char *xW, fl_index chunk_rows)
 {
     const fl_network *net = p->net;
-    const fl_index panel = FL_VECTORS * net->V, xW_next = (chunk_rows ? chunk_rows : n) * panel;
+    const fl_index panel = FL_VECTORS * net->V, xW_next = (chunk_rows ? chunk_rows : n) * panel, t = time_of(p, q, s);
+    const char *h = q->state.h[s % 2];
+    char *h_new = q->state.h[(s + 1) % 2];
 
     for (fl_index row = 0; row < n; row++)
         p->hidden[row] = h + row * l->h_pitch;
     for (fl_index row = 0; !chunk_rows && row < n; row++)
         p->inputs[row] = cell_of(&q->in, t, p->row + row);
-    for (fl_index block = p->block, count; block < p->block_end; block += count) {
-        count = together(p, block, n);
+    for (fl_index done = 0, count; done < p->block_end - p->block; done += count) {
+        count = together(p, p->block_end - p->block - done, n);
+        const fl_index block = s % 2 ? p->block_end - done - count : p->block + done;
+        char *xW_block = chunk_rows ? xW + (block - p->block) * xW_next * net->item : xW;
         if (!chunk_rows)
-            input_product(p, q, xW, block, count, n);
-        recur(p, l, q, xW, xW_next, block, count, h_new, n);
-        if (chunk_rows)
-            xW += count * xW_next * net->item;
+            input_product(p, q, xW_block, block, count, n);
+        recur(p, l, q, xW_block, xW_next, block, count, h_new, n);
         if (stopped(p, n * count * (q->layer->I + net->P) * panel))
             return FL_STOPPED;
     }
@@ -361,7 +363,7 @@ static fl_index chunk_product(place *p, const pass *q, fl_index s, fl_index end)
             p->inputs[rows++] = cell_of(&q->in, t, p->row + row);
     }
     for (fl_index block = p->block, count; rows && block < p->block_end; block += count) {
-        count = together(p, block, rows);
+        count = together(p, p->block_end - block, rows);
         input_product(p, q, p->xW + (block - p->block) * rows * panel * p->net->item, block, count, rows);
         if (stopped(p, rows * count * q->layer->I * panel))
             return -1;
@@ -396,7 +398,7 @@ static int run(place *p, const layout *l, const pass *q, fl_index first, fl_inde
             const fl_index t = time_of(p, q, s), n = active_rows(p, t);
             char *h_new = q->state.h[(s + 1) % 2];
 
-            if (n && step(p, l, q, t, n, xW, chunk_rows, q->state.h[s % 2], h_new))
+            if (n && step(p, l, q, s, n, xW, chunk_rows))
                 return FL_STOPPED;
             finish_step(p, l, q, h_new, t, n);
             if (n && fl_wait(p->units, p->units_size, &p->call->stop, p->patience_ns))
