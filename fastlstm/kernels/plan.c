@@ -1,7 +1,8 @@
 /* How a call is divided: every division of the team is priced by a small model, the cheapest is taken.
  *
- * Prices are nanoseconds on one core of the machine in bench/NOTES.md (AVX-512, about 4 GHz). They decide between divisions, so
- * only their ratios matter; a division never changes a result.
+ * Prices are nanoseconds on one core of an AVX-512 server of 2023 (L2 2 MiB, slow shared L3). A Zen 5 machine reads L2 twice and L3 four
+ * times as fast; with its own prices the model divides no shape better there, and B 4 to 16 worse (bench/NOTES.md). They decide
+ * between divisions, so only their ratios matter; a division never changes a result.
  */
 #include "fastlstm.h"
 
@@ -15,8 +16,8 @@
 #define STEP_NS 25.0            /* book-keeping of one step of one layer */
 #define FORK_NS 3000.0          /* OpenMP: a team begins and ends */
 #define FORK_NS_PER_THREAD 400.0
-#define BARRIER_NS 350.0 /* the last thread arrives, the others see it */
-#define BARRIER_NS_PER_THREAD 60.0
+#define BARRIER_NS 120.0 /* the last thread arrives, the others see it */
+#define BARRIER_NS_PER_THREAD 30.0
 
 enum { PATIENCE_NS = 200000 };    /* shorter than a scheduler's time slice, longer than an interrupt */
 enum { CHUNK_BYTES = 160 << 10 }; /* pre-activations of a chunk: leave most of a small L2 to R */
