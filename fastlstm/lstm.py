@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from fastlstm import threads as _threads
 from fastlstm.arrays import Array, as_array, as_floats, as_lengths, as_resets, contiguous, in_place, shape_error
 from fastlstm.isa import isa as _isa  # noqa: F401  (chooses the kernels before a network is packed)
 from fastlstm.stream import Stream
-from fastlstm.weights import LayerWeights, Weights, check_sizes, parameter_shapes
+from fastlstm.weights import TENSORS, LayerWeights, Weights, check_sizes, parameter_shapes
 
 __all__ = ["LSTM"]
 
@@ -110,9 +111,11 @@ class LSTM:
 
     def _adopt(self, weights: Weights) -> None:
         """Pack `weights`; the last thing that can fail comes before the first thing that changes."""
-        owned = Weights(tuple(_owned(layer) for layer in weights.layers), weights.bidirectional)
+        if weights.is_variant:
+            raise ValueError("a variant of the LSTM that cannot be run yet (activations, peepholes, clipping, reverse, ...)")
+        owned = replace(weights, layers=tuple(_owned(layer) for layer in weights.layers))
         network = _engine.Network(
-            [tuple(_bytes(tensor) for tensor in vars(layer).values()) for layer in owned.layers],  # type: ignore[misc]
+            [tuple(_bytes(getattr(layer, kind)) for kind in TENSORS[:5]) for layer in owned.layers],  # type: ignore[misc]
             owned.dtype.itemsize,
             owned.input_size,
             owned.hidden_size,
@@ -394,7 +397,7 @@ def _owned(layer: LayerWeights) -> LayerWeights:
             tensor.setflags(write=False)
         return tensor
 
-    return LayerWeights(*(own(tensor) for tensor in vars(layer).values()))  # type: ignore[arg-type]
+    return replace(layer, **{kind: own(getattr(layer, kind)) for kind in TENSORS})  # type: ignore[arg-type]
 
 
 def _bytes(tensor: Array | None) -> Array | None:

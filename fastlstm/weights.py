@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["LayerWeights", "Weights", "check_sizes", "parameter_shapes"]
+from fastlstm.cell import PLAIN, Cell
+
+__all__ = ["TENSORS", "LayerWeights", "Weights", "check_sizes", "parameter_shapes"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -29,6 +31,11 @@ class LayerWeights:
     weight_hh : array, shape (4*H, H), or (4*H, P) with a projection
     bias_ih, bias_hh : arrays, shape (4*H,), or both None
     weight_hr : array, shape (P, H), or None without a projection
+    weight_peephole : array, shape (3*H,), or None
+        Factors of c in the pre-activations of i, f and o.
+    h_0, c_0 : arrays, shape (H or P,) and (H,), or both None
+        The initial state that a file carries, for every row where the caller gives none.
+    cell : Cell
     """
 
     weight_ih: Array
@@ -36,11 +43,21 @@ class LayerWeights:
     bias_ih: Array | None = None
     bias_hh: Array | None = None
     weight_hr: Array | None = None
+    weight_peephole: Array | None = None
+    h_0: Array | None = None
+    c_0: Array | None = None
+    cell: Cell = PLAIN
+
+
+TENSORS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_peephole", "h_0", "c_0")
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
     """A whole network: ``layers`` is layer-major, then direction (l0, l0_reverse, l1, ...), as PyTorch orders its states.
+
+    ``reverse``: the one direction runs from the end to the beginning; outputs stand at their own time. ``flipped``: they stand in
+    the order of processing instead, as Keras returns them with go_backwards.
 
     Raises
     ------
@@ -50,8 +67,12 @@ class Weights:
 
     layers: tuple[LayerWeights, ...]
     bidirectional: bool = False
+    reverse: bool = False
+    flipped: bool = False
 
     def __post_init__(self) -> None:
+        if (self.reverse and self.bidirectional) or (self.flipped and not self.reverse):
+            raise ValueError("reverse is for one direction alone, flipped for a reverse one")
         if not self.layers or len(self.layers) % self.num_directions:
             raise ValueError(f"expected {self.num_directions} record(s) for each layer, got {len(self.layers)} in all")
         first = self.layers[0]
@@ -103,6 +124,12 @@ class Weights:
     def dtype(self) -> np.dtype[Any]:
         return self.layers[0].weight_ih.dtype
 
+    @property
+    def is_variant(self) -> bool:
+        """Whether anything differs from ``torch.nn.LSTM``."""
+        special = any(w.cell != PLAIN or w.weight_peephole is not None or w.h_0 is not None for w in self.layers)
+        return special or self.reverse
+
     def expected_shapes(self) -> dict[str, tuple[int, ...]]:
         return parameter_shapes(
             self.input_size,
@@ -111,12 +138,14 @@ class Weights:
             bias=self.bias,
             bidirectional=self.bidirectional,
             proj_size=self.proj_size,
+            peephole=self.layers[0].weight_peephole is not None,
+            initial=self.layers[0].h_0 is not None,
         )
 
     def named_tensors(self) -> Iterator[tuple[str, Array]]:
         """The tensors under PyTorch's names, in the order of ``nn.LSTM.state_dict()``."""
         for index, layer in enumerate(self.layers):
-            for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"):
+            for kind in TENSORS:
                 tensor = getattr(layer, kind)
                 if tensor is not None:
                     yield kind + suffix(index, self.num_directions), tensor
@@ -132,8 +161,7 @@ class Weights:
             end = suffix(len(layers), directions)
             if "weight_hh" + end not in remaining:
                 raise ValueError(f"weight_hh{end} is missing")
-            kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-            layers.append(LayerWeights(*(remaining.pop(kind + end, None) for kind in kinds)))  # type: ignore[arg-type]
+            layers.append(LayerWeights(*(remaining.pop(kind + end, None) for kind in TENSORS)))  # type: ignore[arg-type]
         if remaining:
             raise ValueError(f"unexpected tensor {min(remaining)[:100]!r} among the weights of {len(layers)} layer record(s)")
         return cls(tuple(layers), bidirectional)
@@ -146,7 +174,15 @@ def suffix(index: int, num_directions: int) -> str:
 
 
 def parameter_shapes(
-    input_size: int, hidden_size: int, num_layers: int, *, bias: bool, bidirectional: bool, proj_size: int
+    input_size: int,
+    hidden_size: int,
+    num_layers: int,
+    *,
+    bias: bool,
+    bidirectional: bool,
+    proj_size: int,
+    peephole: bool = False,
+    initial: bool = False,
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of all parameters under PyTorch's names, in PyTorch's order."""
     directions = 2 if bidirectional else 1
@@ -161,6 +197,11 @@ def parameter_shapes(
             shapes["bias_hh" + end] = (4 * hidden_size,)
         if proj_size:
             shapes["weight_hr" + end] = (proj_size, hidden_size)
+        if peephole:
+            shapes["weight_peephole" + end] = (3 * hidden_size,)
+        if initial:
+            shapes["h_0" + end] = (recurrent,)
+            shapes["c_0" + end] = (hidden_size,)
     return shapes
 
 
