@@ -7,6 +7,7 @@ from fastlstm.errors import FormatError
 from fastlstm.isa import available_isas, isa
 from fastlstm.lstm import LSTM
 from fastlstm.stream import Stream
+from fastlstm.tape import Gradients, Tape
 from fastlstm.threads import get_num_threads, set_num_threads
 from fastlstm.weights import LayerWeights, Weights
 
@@ -18,9 +19,11 @@ __version__ = "0.1.0"
 __all__ = [
     "LSTM",
     "FormatError",
+    "Gradients",
     "LSTMInfo",
     "LayerWeights",
     "Stream",
+    "Tape",
     "Weights",
     "__version__",
     "available_isas",

@@ -12,7 +12,7 @@ def plan(network: Network, T: int, B: int, threads: int) -> dict[str, int]: ...
 class Network:
     def __new__(
         cls,
-        layers: list[tuple[_Array, _Array, _Array | None, _Array | None, _Array | None]],
+        layers: _Rows,
         item: int,
         input_size: int,
         hidden_size: int,
@@ -36,9 +36,46 @@ class _Forward:
         resets: _Array | None,
         threads: int,
         limit: int,
+        tape: Tape | None = None,
     ) -> None: ...
 
 forward: _Forward
+
+_Rows = list[tuple[_Array, _Array, _Array | None, _Array | None, _Array | None]]
+
+@final
+class Transposed:
+    def __new__(cls, network: Network, layers: _Rows) -> Transposed: ...
+
+@final
+class Tape:
+    nbytes: int
+    def __new__(
+        cls, network: Network, T: int, B: int, lengths: _Array | None, h_0: _Array | None, c_0: _Array | None
+    ) -> Tape: ...
+    def content(self) -> bytes: ...
+    def restore(self, content: bytes) -> None: ...
+
+class _Backward:
+    def __getitem__(self, floating: str) -> _Backward: ...
+    def __call__(
+        self,
+        transposed: Transposed,
+        tape: Tape,
+        d_output: _Array | None,
+        d_h_n: _Array | None,
+        d_c_n: _Array | None,
+        resets: _Array | None,
+        steps: int,
+        d_x: _Array | None,
+        d_h_0: _Array,
+        d_c_0: _Array,
+        gradients: list[tuple[_Array, _Array, _Array | None, _Array | None]],
+        threads: int,
+        limit: int,
+    ) -> None: ...
+
+backward: _Backward
 
 @final
 class StreamState:

@@ -10,7 +10,7 @@ from cython cimport floating
 from cython.parallel cimport parallel, threadid
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport strcmp
+from libc.string cimport memcpy, strcmp
 
 
 cdef extern from *:
@@ -68,6 +68,18 @@ cdef extern from "fastlstm.h" nogil:
         char *data
         fl_index strides[3]
 
+    ctypedef struct fl_watch:
+        int (*poll)(void *) noexcept nogil
+        void *context
+
+    ctypedef struct fl_transposed:
+        pass
+
+    ctypedef struct fl_tape:
+        fl_index T, B, tokens
+        void *memory
+        fl_index bytes
+
     ctypedef struct fl_call:
         const fl_network *net
         fl_index T, B
@@ -79,10 +91,34 @@ cdef extern from "fastlstm.h" nogil:
         const int64_t *lengths
         const uint8_t *resets
         fl_index resets_strides[2]
-        int (*poll)(void *) noexcept nogil
-        void *poll_context
+        fl_tape *tape
+        fl_watch watch
         fl_plan plan
         int64_t begun_ns
+
+    ctypedef struct fl_layer_gradients:
+        char *weight_ih
+        char *weight_hh
+        char *bias
+        char *weight_hr
+
+    ctypedef struct fl_backward_call:
+        const fl_network *net
+        const fl_transposed *transposed
+        fl_tape *tape
+        fl_array d_output
+        const char *d_h_n
+        const char *d_c_n
+        const uint8_t *resets
+        fl_index resets_strides[2]
+        fl_index steps
+        fl_array d_x
+        char *d_h_0
+        char *d_c_0
+        const fl_layer_gradients *d_weights
+        fl_watch watch
+        fl_plan plan
+        int begun
 
     const fl_isa *fl_isas()
     int fl_pack(fl_network *net, const fl_layer_weights *weights)
@@ -92,6 +128,15 @@ cdef extern from "fastlstm.h" nogil:
     void fl_forward(fl_call *call, int thread)
     void fl_joined(const fl_call *call)
     void fl_release(fl_call *call)
+    int fl_transpose(const fl_network *net, const fl_layer_weights *weights, fl_transposed *transposed)
+    void fl_free_transposed(fl_transposed *transposed)
+    int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, const int64_t *lengths, const char *h_0,
+                     const char *c_0)
+    void fl_free_tape(fl_tape *tape)
+    fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads)
+    int fl_prepare_backward(fl_backward_call *call)
+    void fl_backward(fl_backward_call *call, int thread)
+    void fl_release_backward(fl_backward_call *call)
     fl_index fl_ceil_div(fl_index a, fl_index b)
     const int FL_VECTORS
 
@@ -153,12 +198,9 @@ cdef class Network:
     def __cinit__(self, list layers not None, int item, Py_ssize_t input_size, Py_ssize_t hidden_size, Py_ssize_t num_layers,
                   Py_ssize_t num_directions, Py_ssize_t proj_size):
         cdef fl_network *net = &self.net
-        cdef Py_ssize_t index, inputs, rows = 4 * hidden_size * item
         cdef fl_layer_weights *weights
         cdef int status
 
-        if len(layers) != num_layers * num_directions:
-            raise ValueError("layers: one record for each layer and direction")
         net.kernels = chosen_isa.f32 if item == 4 else chosen_isa.f64
         net.I, net.H, net.P = input_size, hidden_size, proj_size or hidden_size
         net.L, net.D = num_layers, num_directions
@@ -167,17 +209,8 @@ cdef class Network:
         net.blocks = fl_ceil_div(net.H, net.V)
         net.projected_blocks = fl_ceil_div(proj_size, FL_VECTORS * net.V) if proj_size else 0
 
-        weights = <fl_layer_weights *>calloc(len(layers), sizeof(fl_layer_weights))
-        if weights == NULL:
-            raise MemoryError("packed weights")
+        weights = rows_of(net, layers)
         try:
-            for index, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(layers):
-                inputs = net.I if index < net.D else net.D * net.P
-                weights[index].weight_ih = bytes_of(weight_ih, rows * inputs)
-                weights[index].weight_hh = bytes_of(weight_hh, rows * net.P)
-                weights[index].bias_ih = bytes_of(bias_ih, rows) if bias_ih is not None else NULL
-                weights[index].bias_hh = bytes_of(bias_hh, rows) if bias_ih is not None else NULL
-                weights[index].weight_hr = bytes_of(weight_hr, net.P * net.H * item) if proj_size else NULL
             with nogil:
                 status = fl_pack(net, weights)
             if status:
@@ -187,6 +220,51 @@ cdef class Network:
 
     def __dealloc__(self):
         fl_unpack(&self.net)
+
+
+@cython.final
+cdef class Transposed:
+    """The same weights packed for gradients; `layers` as in :class:`Network`."""
+
+    cdef fl_transposed weights
+
+    def __cinit__(self, Network network not None, list layers not None):
+        cdef fl_layer_weights *weights = rows_of(&network.net, layers)
+        cdef int status
+        try:
+            with nogil:
+                status = fl_transpose(&network.net, weights, &self.weights)
+            if status:
+                raise MemoryError("transposed weights")
+        finally:
+            free(weights)
+
+    def __dealloc__(self):
+        fl_free_transposed(&self.weights)
+
+
+cdef fl_layer_weights *rows_of(const fl_network *net, list layers) except NULL:
+    """Pointers to weights in PyTorch's rows, to be freed; `layers` keeps the arrays alive."""
+    cdef Py_ssize_t index, inputs, rows = 4 * net.H * net.item
+    cdef fl_layer_weights *weights
+
+    if len(layers) != net.L * net.D:
+        raise ValueError("layers: one record for each layer and direction")
+    weights = <fl_layer_weights *>calloc(len(layers), sizeof(fl_layer_weights))
+    if weights == NULL:
+        raise MemoryError("packed weights")
+    try:
+        for index, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(layers):
+            inputs = net.I if index < net.D else net.D * net.P
+            weights[index].weight_ih = bytes_of(weight_ih, rows * inputs)
+            weights[index].weight_hh = bytes_of(weight_hh, rows * net.P)
+            weights[index].bias_ih = bytes_of(bias_ih, rows) if bias_ih is not None else NULL
+            weights[index].bias_hh = bytes_of(bias_hh, rows) if bias_ih is not None else NULL
+            weights[index].weight_hr = bytes_of(weight_hr, net.P * net.H * net.item) if net.has_projection else NULL
+    except BaseException:
+        free(weights)
+        raise
+    return weights
 
 
 cdef const void *bytes_of(const uint8_t[::1] array, Py_ssize_t size) except NULL:
@@ -225,39 +303,80 @@ cdef int poll(void *context) noexcept with gil:
     return 0
 
 
-cdef int run_team(fl_call *call, int limit) except -1:
-    """Run a call whose arrays are set: claim threads, plan, take scratch, open the one parallel region."""
+# What a team runs: one of the two
+cdef struct Job:
+    fl_call *forward
+    fl_backward_call *backward
+
+
+cdef inline fl_plan *plan_of(Job *job) noexcept nogil:
+    return &job.forward.plan if job.forward != NULL else &job.backward.plan
+
+
+cdef inline void divide(Job *job, int threads) noexcept nogil:
+    if job.forward != NULL:
+        job.forward.plan = fl_make_plan(job.forward.net, job.forward.T, job.forward.B, threads)
+    else:
+        job.backward.plan = fl_make_backward_plan(job.backward.net, job.backward.tape.T, job.backward.tape.B, threads)
+
+
+cdef inline int prepare(Job *job) noexcept nogil:
+    return fl_prepare(job.forward) if job.forward != NULL else fl_prepare_backward(job.backward)
+
+
+cdef inline void work(Job *job, int thread) noexcept nogil:
+    if job.forward != NULL:
+        fl_forward(job.forward, thread)
+    else:
+        fl_backward(job.backward, thread)
+
+
+cdef inline bint begun(Job *job) noexcept nogil:
+    return job.forward.begun_ns != 0 if job.forward != NULL else job.backward.begun
+
+
+cdef inline void release(Job *job) noexcept nogil:
+    if job.forward != NULL:
+        fl_release(job.forward)
+    else:
+        fl_release_backward(job.backward)
+
+
+cdef int run_team(Job *job, int limit) except -1:
+    """Run a call whose arrays and plan are set: claim threads, take scratch, open the one parallel region."""
     cdef int claimed = 0, team
     cdef int status = 0
     cdef _Pending pending = _Pending()
+    cdef fl_watch *watch = &job.forward.watch if job.forward != NULL else &job.backward.watch
 
-    call.poll = NULL
+    watch.poll = NULL
     if PyThread_get_thread_ident() == main_thread:  # only the main thread handles signals
-        call.poll = poll
-    call.poll_context = <void *>pending
+        watch.poll = poll
+    watch.context = <void *>pending
     with nogil:
-        if call.plan.threads > 1:
-            claimed = fl_claim_threads(call.plan.threads, limit)
-            if claimed < call.plan.threads:
-                call.plan = fl_make_plan(call.net, call.T, call.B, claimed)
-        status = fl_prepare(call)
+        if plan_of(job).threads > 1:
+            claimed = fl_claim_threads(plan_of(job).threads, limit)
+            if claimed < plan_of(job).threads:
+                divide(job, claimed)
+        status = prepare(job)
         if status == 0:
-            team = call.plan.threads
+            team = plan_of(job).threads
             if team == 1:
-                fl_forward(call, 0)
+                work(job, 0)
             else:
                 with parallel(num_threads=team):
                     if omp_get_num_threads() == team:
-                        fl_forward(call, threadid())
-                if call.begun_ns:
-                    fl_joined(call)
+                        work(job, threadid())
+                if begun(job):
+                    if job.forward != NULL:
+                        fl_joined(job.forward)
                 else:  # the runtime gave fewer threads than were asked for
-                    fl_release(call)
-                    call.plan = fl_make_plan(call.net, call.T, call.B, 1)
-                    status = fl_prepare(call)
+                    release(job)
+                    divide(job, 1)
+                    status = prepare(job)
                     if status == 0:
-                        fl_forward(call, 0)
-            fl_release(call)
+                        work(job, 0)
+            release(job)
         if claimed:
             fl_return_threads(claimed)
     if status:
@@ -286,13 +405,15 @@ def forward(
     const uint8_t[:, :] resets,
     int threads,
     int limit,
+    Tape tape=None,
 ):
     """Run a network; shapes as fl_call has them in fastlstm.h. States may be None.
 
-    `threads` is the most that may be used; `limit` the processors that all calls of the process share, 0 for no limit.
+    A `tape` made for the same sizes, lengths and states keeps what :func:`backward` needs. `threads` is the most that may be used; `limit` the processors that all calls of the process share, 0 for no limit.
     """
     cdef const fl_network *net = &network.net
     cdef fl_call call
+    cdef Job job = Job(&call, NULL)
     cdef Py_ssize_t T = x.shape[0], B = x.shape[1], states = net.L * net.D
 
     if (sizeof(floating) != net.item or x.shape[2] != net.I
@@ -322,8 +443,150 @@ def forward(
     if resets is not None and T and B:
         call.resets = &resets[0, 0]
         call.resets_strides[0], call.resets_strides[1] = resets.strides[0], resets.strides[1]
+    call.tape = NULL
+    if tape is not None:
+        if tape.network is not network or tape.tape.T != T or tape.tape.B != B:
+            raise ValueError("a tape that lstm.py should have made for this call")
+        call.tape = &tape.tape
     call.plan = fl_make_plan(net, T, B, threads)
-    run_team(&call, limit)
+    run_team(&job, limit)
+
+
+# ---- Gradients -----------------------------------------------------------------------------------------------------------------
+
+@cython.final
+cdef class Tape:
+    """What one recorded call keeps for its gradients, until :func:`backward` uses it up.
+
+    `lengths` and the initial state are those of the call, the states as flat arrays of bytes.
+    """
+
+    cdef Network network
+    cdef fl_tape tape
+
+    def __cinit__(self, Network network not None, Py_ssize_t T, Py_ssize_t B, const int64_t[::1] lengths, const uint8_t[::1] h_0,
+                  const uint8_t[::1] c_0):
+        cdef fl_network *net = &network.net
+        cdef Py_ssize_t rows = net.L * net.D * B * net.item
+        cdef const int64_t *lengths_at = NULL
+        cdef const char *h_at = NULL
+        cdef const char *c_at = NULL
+        cdef int status
+
+        if ((lengths is not None and lengths.shape[0] != B) or (h_0 is not None and h_0.shape[0] != rows * net.P)
+                or (c_0 is not None and c_0.shape[0] != rows * net.H)):
+            raise ValueError("shapes that lstm.py should have refused")
+        self.network = network
+        if B:
+            lengths_at = &lengths[0] if lengths is not None else NULL
+            h_at = <const char *>&h_0[0] if h_0 is not None else NULL
+            c_at = <const char *>&c_0[0] if c_0 is not None else NULL
+        with nogil:
+            status = fl_make_tape(&self.tape, net, T, B, lengths_at, h_at, c_at)
+        if status:
+            raise MemoryError("the tape of a recorded LSTM call")
+
+    def __dealloc__(self):
+        fl_free_tape(&self.tape)
+
+    @property
+    def nbytes(self):
+        """Bytes of memory."""
+        return self.tape.bytes
+
+    def content(self):
+        """Everything kept, to be given to :meth:`restore` of a tape made with the same arguments."""
+        return (<char *>self.tape.memory)[:self.tape.bytes]
+
+    def restore(self, bytes content not None):
+        """Take over what :meth:`content` gave."""
+        if len(content) != self.tape.bytes:
+            raise ValueError(f"expected {self.tape.bytes} bytes of a tape, got {len(content)}")
+        memcpy(self.tape.memory, <const char *>content, self.tape.bytes)
+
+
+def backward(
+    Transposed transposed not None,
+    Tape tape not None,
+    const floating[:, :, :] d_output,
+    const floating[:, :, ::1] d_h_n,
+    const floating[:, :, ::1] d_c_n,
+    const uint8_t[:, :] resets,
+    Py_ssize_t steps,
+    floating[:, :, :] d_x,
+    floating[:, :, ::1] d_h_0 not None,
+    floating[:, :, ::1] d_c_0 not None,
+    list gradients not None,
+    int threads,
+    int limit,
+):
+    """Gradients of a recorded call; shapes as fl_backward_call has them in fastlstm.h. Uses the tape up.
+
+    `gradients` has, for each layer and direction, arrays of bytes for weight_ih, weight_hh, the biases and weight_hr (or None), to
+    which is added.
+    """
+    cdef const fl_network *net = &tape.network.net
+    cdef fl_backward_call call
+    cdef Job job = Job(NULL, &call)
+    cdef Py_ssize_t T = tape.tape.T, B = tape.tape.B, states = net.L * net.D
+    cdef Py_ssize_t index, inputs, rows = 4 * net.H * net.item
+    cdef fl_layer_gradients *d_weights
+
+    if (sizeof(floating) != net.item or steps < 0 or len(gradients) != states
+            or d_h_0.shape[0] != states or d_h_0.shape[1] != B or d_h_0.shape[2] != net.P
+            or d_c_0.shape[0] != states or d_c_0.shape[1] != B or d_c_0.shape[2] != net.H
+            or (d_h_n is not None and (d_h_n.shape[0] != states or d_h_n.shape[1] != B or d_h_n.shape[2] != net.P))
+            or (d_c_n is not None and (d_c_n.shape[0] != states or d_c_n.shape[1] != B or d_c_n.shape[2] != net.H))
+            or (resets is not None and (resets.shape[0] != T or resets.shape[1] != B))):
+        raise ValueError("shapes that lstm.py should have refused")
+    call.d_output = in_place(d_output, T, B, net.D * net.P, net.item)
+    call.d_x = in_place(d_x, T, B, net.I, net.item)
+    call.net, call.transposed, call.tape = net, &transposed.weights, &tape.tape
+    call.d_h_n = <const char *>&d_h_n[0, 0, 0] if d_h_n is not None and B else NULL
+    call.d_c_n = <const char *>&d_c_n[0, 0, 0] if d_c_n is not None and B else NULL
+    call.d_h_0 = <char *>&d_h_0[0, 0, 0] if B else NULL
+    call.d_c_0 = <char *>&d_c_0[0, 0, 0] if B else NULL
+    call.steps = steps
+    call.resets = NULL
+    if resets is not None and T and B:
+        call.resets = &resets[0, 0]
+        call.resets_strides[0], call.resets_strides[1] = resets.strides[0], resets.strides[1]
+    d_weights = <fl_layer_gradients *>calloc(len(gradients), sizeof(fl_layer_gradients))
+    if d_weights == NULL:
+        raise MemoryError("gradients")
+    try:
+        for index, (weight_ih, weight_hh, bias, weight_hr) in enumerate(gradients):
+            inputs = net.I if index < net.D else net.D * net.P
+            d_weights[index].weight_ih = writable_bytes_of(weight_ih, rows * inputs)
+            d_weights[index].weight_hh = writable_bytes_of(weight_hh, rows * net.P)
+            d_weights[index].bias = writable_bytes_of(bias, rows) if bias is not None else NULL
+            d_weights[index].weight_hr = writable_bytes_of(weight_hr, net.P * net.H * net.item) if net.has_projection else NULL
+        call.d_weights = d_weights
+        call.plan = fl_make_backward_plan(net, T, B, threads)
+        run_team(&job, limit)
+    finally:
+        free(d_weights)
+
+
+cdef fl_array in_place(const floating[:, :, :] array, Py_ssize_t T, Py_ssize_t B, Py_ssize_t columns, Py_ssize_t item):
+    """An array (T, B, columns) to be read or written where it stands; None has no data."""
+    cdef fl_array found
+    found.data, found.strides[0], found.strides[1], found.strides[2] = NULL, 0, 0, 0
+    if array is None:
+        return found
+    if (array.shape[0] != T or array.shape[1] != B or array.shape[2] != columns
+            or (columns > 1 and T > 0 and B > 0 and array.strides[2] != item)):
+        raise ValueError("shapes or strides that lstm.py should have refused")
+    if T and B:
+        found.data = <char *>&array[0, 0, 0]
+        found.strides[0], found.strides[1], found.strides[2] = array.strides[0], array.strides[1], item
+    return found
+
+
+cdef char *writable_bytes_of(uint8_t[::1] array, Py_ssize_t size) except NULL:
+    if array.shape[0] != size:
+        raise ValueError(f"expected {size} bytes of gradients, got {array.shape[0]}")
+    return <char *>&array[0]
 
 
 # ---- Streams -------------------------------------------------------------------------------------------------------------------
@@ -356,7 +619,7 @@ cdef class StreamState:
                 if view.shape[0] != size:
                     raise ValueError("state of the wrong size")
                 self.state[i + k] = <char *>&view[0] if size else NULL
-        self.call.net = net
+        self.call.net, self.call.tape = net, NULL
         self.call.T, self.call.B = 1, batch_size
         self.call.plan = fl_make_plan(net, 1, batch_size, threads)
         if self.call.plan.threads == 1:
@@ -391,6 +654,7 @@ cdef class StreamState:
 
     cdef int run(self, Py_buffer *source, Py_buffer *target, int limit) except -1:
         cdef fl_call *call = &self.call
+        cdef Job job = Job(call, NULL)
         cdef int before = self.current
         call.x.data, call.output.data = <char *>source.buf, <char *>target.buf
         call.x.strides[0] = call.output.strides[0] = 0
@@ -405,7 +669,7 @@ cdef class StreamState:
                     fl_forward(call, 0)
             else:
                 call.plan = fl_make_plan(call.net, 1, self.B, self.threads)
-                run_team(call, limit)
+                run_team(&job, limit)
         finally:
             self.busy = False
         self.current = 1 - before

@@ -14,6 +14,7 @@ from fastlstm import threads as _threads
 from fastlstm.arrays import Array, as_array, as_floats, as_lengths, as_resets, contiguous, in_place, shape_error
 from fastlstm.isa import isa as _isa  # noqa: F401  (chooses the kernels before a network is packed)
 from fastlstm.stream import Stream
+from fastlstm.tape import Tape
 from fastlstm.weights import TENSORS, LayerWeights, Weights, check_sizes, parameter_shapes
 
 __all__ = ["LSTM"]
@@ -115,7 +116,7 @@ class LSTM:
             raise ValueError("a variant of the LSTM that cannot be run yet (activations, peepholes, clipping, reverse, ...)")
         owned = replace(weights, layers=tuple(_owned(layer) for layer in weights.layers))
         network = _engine.Network(
-            [tuple(_bytes(getattr(layer, kind)) for kind in TENSORS[:5]) for layer in owned.layers],  # type: ignore[misc]
+            _rows(owned),
             owned.dtype.itemsize,
             owned.input_size,
             owned.hidden_size,
@@ -125,10 +126,17 @@ class LSTM:
         )
         self.weights = owned
         self._network = network
+        self._transposed: _engine.Transposed | None = None
         self._dtype = owned.dtype
         self._forward = _FORWARD[owned.dtype.name]
         self._sizes = (owned.input_size, owned.hidden_size, owned.proj_size or owned.hidden_size, len(owned.layers))
         self._width = owned.num_directions * self._sizes[2]
+
+    def _transposed_weights(self) -> _engine.Transposed:
+        """The weights packed a second time, for gradients, when they are first asked for."""
+        if self._transposed is None:
+            self._transposed = _engine.Transposed(self._network, _rows(self.weights))
+        return self._transposed
 
     # ---- What it is ------------------------------------------------------------------------------------------------------------
 
@@ -232,20 +240,68 @@ class LSTM:
         MemoryError
             If scratch memory cannot be had; nothing has changed then but perhaps `out`.
         """
-        I, H, P, records = self._sizes
-        x = as_floats("x", x, self._dtype)
+        seen, x, single, h_0, c_0, lengths, resets = self._check(x, state, lengths, resets)
+        T, B, _ = x.shape
+        most, limit = _threads.allowance(threads)
+        if out is None:
+            result, output = self._new_output(T, B, single)
+            target = result
+        else:
+            result = self._check_out(out, self._output_shape(T, B, single), (seen, h_0, c_0, lengths, resets))
+            target = in_place(result)  # a copy of `out` if the kernels cannot write to it as it stands
+            output = target[:, None] if single else target.transpose(1, 0, 2) if self.batch_first else target
+        h_n, c_n = self._new_state(B)
+        self._forward(self._network, x, h_0, c_0, output, h_n, c_n, lengths, resets, most, limit)
+        if target is not result:
+            result[...] = target
+        if single:
+            h_n, c_n = h_n[:, 0], c_n[:, 0]
+        return (result if out is None else out), (h_n, c_n)
+
+    def record(
+        self,
+        x: Any,
+        state: tuple[Any, Any] | None = None,
+        *,
+        lengths: Any = None,
+        resets: Any = None,
+        threads: int | None = None,
+    ) -> Tape:
+        """Run whole sequences and keep what their gradients need.
+
+        Parameters
+        ----------
+        x, state, lengths, resets, threads : as for :meth:`__call__`
+
+        Returns
+        -------
+        Tape
+            ``tape.output`` and ``tape.state`` are what :meth:`__call__` returns, bit for bit; ``tape.backward(d_output, d_state)``
+            gives the gradients.
+
+        Raises
+        ------
+        ValueError, TypeError, MemoryError
+            As :meth:`__call__`.
+        """
+        _, x, single, h_0, c_0, lengths, resets = self._check(x, state, lengths, resets)
+        return Tape(self, x, h_0, c_0, lengths, resets, single, threads)
+
+    def _check(self, x: Any, state: Any, lengths: Any, resets: Any) -> tuple[Any, ...]:
+        """The input as it was given and as (T, B, I) to be read in place, whether it is one sequence, and the rest as the engine
+        takes it."""
+        I = self._sizes[0]
+        x = seen = as_floats("x", x, self._dtype)
         single = x.ndim == 2
         if x.ndim not in (2, 3) or x.shape[-1] != I:
             free = ("B", "T") if self.batch_first else ("T", "B")
             raise shape_error("x", (*free, I), x.shape)
-        seen = x
         if single:
             x = x[:, None]
         elif self.batch_first:
             x = x.transpose(1, 0, 2)
         T, B, _ = x.shape
         x = in_place(x)
-
         h_0, c_0 = (None, None) if state is None else self._check_state(state, B, single)
         if lengths is not None:
             if single:
@@ -253,20 +309,19 @@ class LSTM:
             lengths = as_lengths(lengths, T, B)
         if resets is not None:
             resets = as_resets(resets, (T,) if single else (T, B))
-        most, limit = _threads.allowance(threads)
+        return seen, x, single, h_0, c_0, lengths, resets
 
-        given = (B, T, self._width) if self.batch_first and not single else (T, self._width) if single else (T, B, self._width)
-        result = np.empty(given, self._dtype) if out is None else self._check_out(out, given, (seen, h_0, c_0, lengths, resets))
-        target = in_place(result)  # a copy of `out` if the kernels cannot write to it as it stands
-        output = target[:, None] if single else target.transpose(1, 0, 2) if self.batch_first else target
-        h_n = np.empty((records, B, P), self._dtype)
-        c_n = np.empty((records, B, H), self._dtype)
-        self._forward(self._network, x, h_0, c_0, output, h_n, c_n, lengths, resets, most, limit)
-        if target is not result:
-            result[...] = target
-        if single:
-            h_n, c_n = h_n[:, 0], c_n[:, 0]
-        return (result if out is None else out), (h_n, c_n)
+    def _output_shape(self, T: int, B: int, single: bool) -> tuple[int, ...]:
+        return (T, self._width) if single else (B, T, self._width) if self.batch_first else (T, B, self._width)
+
+    def _new_output(self, T: int, B: int, single: bool) -> tuple[Array, Array]:
+        """An array as the caller gets it, and the same memory as (T, B, ...)."""
+        output = np.empty(self._output_shape(T, B, single), self._dtype)
+        return output, output[:, None] if single else output.transpose(1, 0, 2) if self.batch_first else output
+
+    def _new_state(self, B: int) -> State:
+        _, H, P, records = self._sizes
+        return np.empty((records, B, P), self._dtype), np.empty((records, B, H), self._dtype)
 
     def _check_state(self, state: tuple[Any, Any], B: int, single: bool) -> State:
         """The initial state as contiguous arrays (L*D, B, P) and (L*D, B, H)."""
@@ -398,6 +453,11 @@ def _owned(layer: LayerWeights) -> LayerWeights:
         return tensor
 
     return replace(layer, **{kind: own(getattr(layer, kind)) for kind in TENSORS})  # type: ignore[arg-type]
+
+
+def _rows(weights: Weights) -> list[Any]:
+    """Each record's matrices and biases as flat bytes, as the engine packs them."""
+    return [tuple(_bytes(getattr(layer, kind)) for kind in TENSORS[:5]) for layer in weights.layers]
 
 
 def _bytes(tensor: Array | None) -> Array | None:

@@ -17,6 +17,7 @@ typedef ptrdiff_t fl_index;
 enum { FL_VECTORS = 4 };    /* vectors of one panel: the gates i, f, g, o of a block, or four blocks of projected outputs */
 enum { FL_MAX_TILE = 6 };   /* the most rows that any instruction set takes in one tile */
 enum { FL_SLAB = 16 };      /* products that are summed on their own before they join the sum, see fl_tile */
+enum { FL_UNITS = 16 };     /* hidden units that stand side by side in a tape, gate by gate: as many lanes as any vector has */
 enum { FL_ALIGNMENT = 64 }; /* of packed weights and scratch: a cache line, and the widest vector */
 
 /* ---- Leaf kernels: one table per instruction set and type, compiled from kernel_text.h ------------------------------------- */
@@ -38,6 +39,43 @@ typedef void fl_tile(void *acc, fl_index acc_next, const void *panel, fl_index p
 typedef void fl_cell(fl_index n, const void *xW, const void *hR, const void *bias, void *c, fl_index c_pitch, void *h,
                      fl_index h_pitch);
 
+/* The same, which also keeps the activations i, f, g, o, FL_UNITS elements from gate to gate.
+ *   gates   OUT   n rows, gates_pitch elements apart */
+typedef void fl_record_cell(fl_index n, const void *xW, const void *hR, const void *bias, void *c, fl_index c_pitch, void *h,
+                            fl_index h_pitch, void *gates, fl_index gates_pitch);
+
+/* The derivatives of one block's cell for n rows; pitches in elements. */
+typedef struct {
+    const void *dh; /* IN of o tanh(c): [n][V] */
+    fl_index dh_pitch;
+    const void *dy; /* IN of the output, to be added to dh; NULL: zero */
+    fl_index dy_pitch;
+    void *gates; /* IN i, f, g, o, OUT the gradients of their pre-activations */
+    fl_index gates_pitch;
+    const void *const *c_prev; /* IN n rows, from element c_prev_from on */
+    fl_index c_prev_from;
+    const void *c; /* IN */
+    fl_index c_pitch;
+    void *dc; /* INOUT: of the state after this step, then of the one before */
+    fl_index dc_pitch;
+    void *m; /* OUT o tanh(c), c_pitch apart, may be c; or NULL */
+} fl_cell_gradient;
+
+typedef void fl_cell_backward(fl_index n, const fl_cell_gradient *cell);
+
+/* out[m][j] += sum over k of a[k][m] * b[k][j], the sum made as a tile makes it, k ascending.
+ *   a       IN    [K] rows a_pitch elements apart, of which M elements are used
+ *   b       IN    K pointers to rows of 4V readable elements from element b_from on, any alignment
+ *   out     INOUT M rows out_pitch elements apart, `columns` <= 4V elements used */
+typedef void fl_outer(fl_index K, const void *a, fl_index a_pitch, const void *const *b, fl_index b_from, void *out,
+                      fl_index out_pitch, fl_index columns);
+
+/* out[j] += sum over k of a[k][j], summed likewise, for `columns` <= FL_UNITS; a has FL_UNITS readable elements a row. */
+typedef void fl_sum_rows(fl_index K, const void *a, fl_index a_pitch, void *out, fl_index columns);
+
+/* out[j] += a[j]; any alignment. */
+typedef void fl_add(fl_index n, const void *a, void *out);
+
 /* Store accumulators as they are (projection): out row m, vectors in order; NaN made canonical. */
 typedef void fl_store(fl_index n, const void *acc, void *out, fl_index out_pitch);
 
@@ -49,6 +87,11 @@ typedef struct {
     fl_tile *tile_pair;          /* one row, two neighbouring blocks: enough independent chains for one row */
     fl_cell *cell;
     fl_store *store;
+    fl_record_cell *record_cell;
+    fl_cell_backward *cell_backward;
+    fl_outer *outers[FL_MAX_TILE]; /* outers[M - 1] */
+    fl_sum_rows *sum_rows;
+    fl_add *add;
 } fl_kernels;
 
 typedef struct {
@@ -91,11 +134,50 @@ typedef struct {
     const void *weight_hr;         /* (P, H) or NULL */
 } fl_layer_weights;
 
+/* A second packing for gradients, transposed; the four gates of FL_UNITS units follow each other as in a tape: K = 4 * fl_padded(H). */
+typedef struct {
+    void *W;          /* [ceil(I / 4V)][K][4V] */
+    void *R;          /* [ceil(P / 4V)][K][4V] */
+    void *projection; /* [ceil(H / 4V)][P, padded][4V], or NULL */
+} fl_transposed_layer;
+
+typedef struct {
+    fl_transposed_layer *layers; /* L * D records */
+    void *memory;
+    size_t bytes;
+} fl_transposed;
+
 enum { FL_OK = 0, FL_NO_MEMORY = 1, FL_STOPPED = 2 };
 
 /* Fills net->layers and net->memory; the sizes in *net and its kernels are set by the caller. */
 int fl_pack(fl_network *net, const fl_layer_weights *weights);
 void fl_unpack(fl_network *net); /* frees what fl_pack took */
+
+int fl_transpose(const fl_network *net, const fl_layer_weights *weights, fl_transposed *transposed);
+void fl_free_transposed(fl_transposed *transposed);
+
+/* ---- What a recorded call keeps ---------------------------------------------------------------------------------------------- */
+
+/* Real tokens alone, step by step; in each step the active rows by falling length (their rank). All pitches are in bytes. */
+typedef struct {
+    fl_index T, B, tokens;
+    fl_index *first; /* [T + 1]: tokens before step t */
+    fl_index *order; /* [B]: the row of each rank */
+    char *x;         /* [tokens][I] */
+    char *y;         /* [L][tokens][D*P]: outputs of the layers */
+    char
+        *gates; /* [L*D][tokens][H / FL_UNITS][4][FL_UNITS]: i, f, g, o; backward leaves the gradients of their pre-activations */
+    char *c;    /* [L*D][tokens][H]; with a projection backward leaves o tanh(c) */
+    char *h_0, *c_0;                                          /* [L*D][B][P] and [L*D][B][H]; NULL: zeros */
+    fl_index x_pitch, y_pitch, gates_pitch, c_pitch, h_pitch; /* c_0 has c's */
+    void *memory;
+    fl_index bytes;
+} fl_tape;
+
+/* Sets everything from the sizes; h_0, c_0 and lengths as in fl_call. FL_NO_MEMORY leaves nothing behind. */
+int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, const int64_t *lengths, const char *h_0,
+                 const char *c_0);
+void fl_free_tape(fl_tape *tape);
 
 /* ---- A call ------------------------------------------------------------------------------------------------------------------ */
 
@@ -120,6 +202,12 @@ typedef struct {
 typedef int fl_poll(void *context);
 
 typedef struct {
+    fl_poll *poll; /* may be NULL */
+    void *context;
+    atomic_int stop; /* set once: everybody leaves, and the results are unfinished */
+} fl_watch;
+
+typedef struct {
     const fl_network *net;
     fl_index T, B;
     fl_array x;             /* IN  (T, B, I) */
@@ -129,8 +217,8 @@ typedef struct {
     const int64_t *lengths; /* IN  (B,), 0..T; NULL: all T */
     const uint8_t *resets;  /* IN  (T, B) at resets_strides (bytes); NULL: none */
     fl_index resets_strides[2];
-    fl_poll *poll; /* may be NULL */
-    void *poll_context;
+    fl_tape *tape; /* OUT; NULL: nothing is kept */
+    fl_watch watch;
 
     fl_plan plan; /* from fl_make_plan */
 
@@ -138,7 +226,6 @@ typedef struct {
     fl_index *order; /* [B] rows: one row group's after another, each group's by falling length */
     char *scratch;
     fl_index scratch_bytes;
-    atomic_int stop;               /* set once: everybody leaves; h_n, c_n and the output are then unfinished */
     int64_t begun_ns, finished_ns; /* by thread 0; begun_ns stays 0 if no team of the planned size came together */
 } fl_call;
 
@@ -156,6 +243,40 @@ void fl_joined(const fl_call *call);
 
 void fl_release(fl_call *call);
 
+/* ---- Gradients -------------------------------------------------------------------------------------------------------------- */
+
+/* One layer's and direction's, all INOUT: backward adds to them. Shapes as in fl_layer_weights; NULL where there is none. */
+typedef struct {
+    char *weight_ih, *weight_hh, *bias, *weight_hr;
+} fl_layer_gradients;
+
+typedef struct {
+    const fl_network *net;
+    const fl_transposed *transposed;
+    fl_tape *tape;             /* INOUT: used up */
+    fl_array d_output;         /* IN  (T, B, D*P); NULL data: zeros */
+    const char *d_h_n, *d_c_n; /* IN  as h_n and c_n; NULL: zeros */
+    const uint8_t *resets;     /* IN  as in the recorded call */
+    fl_index resets_strides[2];
+    fl_index steps;                      /* gradients do not cross from step t to t - 1 where t is a multiple; 0: everywhere */
+    fl_array d_x;                        /* OUT (T, B, I); padding is left alone; NULL data: not wanted */
+    char *d_h_0, *d_c_0;                 /* OUT as h_0 and c_0; rows of length 0 are left alone */
+    const fl_layer_gradients *d_weights; /* L * D records */
+    fl_watch watch;
+
+    fl_plan plan; /* from fl_make_backward_plan */
+
+    /* Set by fl_prepare_backward: */
+    char *scratch;
+    fl_index scratch_bytes;
+    int begun; /* stays 0 if no team of the planned size came together */
+} fl_backward_call;
+
+fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads);
+int fl_prepare_backward(fl_backward_call *call);
+void fl_backward(fl_backward_call *call, int thread);
+void fl_release_backward(fl_backward_call *call);
+
 /* ---- Small things every part uses -------------------------------------------------------------------------------------------- */
 
 /* FL_ALIGNMENT-aligned memory of any contents, or NULL; to be given back with the same number of bytes. */
@@ -166,6 +287,16 @@ static inline fl_index fl_ceil_div(fl_index a, fl_index b) { return (a + b - 1) 
 static inline fl_index fl_round_up(fl_index a, fl_index b) { return fl_ceil_div(a, b) * b; }
 static inline fl_index fl_min(fl_index a, fl_index b) { return a < b ? a : b; }
 static inline fl_index fl_max(fl_index a, fl_index b) { return a > b ? a : b; }
+
+/* H, or P, filled up to whole groups of units. */
+static inline fl_index fl_padded(fl_index units) { return fl_round_up(units, FL_UNITS); }
+
+/* Rows whose pitch is a multiple of 1 KiB fall into few sets of a cache: step aside by a line. */
+static inline fl_index fl_pitch(fl_index elements, fl_index item)
+{
+    const fl_index bytes = fl_round_up(elements * item, FL_ALIGNMENT);
+    return bytes % 1024 ? bytes : bytes + FL_ALIGNMENT;
+}
 
 /* Where part `part` of `parts` even parts of n things begins; share_start(n, parts, parts) == n. */
 static inline fl_index fl_share(fl_index n, fl_index parts, fl_index part) { return n / parts * part + fl_min(n % parts, part); }

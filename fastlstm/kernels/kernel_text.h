@@ -10,7 +10,14 @@
 #define sigmoid_inverse FL_JOIN(sigmoid_inverse, FL_TYPE)
 #define tanh_parts FL_JOIN(tanh_parts, FL_TYPE)
 #define canonical FL_JOIN(canonical, FL_TYPE)
+#define lstm_equations FL_JOIN(lstm_equations, FL_TYPE)
 #define lstm_cell FL_JOIN(lstm_cell, FL_TYPE)
+#define lstm_record FL_JOIN(lstm_record, FL_TYPE)
+#define lstm_backward FL_JOIN(lstm_backward, FL_TYPE)
+#define add_row FL_JOIN(add_row, FL_TYPE)
+#define add_to FL_JOIN(add_to, FL_TYPE)
+#define outer FL_JOIN(outer, FL_TYPE)
+#define column_sums FL_JOIN(column_sums, FL_TYPE)
 #define store_sums FL_JOIN(store_sums, FL_TYPE)
 
 /* ---- Multiply-accumulate tile ------------------------------------------------------------------------------------------------ */
@@ -141,13 +148,11 @@ INLINE void tanh_parts(vec x, vec *numerator, vec *denominator)
 INLINE vec canonical(vec x) { return v_select((ivec)(x == x), x, v_set((real)__builtin_nan(""))); }
 
 /* c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c'). Three divisions for five: sigmoid(i) tanh(g) is
- * one quotient, h' another. A single quotient for c' would save one more, but lose bits and overflow for large c. */
-static void lstm_cell(fl_index n, const void *xW, const void *hR, const void *bias, void *c, fl_index c_pitch, void *h,
-                      fl_index h_pitch)
+ * one quotient, h' another. A single quotient for c' would save one more, but lose bits and overflow for large c.
+ * Recording keeps i, f, g, o besides, four divisions more; `gates` is a constant NULL otherwise. */
+INLINE void lstm_equations(fl_index n, const real *x, const real *r, const real *b, real *c_row, fl_index c_pitch, real *h_row,
+                           fl_index h_pitch, real *gates, fl_index gates_pitch)
 {
-    const real *x = xW, *r = hR, *b = bias;
-    real *c_row = c, *h_row = h;
-
     for (fl_index row = 0; row < n; row++, x += FL_VECTORS * LANES, r += FL_VECTORS * LANES, c_row += c_pitch, h_row += h_pitch) {
         vec gate[FL_VECTORS], numerator, denominator;
 
@@ -158,12 +163,157 @@ static void lstm_cell(fl_index n, const void *xW, const void *hR, const void *bi
         const vec o_inverse = sigmoid_inverse(gate[3]);
 
         tanh_parts(gate[2], &numerator, &denominator);
+        if (gates) {
+            v_store(gates, v_set(1) / i_inverse);
+            v_store(gates + FL_UNITS, v_set(1) / f_inverse);
+            v_store(gates + 2 * FL_UNITS, numerator / denominator);
+            v_store(gates + 3 * FL_UNITS, v_set(1) / o_inverse);
+            gates += gates_pitch;
+        }
         const vec c_new = canonical(v_load(c_row) / f_inverse + numerator / (i_inverse * denominator));
         v_store(c_row, c_new);
 
         tanh_parts(c_new, &numerator, &denominator);
         v_store(h_row, canonical(numerator / (o_inverse * denominator)));
     }
+}
+
+static void lstm_cell(fl_index n, const void *xW, const void *hR, const void *bias, void *c, fl_index c_pitch, void *h,
+                      fl_index h_pitch)
+{
+    lstm_equations(n, xW, hR, bias, c, c_pitch, h, h_pitch, NULL, 0);
+}
+
+static void lstm_record(fl_index n, const void *xW, const void *hR, const void *bias, void *c, fl_index c_pitch, void *h,
+                        fl_index h_pitch, void *gates, fl_index gates_pitch)
+{
+    lstm_equations(n, xW, hR, bias, c, c_pitch, h, h_pitch, gates, gates_pitch);
+}
+
+/* With t = tanh(c), and dh, dc what later steps and the output ask of h and c:
+ *     dc += dh o (1 - t^2);  dz_i = dc g i (1 - i);  dz_f = dc c_prev f (1 - f);  dz_g = dc i (1 - g^2);  dz_o = dh t o (1 - o)
+ * and dc f goes on to the step before. */
+static void lstm_backward(fl_index n, const fl_cell_gradient *p)
+{
+    const real *dh_row = p->dh, *dy_row = p->dy, *c_row = p->c;
+    real *gates = p->gates, *dc_row = p->dc, *m_row = p->m;
+    const vec one = v_set(1);
+
+    for (fl_index row = 0; row < n; row++) {
+        const vec i = v_load(gates), f = v_load(gates + FL_UNITS), g = v_load(gates + 2 * FL_UNITS),
+                  o = v_load(gates + 3 * FL_UNITS);
+        const vec c_prev = v_load((const real *)p->c_prev[row] + p->c_prev_from);
+        vec dh = v_load(dh_row), numerator, denominator;
+
+        if (dy_row) {
+            dh += v_load(dy_row);
+            dy_row += p->dy_pitch;
+        }
+        tanh_parts(v_load(c_row), &numerator, &denominator);
+        const vec t = numerator / denominator;
+        const vec dc = v_fma(dh * o, (one - t) * (one + t), v_load(dc_row));
+
+        v_store(gates, (dc * g) * (i * (one - i)));
+        v_store(gates + FL_UNITS, (dc * c_prev) * (f * (one - f)));
+        v_store(gates + 2 * FL_UNITS, (dc * i) * ((one - g) * (one + g)));
+        v_store(gates + 3 * FL_UNITS, (dh * t) * (o * (one - o)));
+        v_store(dc_row, canonical(dc * f));
+        if (m_row) {
+            v_store(m_row, o * t);
+            m_row += p->c_pitch;
+        }
+        dh_row += p->dh_pitch;
+        c_row += p->c_pitch;
+        dc_row += p->dc_pitch;
+        gates += p->gates_pitch;
+    }
+}
+
+/* ---- Sums over tokens ---------------------------------------------------------------------------------------------------------- */
+
+/* out[j] = canonical(out[j] + a[j]) */
+INLINE void add_row(fl_index n, const real *a, real *out)
+{
+    fl_index j = 0;
+
+    for (; j + LANES <= n; j += LANES)
+        v_store_any(out + j, canonical(v_load_any(out + j) + v_load_any(a + j)));
+    for (; j < n; j++) {
+        const real sum = out[j] + a[j];
+        out[j] = sum == sum ? sum : (real)__builtin_nan("");
+    }
+}
+
+static void add_to(fl_index n, const void *a, void *out) { add_row(n, a, out); }
+
+/* As a tile, but neither side is packed: a's columns are broadcast, b's rows are read where they stand. */
+INLINE void outer(const int M, fl_index K, const real *a, fl_index a_pitch, const void *const *b, fl_index b_from, real *out,
+                  fl_index out_pitch, fl_index columns)
+{
+    real acc[FL_MAX_TILE * FL_VECTORS * LANES] __attribute__((aligned(FL_ALIGNMENT))) = {0};
+
+    for (fl_index slab = 0; slab < K; slab += FL_SLAB) {
+        const fl_index end = fl_min(slab + FL_SLAB, K);
+        vec sum[FL_MAX_TILE][FL_VECTORS];
+
+        EACH (m, M)
+            EACH (v, FL_VECTORS)
+                sum[m][v] = (vec){0};
+        for (fl_index k = slab; k < end; k++, a += a_pitch) {
+            const real *b_row = (const real *)b[k] + b_from;
+            vec weight[FL_VECTORS];
+            EACH (v, FL_VECTORS)
+                weight[v] = v_load_any(b_row + v * LANES);
+            EACH (m, M) {
+                const vec input = v_set(a[m]);
+                EACH (v, FL_VECTORS)
+                    sum[m][v] = v_fma(input, weight[v], sum[m][v]); /* sum += a[k][m] * b[k] */
+            }
+        }
+        EACH (m, M)
+            EACH (v, FL_VECTORS) {
+                real *at = acc + (m * FL_VECTORS + v) * LANES;
+                v_store(at, v_load(at) + sum[m][v]);
+            }
+        __asm__ volatile("" : : : "memory"); /* as in tile() */
+    }
+    for (int m = 0; m < M; m++)
+        add_row(columns, acc + m * FL_VECTORS * LANES, out + m * out_pitch);
+}
+
+#define OUTER(name, M)                                                                                                     \
+    static void FL_JOIN(name, FL_TYPE)(fl_index K, const void *a, fl_index a_pitch, const void *const *b, fl_index b_from, \
+                                       void *out, fl_index out_pitch, fl_index columns)                                    \
+    {                                                                                                                      \
+        outer(M, K, a, a_pitch, b, b_from, out, out_pitch, columns);                                                       \
+    }
+
+OUTER(outer_1, 1)
+OUTER(outer_2, 2)
+OUTER(outer_3, 3)
+#if FL_TILE == 6
+OUTER(outer_4, 4)
+OUTER(outer_5, 5)
+OUTER(outer_6, 6)
+#endif
+#undef OUTER
+
+static void column_sums(fl_index K, const void *a, fl_index a_pitch, void *out, fl_index columns)
+{
+    real acc[FL_UNITS] __attribute__((aligned(FL_ALIGNMENT)));
+
+    for (fl_index column = 0; column < FL_UNITS; column += LANES) {
+        const real *at = (const real *)a + column;
+        vec total = {0};
+        for (fl_index slab = 0; slab < K; slab += FL_SLAB) {
+            vec sum = {0};
+            for (fl_index k = slab; k < fl_min(slab + FL_SLAB, K); k++, at += a_pitch)
+                sum += v_load(at);
+            total += sum;
+        }
+        v_store(acc + column, total);
+    }
+    add_row(columns, acc, out);
 }
 
 static void store_sums(fl_index n, const void *acc, void *out, fl_index out_pitch)
@@ -194,6 +344,21 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
     .tile_pair = FL_JOIN(tile_pair, FL_TYPE),
     .cell = lstm_cell,
     .store = store_sums,
+    .record_cell = lstm_record,
+    .cell_backward = lstm_backward,
+    .outers =
+        {
+            FL_JOIN(outer_1, FL_TYPE),
+            FL_JOIN(outer_2, FL_TYPE),
+            FL_JOIN(outer_3, FL_TYPE),
+#if FL_TILE == 6
+            FL_JOIN(outer_4, FL_TYPE),
+            FL_JOIN(outer_5, FL_TYPE),
+            FL_JOIN(outer_6, FL_TYPE),
+#endif
+        },
+    .sum_rows = column_sums,
+    .add = add_to,
 };
 
 #undef EXP_LOWEST
@@ -215,6 +380,9 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
 #undef vec
 #undef ivec
 #undef v_load
+#undef v_load_any
+#undef v_store_any
+#undef anyvec
 #undef v_store
 #undef v_set
 #undef v_fma
@@ -226,5 +394,12 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
 #undef sigmoid_inverse
 #undef tanh_parts
 #undef canonical
+#undef lstm_equations
 #undef lstm_cell
+#undef lstm_record
+#undef lstm_backward
+#undef add_row
+#undef add_to
+#undef outer
+#undef column_sums
 #undef store_sums

@@ -1,4 +1,5 @@
-/* Weights, from PyTorch's rows to panels: for a block of V units, element k holds the gates i, f, g, o side by side. */
+/* Weights, from PyTorch's rows to panels: for a block of V units, element k holds the gates i, f, g, o side by side. And transposed, for
+ * gradients: for a block of 4V inputs, element k holds what gate row k makes of them. */
 #include "fastlstm.h"
 #include "team.h"
 
@@ -117,4 +118,62 @@ void fl_unpack(fl_network *net)
     fl_free(net->memory, net->bytes);
     net->layers = NULL;
     net->memory = NULL;
+}
+
+/* ---- Transposed ---------------------------------------------------------------------------------------------------------------- */
+
+/* packed [ceil(columns / width)][K][width] OUT (zeroed before); matrix (groups * H, columns) IN, whose rows stand in a tape's order:
+ * FL_UNITS rows of each group, then the next ones. Returns where it ends. */
+static char *pack_rows(char *packed, const char *matrix, fl_index columns, fl_index width, fl_index item, fl_index groups,
+                       fl_index H)
+{
+    for (fl_index from = 0; from < columns; from += width) {
+        const size_t bytes = (size_t)(fl_min(width, columns - from) * item);
+        for (fl_index unit = 0; unit < fl_padded(H); unit += FL_UNITS)
+            for (fl_index group = 0; group < groups; group++)
+                for (fl_index j = unit; j < unit + FL_UNITS; j++, packed += width * item)
+                    if (j < H)
+                        memcpy(packed, matrix + ((group * H + j) * columns + from) * item, bytes);
+    }
+    return packed;
+}
+
+int fl_transpose(const fl_network *net, const fl_layer_weights *weights, fl_transposed *transposed)
+{
+    const fl_index records = net->L * net->D, width = FL_VECTORS * net->V, K = FL_VECTORS * fl_padded(net->H);
+    fl_index elements = 0;
+
+    for (fl_index index = 0; index < records; index++)
+        elements += (fl_ceil_div(layer_inputs(net, index), width) + fl_ceil_div(net->P, width)) * K * width
+                    + (net->has_projection ? fl_ceil_div(net->H, width) * fl_padded(net->P) * width : 0);
+    transposed->bytes = (size_t)(elements * net->item);
+    transposed->layers = calloc((size_t)records, sizeof *transposed->layers);
+    transposed->memory = fl_allocate(transposed->bytes);
+    if (!transposed->layers || !transposed->memory) {
+        fl_free_transposed(transposed);
+        return FL_NO_MEMORY;
+    }
+    memset(transposed->memory, 0, transposed->bytes);
+    char *next = transposed->memory;
+    for (fl_index index = 0; index < records; index++) {
+        fl_transposed_layer *layer = &transposed->layers[index];
+
+        layer->W = next;
+        layer->R = next =
+            pack_rows(next, weights[index].weight_ih, layer_inputs(net, index), width, net->item, FL_VECTORS, net->H);
+        next = pack_rows(next, weights[index].weight_hh, net->P, width, net->item, FL_VECTORS, net->H);
+        if (net->has_projection) {
+            layer->projection = next;
+            next = pack_rows(next, weights[index].weight_hr, net->H, width, net->item, 1, net->P);
+        }
+    }
+    return FL_OK;
+}
+
+void fl_free_transposed(fl_transposed *transposed)
+{
+    free(transposed->layers);
+    fl_free(transposed->memory, transposed->bytes);
+    transposed->layers = NULL;
+    transposed->memory = NULL;
 }

@@ -139,3 +139,50 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
     }
     return best;
 }
+
+/* ---- Gradients ----------------------------------------------------------------------------------------------------------------- */
+
+/* One layer's step of the busiest thread, and its share of the products over tokens that one step brings: their work is divided evenly. */
+static double backward_step_ns(const fl_network *net, const fl_plan *plan, fl_index B, fl_index I)
+{
+    const fl_index width = FL_VECTORS * net->V;
+    const double rows = (double)fl_ceil_div(B, plan->row_groups), lanes = (double)width * (double)net->item;
+    const double columns = (double)fl_ceil_div(fl_ceil_div(net->P, width), plan->unit_groups);
+    const double units = (double)fl_ceil_div(fl_ceil_div(net->H, width), plan->unit_groups);
+    const double K = FL_VECTORS * (double)fl_padded(net->H), R = columns * K * lanes;
+    double ns = STEP_NS + rows * units * FL_VECTORS * CELL_NS_PER_VECTOR + product_ns(net, rows, FL_VECTORS * columns, K, R);
+
+    if (net->has_projection)
+        ns += product_ns(net, rows, FL_VECTORS * units, (double)net->P, R);
+    if (plan->unit_groups > 1)
+        ns += (BARRIER_NS + BARRIER_NS_PER_THREAD * plan->unit_groups) * (net->has_projection ? 2 : 1);
+    const double per_token = K * (double)(2 * I + net->P) / (FMA_PER_NS_PER_BYTE * (double)(net->V * net->item));
+    return ns + (double)B * per_token * plan->directions / plan->threads;
+}
+
+fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads)
+{
+    fl_plan best = {.threads = 1, .directions = 1, .row_groups = 1, .unit_groups = 1};
+    double best_ns = INFINITY;
+
+    for (int directions = 1; directions <= fl_min(net->D, fl_max(threads, 1)); directions++)
+        for (int row_groups = 1; row_groups <= fl_max(fl_min(threads / directions, B), 1); row_groups++)
+            for (int unit_groups = 1; unit_groups <= fl_max(threads / (directions * row_groups), 1); unit_groups++) {
+                const fl_plan plan = {
+                    .threads = directions * row_groups * unit_groups,
+                    .directions = directions,
+                    .row_groups = row_groups,
+                    .unit_groups = unit_groups,
+                };
+                const double steps = (double)T * (double)net->D / directions;
+                const double first = backward_step_ns(net, &plan, B, net->I);
+                const double others = backward_step_ns(net, &plan, B, net->D * net->P);
+                const double fork = plan.threads > 1 ? FORK_NS + FORK_NS_PER_THREAD * plan.threads : 0;
+                const double ns = fork + steps * (first + (double)(net->L - 1) * others);
+                if (ns < best_ns) {
+                    best = plan;
+                    best_ns = ns;
+                }
+            }
+    return best;
+}

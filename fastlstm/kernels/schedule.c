@@ -12,15 +12,9 @@
  * Two threads that divide hidden units wait for each other at every step. If another process takes one of their processors, the other
  * goes on alone from the next step: half as fast, but not at the mercy of the scheduler's time slices of some milliseconds.
  */
-#include "fastlstm.h"
-#include "team.h"
+#include "schedule.h"
 
-#include <stdlib.h>
 #include <string.h>
-
-enum { PANEL_K = 8 * FL_SLAB }; /* elements of a panel taken at a time: 32 KiB of AVX-512 panel, in L1 while all rows pass */
-enum { POLL_WORK = 1 << 20 };   /* multiply-adds between two looks at the clock */
-static const int64_t POLL_NS = 25000000;
 
 /* The recurrent state of one direction of one layer for one group's rows. */
 typedef struct {
@@ -46,8 +40,8 @@ typedef struct {
     fl_index chunk;                /* as in the plan */
     char *xW, *hR;                 /* the two parts of the pre-activations: [blocks at once][rows][FL_VECTORS][V] */
     const void **inputs, **hidden; /* rows of x, for a chunk or a step; rows of h */
-    int64_t polled;                /* when, ns */
-    fl_index work;                 /* multiply-adds since */
+    fl_index rank, rank_step;      /* of its rows in the tape: rank, rank + rank_step, ... */
+    fl_watcher watcher;
 } place;
 
 /* Sizes of scratch, in bytes; everything begins on a cache line. */
@@ -64,13 +58,6 @@ typedef struct {
     fl_index bytes;                  /* in all */
 } layout;
 
-/* Rows whose pitch is a multiple of 1 KiB fall into few sets of a cache: step aside by a line. */
-static fl_index pitch(fl_index elements, fl_index item)
-{
-    const fl_index bytes = fl_round_up(elements * item, FL_ALIGNMENT);
-    return bytes % 1024 ? bytes : bytes + FL_ALIGNMENT;
-}
-
 static layout make_layout(const fl_call *call)
 {
     const fl_network *net = call->net;
@@ -81,8 +68,8 @@ static layout make_layout(const fl_call *call)
 
     l.rows = fl_ceil_div(call->B, plan->row_groups);
     l.product_rows = l.rows * fl_max(plan->chunk, 1);
-    l.h_pitch = pitch(net->has_projection ? net->projected_blocks * FL_VECTORS * net->V : net->blocks * net->V, item);
-    l.c_pitch = pitch(net->blocks * net->V, item);
+    l.h_pitch = fl_pitch(net->has_projection ? net->projected_blocks * FL_VECTORS * net->V : net->blocks * net->V, item);
+    l.c_pitch = fl_pitch(net->blocks * net->V, item);
     l.state = l.rows * (2 * l.h_pitch + l.c_pitch * (net->has_projection ? 2 : 1));
     l.states = l.state * net->L * net->D;
     l.width = net->D * net->P * item;
@@ -112,52 +99,6 @@ static char *between_of(const fl_call *call, const layout *l, fl_index layer)
 }
 
 static fl_index length_of(const fl_call *call, fl_index row) { return call->lengths ? (fl_index)call->lengths[row] : call->T; }
-
-/* ---- Products ---------------------------------------------------------------------------------------------------------------- */
-
-/* acc = rows times panels, for one block or two neighbouring ones (then n is 1). */
-static void multiply(const fl_kernels *kernels, char *acc, fl_index acc_next, const char *panel, fl_index panel_next,
-                     fl_index blocks, const void **rows, fl_index n, fl_index K)
-{
-    const fl_index vectors = FL_VECTORS * kernels->V, item = kernels->item;
-
-    for (fl_index i = 0; i < blocks; i++)
-        memset(acc + i * acc_next * item, 0, (size_t)(n * vectors * item));
-    if (blocks == 2) {
-        kernels->tile_pair(acc, acc_next, panel, panel_next, rows, K);
-        return;
-    }
-    const fl_index tiles = fl_ceil_div(n, kernels->max_tile), slab = tiles > 1 ? PANEL_K : K;
-    for (fl_index k = 0; k < K; k += slab) {
-        const fl_index count = fl_min(slab, K - k);
-        for (fl_index t = 0; t < tiles; t++) { /* even tiles: 7 rows are 4 and 3, not 6 and 1 */
-            const fl_index first = fl_share(n, tiles, t), M = fl_share(n, tiles, t + 1) - first;
-            const void *at[FL_MAX_TILE];
-            for (fl_index m = 0; m < M; m++)
-                at[m] = (const char *)rows[first + m] + k * item;
-            kernels->tiles[M - 1](acc + first * vectors * item, 0, panel + k * vectors * item, 0, at, count);
-        }
-    }
-}
-
-/* ---- Stopping ------------------------------------------------------------------------------------------------------------------ */
-
-/* Counts work; thread 0 asks its caller now and then whether to go on. Non-zero: leave at once. */
-static int stopped(place *p, fl_index work)
-{
-    fl_call *call = p->call;
-
-    if (p->thread == 0 && call->poll && (p->work += work) > POLL_WORK) {
-        p->work = 0;
-        const int64_t now = fl_now_ns();
-        if (now - p->polled > POLL_NS) {
-            if (call->poll(call->poll_context))
-                atomic_store_explicit(&call->stop, 1, memory_order_relaxed);
-            p->polled = fl_now_ns();
-        }
-    }
-    return atomic_load_explicit(&call->stop, memory_order_relaxed);
-}
 
 /* ---- States -------------------------------------------------------------------------------------------------------------------- */
 
@@ -222,6 +163,7 @@ static char *cell_of(const grid *g, fl_index t, fl_index place_in_order)
 
 /* One direction of one layer. */
 typedef struct {
+    fl_index index; /* in net->layers */
     const fl_layer *layer;
     state state;
     int reverse;
@@ -248,6 +190,54 @@ static fl_index active_rows(const place *p, fl_index t)
     return low;
 }
 
+/* ---- The tape ------------------------------------------------------------------------------------------------------------------ */
+
+/* The token of this group's first row at step t, in an array of one layer's or direction's tokens. */
+static fl_index token_of(const place *p, fl_index index, fl_index t)
+{
+    const fl_tape *tape = p->call->tape;
+    return index * tape->tokens + tape->first[t] + p->rank;
+}
+
+/* Where the gates of the first row's units from `unit` on are kept. */
+static char *gates_of(const place *p, const pass *q, fl_index t, fl_index unit)
+{
+    const fl_index element = unit / FL_UNITS * FL_VECTORS * FL_UNITS + unit % FL_UNITS;
+    return p->call->tape->gates + token_of(p, q->index, t) * p->call->tape->gates_pitch + element * p->net->item;
+}
+
+/* Keeps this thread's units of c and columns of h. */
+static void keep_state(const place *p, const layout *l, const pass *q, const char *h, fl_index t, fl_index n)
+{
+    const fl_tape *tape = p->call->tape;
+    const fl_index item = p->net->item, unit = p->block * p->net->V * item, layer = q->index / p->net->D,
+                   side = q->index % p->net->D;
+    const fl_index from = p->column * item, bytes = (p->column_end - p->column) * item;
+    char *c = tape->c + token_of(p, q->index, t) * tape->c_pitch;
+    char *y = tape->y + token_of(p, layer, t) * tape->y_pitch + side * p->net->P * item;
+
+    for (fl_index row = 0; row < n; row++) {
+        memcpy(c + unit, q->state.c + row * l->c_pitch + unit, (size_t)((p->block_end - p->block) * p->net->V * item));
+        if (bytes > 0)
+            memcpy(y + from, h + row * l->h_pitch + from, (size_t)bytes);
+        c += p->rank_step * tape->c_pitch;
+        y += p->rank_step * tape->y_pitch;
+    }
+}
+
+/* Keeps the inputs: each thread those of some steps. */
+static void keep_inputs(const fl_call *call, int thread)
+{
+    const fl_tape *tape = call->tape;
+    const fl_index from = fl_share(call->T, call->plan.threads, thread), to = fl_share(call->T, call->plan.threads, thread + 1);
+
+    for (fl_index t = from; t < to; t++)
+        for (fl_index token = tape->first[t]; token < tape->first[t + 1]; token++)
+            memcpy(tape->x + token * tape->x_pitch,
+                   call->x.data + t * call->x.strides[0] + tape->order[token - tape->first[t]] * call->x.strides[1],
+                   (size_t)(call->net->I * call->net->item));
+}
+
 /* Copies this thread's columns of h to the output, with zeros for rows past their end; then starts rows anew where asked. */
 static void finish_step(const place *p, const layout *l, const pass *q, char *h, fl_index t, fl_index n)
 {
@@ -255,6 +245,8 @@ static void finish_step(const place *p, const layout *l, const pass *q, char *h,
     const fl_index item = p->net->item, from = p->column * item, bytes = (p->column_end - p->column) * item;
     const fl_index next = q->reverse ? t : t + 1; /* the reset that separates this step from the next one processed */
 
+    if (call->tape)
+        keep_state(p, l, q, h, t, n);
     if (bytes > 0) {
         for (fl_index row = 0; row < n; row++)
             memcpy(cell_of(&q->out, t, p->row + row) + from, h + row * l->h_pitch + from, (size_t)bytes);
@@ -283,9 +275,10 @@ static int project(place *p, const layout *l, const pass *q, char *h, fl_index n
     for (fl_index row = 0; row < n; row++)
         p->hidden[row] = q->state.m + row * l->c_pitch;
     for (fl_index block = p->projected; block < p->projected_end; block++) {
-        multiply(net->kernels, p->hR, 0, (const char *)q->layer->projection + block * net->H * bytes, 0, 1, p->hidden, n, net->H);
+        fl_multiply(net->kernels, p->hR, 0, (const char *)q->layer->projection + block * net->H * bytes, 0, 1, p->hidden, n,
+                    net->H);
         net->kernels->store(n, p->hR, h + block * bytes, l->h_pitch / net->item);
-        if (stopped(p, n * net->H * FL_VECTORS * net->V))
+        if (fl_stopped(&p->watcher, n * net->H * FL_VECTORS * net->V))
             return 1;
     }
     return 0;
@@ -297,12 +290,12 @@ static void input_product(const place *p, const pass *q, char *xW, fl_index bloc
     const fl_index panel = FL_VECTORS * p->net->V, panels = q->layer->I * panel;
     const char *W = (const char *)q->layer->W + block * panels * p->net->item;
 
-    multiply(p->net->kernels, xW, rows * panel, W, panels, count, p->inputs, rows, q->layer->I);
+    fl_multiply(p->net->kernels, xW, rows * panel, W, panels, count, p->inputs, rows, q->layer->I);
 }
 
 /* h R for `count` blocks, then the cell. */
 static void recur(const place *p, const layout *l, const pass *q, const char *xW, fl_index xW_next, fl_index block,
-                  fl_index count, char *h_new, fl_index n)
+                  fl_index count, char *h_new, fl_index t, fl_index n)
 {
     const fl_network *net = p->net;
     const fl_index item = net->item, vector = net->V * item, panel = FL_VECTORS * net->V, panels = net->P * panel;
@@ -311,10 +304,17 @@ static void recur(const place *p, const layout *l, const pass *q, const char *xW
     char *to = net->has_projection ? q->state.m : h_new;
     const fl_index to_pitch = net->has_projection ? l->c_pitch : l->h_pitch;
 
-    multiply(net->kernels, p->hR, n * panel, R, panels, count, p->hidden, n, net->P);
-    for (fl_index i = 0; i < count; i++)
-        net->kernels->cell(n, xW + i * xW_next * item, p->hR + i * n * panel * item, bias + (block + i) * panel * item,
-                           q->state.c + (block + i) * vector, l->c_pitch / item, to + (block + i) * vector, to_pitch / item);
+    fl_multiply(net->kernels, p->hR, n * panel, R, panels, count, p->hidden, n, net->P);
+    for (fl_index i = 0; i < count; i++) {
+        const char *b = bias + (block + i) * panel * item, *x = xW + i * xW_next * item, *h = p->hR + i * n * panel * item;
+        char *c_new = q->state.c + (block + i) * vector, *m_new = to + (block + i) * vector;
+
+        if (p->call->tape)
+            net->kernels->record_cell(n, x, h, b, c_new, l->c_pitch / item, m_new, to_pitch / item,
+                                      gates_of(p, q, t, (block + i) * net->V), p->rank_step * p->call->tape->gates_pitch / item);
+        else
+            net->kernels->cell(n, x, h, b, c_new, l->c_pitch / item, m_new, to_pitch / item);
+    }
 }
 
 /* Neighbouring blocks taken together: a single row may need two for enough independent chains. */
@@ -342,11 +342,12 @@ static int step(place *p, const layout *l, const pass *q, fl_index s, fl_index n
         char *xW_block = chunk_rows ? xW + (block - p->block) * xW_next * net->item : xW;
         if (!chunk_rows)
             input_product(p, q, xW_block, block, count, n);
-        recur(p, l, q, xW_block, xW_next, block, count, h_new, n);
-        if (stopped(p, n * count * (q->layer->I + net->P) * panel))
+        recur(p, l, q, xW_block, xW_next, block, count, h_new, t, n);
+        if (fl_stopped(&p->watcher, n * count * (q->layer->I + net->P) * panel))
             return FL_STOPPED;
     }
-    if (net->has_projection && (fl_wait(p->units, p->units_size, &p->call->stop, p->patience_ns) || project(p, l, q, h_new, n)))
+    if (net->has_projection
+        && (fl_wait(p->units, p->units_size, &p->call->watch.stop, p->patience_ns) || project(p, l, q, h_new, n)))
         return FL_STOPPED;
     return FL_OK;
 }
@@ -365,7 +366,7 @@ static fl_index chunk_product(place *p, const pass *q, fl_index s, fl_index end)
     for (fl_index block = p->block, count; rows && block < p->block_end; block += count) {
         count = together(p, p->block_end - block, rows);
         input_product(p, q, p->xW + (block - p->block) * rows * panel * p->net->item, block, count, rows);
-        if (stopped(p, rows * count * q->layer->I * panel))
+        if (fl_stopped(&p->watcher, rows * count * q->layer->I * panel))
             return -1;
     }
     return rows;
@@ -401,7 +402,7 @@ static int run(place *p, const layout *l, const pass *q, fl_index first, fl_inde
             if (n && step(p, l, q, s, n, xW, chunk_rows))
                 return FL_STOPPED;
             finish_step(p, l, q, h_new, t, n);
-            if (n && fl_wait(p->units, p->units_size, &p->call->stop, p->patience_ns))
+            if (n && fl_wait(p->units, p->units_size, &p->call->watch.stop, p->patience_ns))
                 return FL_STOPPED;
             xW += chunk_rows ? n * row_bytes : 0;
             if (p->units_size > 1 && atomic_load_explicit(&p->units->apart, memory_order_relaxed)) {
@@ -449,7 +450,9 @@ static place take_place(fl_call *call, const layout *l, int thread)
         .hR = mine + l->xW,
         .inputs = (const void **)(mine + l->xW + l->hR),
         .hidden = (const void **)(mine + l->xW + l->hR + l->inputs),
-        .polled = fl_now_ns(),
+        .rank = call->lengths ? group : fl_share(call->B, plan->row_groups, group),
+        .rank_step = call->lengths ? plan->row_groups : 1,
+        .watcher = fl_watcher_of(&call->watch, thread),
     };
     const fl_index width = net->has_projection ? FL_VECTORS * net->V : net->V;
     p.column = fl_min((net->has_projection ? p.projected : p.block) * width, net->P);
@@ -472,6 +475,7 @@ static int run_layers(place *p, const layout *l, int group)
                                      NULL};
                 const grid after = {between_of(call, l, layer) - first * call->B * l->width, call->B * l->width, l->width, NULL};
                 pass q = {
+                    .index = index,
                     .layer = &net->layers[index],
                     .state = state_of(p, l, group, index),
                     .reverse = d == 1,
@@ -485,7 +489,7 @@ static int run_layers(place *p, const layout *l, int group)
                 if (run(p, l, &q, first, fl_min(first + stride, call->T)))
                     return FL_STOPPED;
             }
-            if (net->D > 1 && fl_wait(p->group, p->group_size, &call->stop, INT64_MAX))
+            if (net->D > 1 && fl_wait(p->group, p->group_size, &call->watch.stop, INT64_MAX))
                 return FL_STOPPED;
         }
     return FL_OK;
@@ -502,12 +506,14 @@ void fl_forward(fl_call *call, int thread)
 
     if (thread == 0)
         call->begun_ns = fl_now_ns();
+    if (call->tape)
+        keep_inputs(call, thread);
     for (fl_index layer = 0; layer < net->L; layer++)
         for (int d = p.direction; d < p.direction + p.directions; d++) {
             const state s = state_of(&p, &l, group, layer * net->D + d);
             load_state(&p, &l, &s, layer * net->D + d);
         }
-    status = fl_wait(p.group, p.group_size, &call->stop, p.patience_ns) ? FL_STOPPED : run_layers(&p, &l, group);
+    status = fl_wait(p.group, p.group_size, &call->watch.stop, p.patience_ns) ? FL_STOPPED : run_layers(&p, &l, group);
     if (status == FL_OK)
         for (fl_index layer = 0; layer < net->L; layer++)
             for (int d = p.direction; d < p.direction + p.directions; d++) {
@@ -528,38 +534,19 @@ void fl_joined(const fl_call *call)
 
 /* ---- Before and after ---------------------------------------------------------------------------------------------------------- */
 
-typedef struct {
-    int64_t length;
-    fl_index row;
-} ranked;
-
-static int by_falling_length(const void *left, const void *right)
-{
-    const ranked *a = left, *b = right;
-    return a->length != b->length ? (a->length < b->length) - (a->length > b->length) : (a->row > b->row) - (a->row < b->row);
-}
-
 /* Rows by falling length, dealt to the groups in turn, so that every group gets its share of long and short ones. */
-static int order_rows(fl_call *call)
+static int deal_rows(fl_call *call)
 {
     const fl_index B = call->B, groups = call->plan.row_groups;
+    fl_index *ranked = (fl_index *)(call->scratch + call->scratch_bytes) - B; /* the threads' part is not in use yet */
 
-    if (!call->lengths) {
-        for (fl_index b = 0; b < B; b++)
-            call->order[b] = b;
-        return FL_OK;
-    }
-    ranked *rows = malloc((size_t)fl_max(B, 1) * sizeof *rows);
-    if (!rows)
-        return FL_NO_MEMORY;
-    for (fl_index b = 0; b < B; b++)
-        rows[b] = (ranked){call->lengths[b], b};
-    qsort(rows, (size_t)B, sizeof *rows, by_falling_length);
-    for (fl_index group = 0, at = 0; group < groups; group++)
-        for (fl_index b = group; b < B; b += groups)
-            call->order[at++] = rows[b].row;
-    free(rows);
-    return FL_OK;
+    if (!call->lengths)
+        return fl_order_rows(NULL, B, call->order);
+    const int status = fl_order_rows(call->lengths, B, ranked);
+    for (fl_index group = 0, at = 0; status == FL_OK && group < groups; group++)
+        for (fl_index rank = group; rank < B; rank += groups)
+            call->order[at++] = ranked[rank];
+    return status;
 }
 
 int fl_prepare(fl_call *call)
@@ -572,9 +559,9 @@ int fl_prepare(fl_call *call)
         return FL_NO_MEMORY;
     call->order = (fl_index *)call->scratch;
     memset(call->scratch + l.order, 0, (size_t)l.barriers);
-    atomic_init(&call->stop, 0);
+    atomic_init(&call->watch.stop, 0);
     call->begun_ns = 0;
-    const int status = order_rows(call);
+    const int status = deal_rows(call);
     if (status)
         fl_release(call);
     return status;

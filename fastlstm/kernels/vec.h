@@ -23,6 +23,9 @@
 #define ivec FL_JOIN(ivec, FL_TYPE)
 #define v_load FL_JOIN(v_load, FL_TYPE)
 #define v_store FL_JOIN(v_store, FL_TYPE)
+#define v_load_any FL_JOIN(v_load_any, FL_TYPE)
+#define v_store_any FL_JOIN(v_store_any, FL_TYPE)
+#define anyvec FL_JOIN(anyvec, FL_TYPE)
 #define v_set FL_JOIN(v_set, FL_TYPE)
 #define v_fma FL_JOIN(v_fma, FL_TYPE)
 #define v_min FL_JOIN(v_min, FL_TYPE)
@@ -32,6 +35,7 @@
 typedef FL_ELEMENT real;
 typedef FL_INTEGER integer;
 typedef real vec __attribute__((vector_size(FL_WIDTH), may_alias));
+typedef real anyvec __attribute__((vector_size(FL_WIDTH), may_alias, aligned(sizeof(real)))); /* at any element */
 typedef integer ivec __attribute__((vector_size(FL_WIDTH), may_alias));
 
 #define LANES ((fl_index)(FL_WIDTH / sizeof(real)))
@@ -45,6 +49,8 @@ typedef integer ivec __attribute__((vector_size(FL_WIDTH), may_alias));
 
 INLINE vec v_load(const real *p) { return *(const vec *)p; }
 INLINE void v_store(real *p, vec a) { *(vec *)p = a; }
+INLINE vec v_load_any(const real *p) { return *(const anyvec *)p; }
+INLINE void v_store_any(real *p, vec a) { *(anyvec *)p = a; }
 INLINE vec v_set(real a) { return a - (vec){0}; } /* x - 0 is x for every x, -0 too */
 INLINE vec v_select(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
 

@@ -1,0 +1,640 @@
+/* Backpropagation through time, run by every thread of the team at once.
+ *
+ *     for each layer, the last first
+ *       for each direction of this thread
+ *         for each block of steps, last first in the direction's own time
+ *           for each step:   dh = dG R of the step after + dy;  dG, dc = cell_backward(dh, dc);  wait for the unit group
+ *           all tokens of the block:  dX = dG W;  dW += dG^T X;  dR += dG^T H;  db += dG
+ *       dy of the layer below = dX of both directions
+ *
+ * As in the forward pass a thread owns outputs: columns of dh and dX, gate rows of dW and dR. A block's tokens are summed on their own,
+ * 16 by 16, before they join the gradient: the order depends on T, B and the lengths alone. No vector code here.
+ */
+#include "schedule.h"
+
+#include <string.h>
+
+enum { BLOCK_TOKENS = 128 }; /* 32 KiB of AVX-512 panel of inputs, in L1 while all gate rows pass */
+enum { DX_ROWS = 48 };       /* rows that reuse a panel of W */
+
+/* Sizes of scratch, in bytes; everything begins on a cache line. */
+typedef struct {
+    fl_index rows;                  /* the largest row group */
+    fl_index steps;                 /* of a block */
+    fl_index dy_side, dy_pitch;     /* gradient of a layer's output: one direction's columns, one token */
+    fl_index dx_pitch, dx;          /* gradient of a layer's input, by one direction */
+    fl_index dh_pitch, dh;          /* with a projection: gradient of h, one direction */
+    fl_index dc_pitch, dc;          /* gradient of the state c, one direction */
+    fl_index barriers, zeros;       /* for the team */
+    fl_index acc, pointers, c_rows; /* for each thread */
+    fl_index thread;                /* the same in all */
+    fl_index bytes;                 /* in all */
+} layout;
+
+/* A thread's place in the team, and what it works with. */
+typedef struct {
+    fl_backward_call *call;
+    const fl_network *net;
+    const fl_kernels *kernels;
+    const fl_tape *tape;
+    const layout *l;
+    int direction, directions;       /* first direction it runs, and how many */
+    fl_index rank, rank_step, rows;  /* its group's rows */
+    fl_index column, column_end;     /* its columns of h, in panels of 4V */
+    fl_index unit, unit_end;         /* its hidden units, in panels of 4V */
+    fl_barrier *units, *side, *team; /* the unit group; all threads of the direction; all */
+    int units_size, side_size, team_size, side_rank, team_rank;
+    char *barriers, *zeros, *dy, *dx, *dh, *dc;
+    char *acc;
+    const void **rows_at; /* rows of a product */
+    const void **c_prev;  /* rows of c before a step */
+    fl_watcher watcher;
+} place;
+
+/* One direction of one layer. */
+typedef struct {
+    fl_index index, layer, side;
+    fl_index I;
+    int reverse;
+    const fl_transposed_layer *weights;
+    const fl_layer_gradients *d_weights;
+    char *dx; /* [tokens], or NULL */
+    char *dc; /* [B] by rank */
+    char *dh; /* [tokens], with a projection */
+} pass;
+
+static layout make_layout(const fl_backward_call *call)
+{
+    const fl_network *net = call->net;
+    const fl_plan *plan = &call->plan;
+    const fl_index item = net->item, tokens = call->tape->tokens, B = call->tape->B;
+    const fl_index widest = net->L > 1 ? fl_max(net->I, net->D * net->P) : net->I;
+    layout l;
+
+    l.rows = fl_ceil_div(B, plan->row_groups);
+    l.steps = fl_max(1, BLOCK_TOKENS / fl_max(B, 1));
+    l.dy_side = fl_padded(net->P) * item;
+    l.dy_pitch = fl_pitch(net->D * fl_padded(net->P), item);
+    l.dx_pitch = fl_pitch(widest, item);
+    l.dx = tokens * l.dx_pitch;
+    l.dh_pitch = fl_pitch(fl_padded(net->P), item);
+    l.dh = net->has_projection ? tokens * l.dh_pitch : 0;
+    l.dc_pitch = fl_pitch(fl_padded(net->H), item);
+    l.dc = B * l.dc_pitch;
+    l.barriers = (fl_index)sizeof(fl_barrier) * (plan->directions * (plan->row_groups + 1) + 1);
+    /* Read where a row has no state before: whole vectors of a panel may be read behind a row. */
+    l.zeros = fl_round_up(fl_max(fl_padded(net->H), net->P) * item, FL_ALIGNMENT) + FL_VECTORS * net->V * item;
+    l.acc = fl_max(l.rows, DX_ROWS) * FL_VECTORS * net->V * item;
+    l.pointers = fl_round_up(fl_max(fl_max(l.rows, DX_ROWS), BLOCK_TOKENS) * (fl_index)sizeof(void *), FL_ALIGNMENT);
+    l.c_rows = fl_round_up(l.rows * (fl_index)sizeof(void *), FL_ALIGNMENT);
+    l.thread = l.acc + l.pointers + l.c_rows;
+    l.bytes = l.barriers + l.zeros + tokens * l.dy_pitch + net->D * (l.dx + l.dh + l.dc) + plan->threads * l.thread
+              + FL_VECTORS * net->V * item;
+    return l;
+}
+
+/* ---- Where things are ---------------------------------------------------------------------------------------------------------- */
+
+static fl_index active_rows(const fl_tape *tape, fl_index t) { return tape->first[t + 1] - tape->first[t]; }
+
+/* Rows of this group that have step t; they are the first ones. */
+static fl_index group_rows(const place *p, fl_index t)
+{
+    const fl_index n = active_rows(p->tape, t) - p->rank;
+    return p->rank_step == 1 ? fl_max(0, fl_min(n, p->rows)) : fl_max(0, fl_ceil_div(n, p->rank_step));
+}
+
+static fl_index row_of(const place *p, fl_index i) { return p->tape->order[p->rank + i * p->rank_step]; }
+
+/* Tokens of one direction, from `token` on. */
+static char *gates_at(const place *p, const pass *q, fl_index token)
+{
+    return p->tape->gates + (q->index * p->tape->tokens + token) * p->tape->gates_pitch;
+}
+
+static char *c_at(const place *p, const pass *q, fl_index token)
+{
+    return p->tape->c + (q->index * p->tape->tokens + token) * p->tape->c_pitch;
+}
+
+static int reset_at(const fl_backward_call *call, fl_index t, fl_index row)
+{
+    return call->resets && call->resets[t * call->resets_strides[0] + row * call->resets_strides[1]];
+}
+
+/* The state before step t of the row of a rank: the token it was computed at; or -1, the initial state; or -2, zero. */
+enum { INITIAL = -1, ZERO = -2 };
+static fl_index state_before(const place *p, const pass *q, fl_index t, fl_index rank)
+{
+    const fl_tape *tape = p->tape;
+    const fl_index before = q->reverse ? t + 1 : t - 1;
+    const int inside = before >= 0 && before < tape->T && rank < active_rows(tape, before);
+
+    if (inside ? reset_at(p->call, fl_max(t, before), tape->order[rank]) : !q->reverse && reset_at(p->call, t, tape->order[rank]))
+        return ZERO;
+    return inside ? tape->first[before] + rank : INITIAL;
+}
+
+/* Whether gradients cross from step t to the one before it, t >= 1. */
+static int cut(const place *p, fl_index t, fl_index row)
+{
+    return reset_at(p->call, t, row) || (p->call->steps && t % p->call->steps == 0);
+}
+
+/* ---- The time loop ------------------------------------------------------------------------------------------------------------- */
+
+static void copy_padded(char *to, const char *from, fl_index bytes, fl_index room)
+{
+    memcpy(to, from, (size_t)bytes);
+    memset(to + bytes, 0, (size_t)(room - bytes));
+}
+
+/* What the final state asks of h, or of dc, for a row that begins here: columns [from, from + count) of `width`. */
+static void begin_row(const place *p, const pass *q, const char *d_n, fl_index width, fl_index row, fl_index from, fl_index count,
+                      char *to, fl_index room)
+{
+    const fl_index item = p->net->item, real = fl_max(0, fl_min(count, width - from));
+
+    if (d_n && real)
+        copy_padded(to, d_n + ((q->index * p->tape->B + row) * width + from) * item, real * item, room);
+    else
+        memset(to, 0, (size_t)room);
+}
+
+/* The step processed before this one: which, and how many of the group's rows it had. */
+typedef struct {
+    fl_index t, n;
+} processed;
+
+/* p->acc = dh before dy is added, columns of panel j, for the n rows of step t: from the step after, or from the final state. Rows that
+ * end here (in the reverse direction) give their initial state its gradient. With n = 0 all do. */
+static void recur(place *p, const pass *q, processed after, fl_index t, fl_index n, fl_index j)
+{
+    const fl_network *net = p->net;
+    const fl_index width = FL_VECTORS * net->V, bytes = width * net->item, K = FL_VECTORS * fl_padded(net->H);
+    const fl_index from = j * width, count = fl_min(width, net->P - from);
+
+    if (after.n) {
+        char *gates = gates_at(p, q, p->tape->first[after.t] + p->rank);
+        for (fl_index i = 0; i < after.n; i++)
+            p->rows_at[i] = gates + i * p->rank_step * p->tape->gates_pitch;
+        fl_multiply(p->kernels, p->acc, 0, (const char *)q->weights->R + j * K * bytes, 0, 1, p->rows_at, after.n, K);
+    }
+    for (fl_index i = 0; i < fl_min(n, after.n); i++)
+        if (cut(p, fl_max(t, after.t), row_of(p, i)))
+            memset(p->acc + i * bytes, 0, (size_t)bytes);
+    for (fl_index i = n; i < after.n; i++) {
+        char *to = p->call->d_h_0 + ((q->index * p->tape->B + row_of(p, i)) * net->P + from) * net->item;
+        if (!q->reverse && reset_at(p->call, after.t, row_of(p, i)))
+            memset(to, 0, (size_t)(count * net->item));
+        else {
+            p->kernels->store(1, p->acc + i * bytes, p->acc + i * bytes, width);
+            memcpy(to, p->acc + i * bytes, (size_t)(count * net->item));
+        }
+    }
+    for (fl_index i = after.n; i < n; i++)
+        begin_row(p, q, p->call->d_h_n, net->P, row_of(p, i), from, count, p->acc + i * bytes, bytes);
+}
+
+/* dc for the units [from, to): of rows that begin or are cut here; then what goes to the initial state. */
+static void carry_c(const place *p, const pass *q, processed after, fl_index t, fl_index n)
+{
+    const fl_index item = p->net->item, width = FL_VECTORS * p->net->V;
+    const fl_index from = p->unit * width, end = fl_min(p->unit_end * width, fl_padded(p->net->H));
+    const fl_index count = fl_min(end, p->net->H) - from;
+
+    if (count <= 0)
+        return;
+    for (fl_index i = 0; i < fl_max(n, after.n); i++) {
+        const fl_index row = row_of(p, i);
+        char *dc = q->dc + (p->rank + i * p->rank_step) * p->l->dc_pitch + from * item;
+
+        if (i >= after.n)
+            begin_row(p, q, p->call->d_c_n, p->net->H, row, from, count, dc, (end - from) * item);
+        else if (i < n && cut(p, fl_max(t, after.t), row))
+            memset(dc, 0, (size_t)((end - from) * item));
+        else if (i >= n) {
+            char *to = p->call->d_c_0 + ((q->index * p->tape->B + row) * p->net->H + from) * item;
+            if (!q->reverse && reset_at(p->call, after.t, row))
+                memset(to, 0, (size_t)(count * item));
+            else
+                memcpy(to, dc, (size_t)(count * item));
+        }
+    }
+}
+
+/* The cells of panel j of units; p->acc is dh of what the cell put out. */
+static void cells(place *p, const pass *q, fl_index t, fl_index n, fl_index j, const char *dy)
+{
+    const fl_network *net = p->net;
+    const fl_index item = net->item, V = net->V, token = p->tape->first[t] + p->rank;
+    char *gates = gates_at(p, q, token), *c = c_at(p, q, token);
+
+    for (fl_index v = 0; v < FL_VECTORS && (j * FL_VECTORS + v) * V < net->H; v++) {
+        const fl_index unit = (j * FL_VECTORS + v) * V, element = unit / FL_UNITS * FL_VECTORS * FL_UNITS + unit % FL_UNITS;
+        const fl_cell_gradient cell = {
+            .dh = p->acc + v * V * item,
+            .dh_pitch = FL_VECTORS * V,
+            .dy = dy ? dy + unit * item : NULL,
+            .dy_pitch = p->rank_step * p->l->dy_pitch / item,
+            .gates = gates + element * item,
+            .gates_pitch = p->rank_step * p->tape->gates_pitch / item,
+            .c_prev = p->c_prev,
+            .c_prev_from = unit,
+            .c = c + unit * item,
+            .c_pitch = p->rank_step * p->tape->c_pitch / item,
+            .dc = q->dc + p->rank * p->l->dc_pitch + unit * item,
+            .dc_pitch = p->rank_step * p->l->dc_pitch / item,
+            .m = net->has_projection ? c + unit * item : NULL,
+        };
+        p->kernels->cell_backward(n, &cell);
+    }
+    /* Units past H would spread a NaN of theirs: 0 times infinity. */
+    const fl_index last = fl_padded(net->H) - FL_UNITS, real = net->H - last;
+    if (real < FL_UNITS && (net->H - 1) / (FL_VECTORS * V) == j)
+        for (fl_index i = 0; i < n; i++)
+            for (int gate = 0; gate < FL_VECTORS; gate++)
+                memset(gates + i * p->rank_step * p->tape->gates_pitch + (last * FL_VECTORS + gate * FL_UNITS + real) * item, 0,
+                       (size_t)((FL_UNITS - real) * item));
+}
+
+/* c before step t, of n rows. */
+static void point_to_c(const place *p, const pass *q, fl_index t, fl_index n)
+{
+    for (fl_index i = 0; i < n; i++) {
+        const fl_index rank = p->rank + i * p->rank_step, before = state_before(p, q, t, rank);
+        if (before >= 0)
+            p->c_prev[i] = c_at(p, q, before);
+        else if (before == INITIAL && p->tape->c_0)
+            p->c_prev[i] = p->tape->c_0 + (q->index * p->tape->B + p->tape->order[rank]) * p->tape->c_pitch;
+        else
+            p->c_prev[i] = p->zeros;
+    }
+}
+
+static int step(place *p, const pass *q, processed after, fl_index t, fl_index n)
+{
+    const fl_network *net = p->net;
+    const fl_index width = FL_VECTORS * net->V, item = net->item, token = n ? p->tape->first[t] + p->rank : 0;
+    const fl_index K = FL_VECTORS * fl_padded(net->H);
+    const char *dy = p->dy + token * p->l->dy_pitch + q->side * p->l->dy_side;
+
+    point_to_c(p, q, t, n);
+    carry_c(p, q, after, t, n);
+    for (fl_index j = p->column; j < p->column_end; j++) {
+        recur(p, q, after, t, n, j);
+        if (!net->has_projection && n)
+            cells(p, q, t, n, j, dy);
+        else
+            for (fl_index i = 0; net->has_projection && i < n; i++) {
+                const fl_index from = j * width * item, count = fl_min(width, net->P - j * width);
+                char *to = q->dh + (token + i * p->rank_step) * p->l->dh_pitch + from;
+                memcpy(to, p->acc + i * width * item, (size_t)(count * item));
+                p->kernels->add(count, dy + i * p->rank_step * p->l->dy_pitch + from, to);
+            }
+        if (fl_stopped(&p->watcher, fl_max(n, 1) * K * width))
+            return FL_STOPPED;
+    }
+    if (!net->has_projection)
+        return FL_OK;
+    if (fl_wait(p->units, p->units_size, &p->call->watch.stop, INT64_MAX))
+        return FL_STOPPED;
+    for (fl_index j = p->unit; n && j < p->unit_end; j++) {
+        for (fl_index i = 0; i < n; i++)
+            p->rows_at[i] = q->dh + (token + i * p->rank_step) * p->l->dh_pitch;
+        fl_multiply(p->kernels, p->acc, 0, (const char *)q->weights->projection + j * fl_padded(net->P) * width * item, 0, 1,
+                    p->rows_at, n, net->P);
+        cells(p, q, t, n, j, NULL);
+        if (fl_stopped(&p->watcher, n * net->P * width))
+            return FL_STOPPED;
+    }
+    return FL_OK;
+}
+
+/* ---- Products over the tokens of a block --------------------------------------------------------------------------------------- */
+
+/* dx = dG W: pieces of DX_ROWS tokens and one panel are shared out. */
+static int input_gradient(place *p, const pass *q, fl_index first, fl_index tokens)
+{
+    const fl_index width = FL_VECTORS * p->net->V, item = p->net->item, K = FL_VECTORS * fl_padded(p->net->H);
+    const fl_index pieces = fl_ceil_div(tokens, DX_ROWS), panels = fl_ceil_div(q->I, width);
+    const fl_index begin = fl_share(pieces * panels, p->side_size, p->side_rank);
+    const fl_index end = fl_share(pieces * panels, p->side_size, p->side_rank + 1);
+
+    for (fl_index at = begin; at < end; at++) {
+        const fl_index j = at / pieces, from = first + fl_share(tokens, pieces, at % pieces);
+        const fl_index n = first + fl_share(tokens, pieces, at % pieces + 1) - from, count = fl_min(width, q->I - j * width);
+
+        for (fl_index i = 0; i < n; i++)
+            p->rows_at[i] = gates_at(p, q, from + i);
+        fl_multiply(p->kernels, p->acc, 0, (const char *)q->weights->W + j * K * width * item, 0, 1, p->rows_at, n, K);
+        p->kernels->store(n, p->acc, p->acc, width);
+        for (fl_index i = 0; i < n; i++)
+            memcpy(q->dx + (from + i) * p->l->dx_pitch + j * width * item, p->acc + i * width * item, (size_t)(count * item));
+        if (fl_stopped(&p->watcher, n * K * width))
+            return FL_STOPPED;
+    }
+    return FL_OK;
+}
+
+/* out (rows, columns) += a^T b over n tokens, for one run of at most FL_UNITS rows; `a` points at the first one's column. */
+static void outer_product(const place *p, fl_index n, const char *a, fl_index a_pitch, const void **b, fl_index b_from, char *out,
+                          fl_index rows, fl_index columns, fl_index column)
+{
+    const fl_index item = p->net->item, width = FL_VECTORS * p->net->V, tiles = fl_ceil_div(rows, p->kernels->max_tile);
+
+    for (fl_index tile = 0; tile < tiles; tile++) {
+        const fl_index from = fl_share(rows, tiles, tile), M = fl_share(rows, tiles, tile + 1) - from;
+        p->kernels->outers[M - 1](n, a + from * item, a_pitch / item, b, b_from + column, out + (from * columns + column) * item,
+                                  columns, fl_min(width, columns - column));
+    }
+}
+
+/* d_weight (4H, columns) += dG^T b for this thread's gate rows: runs of FL_UNITS units of one gate are shared out. */
+static int gate_weights(place *p, const pass *q, fl_index token, fl_index n, const void **b, fl_index b_from, char *d_weight,
+                        fl_index columns)
+{
+    const fl_network *net = p->net;
+    const fl_index width = FL_VECTORS * net->V, runs = FL_VECTORS * fl_padded(net->H) / FL_UNITS;
+    const fl_index begin = fl_share(runs, p->side_size, p->side_rank), end = fl_share(runs, p->side_size, p->side_rank + 1);
+    const char *gates = gates_at(p, q, token);
+
+    for (fl_index column = 0; column < columns; column += width) {
+        for (fl_index run = begin; run < end; run++) {
+            const fl_index unit = run / FL_VECTORS * FL_UNITS, gate = run % FL_VECTORS;
+            outer_product(p, n, gates + run * FL_UNITS * net->item, p->tape->gates_pitch, b, b_from,
+                          d_weight + (gate * net->H + unit) * columns * net->item, fl_min(FL_UNITS, net->H - unit), columns,
+                          column);
+        }
+        if (fl_stopped(&p->watcher, n * (end - begin) * FL_UNITS * width))
+            return FL_STOPPED;
+    }
+    return FL_OK;
+}
+
+static void gate_biases(place *p, const pass *q, fl_index token, fl_index n)
+{
+    const fl_index H = p->net->H, item = p->net->item, runs = FL_VECTORS * fl_padded(H) / FL_UNITS;
+    const fl_index end = fl_share(runs, p->side_size, p->side_rank + 1);
+
+    for (fl_index run = fl_share(runs, p->side_size, p->side_rank); run < end; run++) {
+        const fl_index unit = run / FL_VECTORS * FL_UNITS, gate = run % FL_VECTORS;
+        p->kernels->sum_rows(n, gates_at(p, q, token) + run * FL_UNITS * item, p->tape->gates_pitch / item,
+                             q->d_weights->bias + (gate * H + unit) * item, fl_min(FL_UNITS, H - unit));
+    }
+}
+
+/* d_weight_hr (P, H) += dh^T m */
+static int projection_weights(place *p, const pass *q, fl_index token, fl_index n)
+{
+    const fl_network *net = p->net;
+    const fl_index width = FL_VECTORS * net->V, runs = fl_padded(net->P) / FL_UNITS;
+    const fl_index begin = fl_share(runs, p->side_size, p->side_rank), end = fl_share(runs, p->side_size, p->side_rank + 1);
+
+    for (fl_index i = 0; i < n; i++)
+        p->rows_at[i] = c_at(p, q, token + i); /* o tanh(c) by now */
+    for (fl_index column = 0; column < net->H; column += width) {
+        for (fl_index run = begin; run < end; run++)
+            outer_product(p, n, q->dh + token * p->l->dh_pitch + run * FL_UNITS * net->item, p->l->dh_pitch, p->rows_at, 0,
+                          q->d_weights->weight_hr + run * FL_UNITS * net->H * net->item,
+                          fl_min(FL_UNITS, net->P - run * FL_UNITS), net->H, column);
+        if (fl_stopped(&p->watcher, n * (end - begin) * FL_UNITS * width))
+            return FL_STOPPED;
+    }
+    return FL_OK;
+}
+
+/* Inputs of a layer at n tokens from `token` on. */
+static void point_to_inputs(const place *p, const pass *q, fl_index token, fl_index n)
+{
+    const fl_tape *tape = p->tape;
+    const char *rows = q->layer ? tape->y + (q->layer - 1) * tape->tokens * tape->y_pitch : tape->x;
+
+    for (fl_index i = 0; i < n; i++)
+        p->rows_at[i] = rows + (token + i) * (q->layer ? tape->y_pitch : tape->x_pitch);
+}
+
+/* h before the step of n tokens from `token` on, which is of step t or a later one; its columns of the direction begin at 0. */
+static void point_to_h(const place *p, const pass *q, fl_index t, fl_index token, fl_index n)
+{
+    const fl_tape *tape = p->tape;
+    const char *y = tape->y + q->layer * tape->tokens * tape->y_pitch + q->side * p->net->P * p->net->item;
+
+    for (fl_index i = 0; i < n; i++, token++) {
+        while (token >= tape->first[t + 1])
+            t++;
+        const fl_index rank = token - tape->first[t], before = state_before(p, q, t, rank);
+        if (before >= 0)
+            p->rows_at[i] = y + before * tape->y_pitch;
+        else if (before == INITIAL && tape->h_0)
+            p->rows_at[i] = tape->h_0 + (q->index * tape->B + tape->order[rank]) * tape->h_pitch;
+        else
+            p->rows_at[i] = p->zeros;
+    }
+}
+
+/* All products over the tokens of the steps [t, end). */
+static int products(place *p, const pass *q, fl_index t, fl_index end)
+{
+    const fl_index first = p->tape->first[t], last = p->tape->first[end];
+
+    if (q->dx && input_gradient(p, q, first, last - first))
+        return FL_STOPPED;
+    for (fl_index token = first; token < last; token += BLOCK_TOKENS) {
+        const fl_index n = fl_min(BLOCK_TOKENS, last - token);
+
+        point_to_inputs(p, q, token, n);
+        if (gate_weights(p, q, token, n, p->rows_at, 0, q->d_weights->weight_ih, q->I))
+            return FL_STOPPED;
+        point_to_h(p, q, t, token, n);
+        if (gate_weights(p, q, token, n, p->rows_at, 0, q->d_weights->weight_hh, p->net->P))
+            return FL_STOPPED;
+        if (q->d_weights->bias)
+            gate_biases(p, q, token, n);
+        if (p->net->has_projection && projection_weights(p, q, token, n))
+            return FL_STOPPED;
+    }
+    return FL_OK;
+}
+
+/* ---- The call ------------------------------------------------------------------------------------------------------------------ */
+
+/* One direction of one layer, from its end to its beginning. */
+static int run(place *p, const pass *q)
+{
+    const fl_index T = p->tape->T, steps = p->l->steps, blocks = fl_ceil_div(T, steps);
+    processed after = {0, 0};
+
+    for (fl_index block = 0; block < blocks; block++) {
+        const fl_index first = (q->reverse ? block : blocks - 1 - block) * steps, end = fl_min(first + steps, T);
+
+        for (fl_index s = first; s < end; s++) {
+            const fl_index t = q->reverse ? s : end - 1 - (s - first), n = group_rows(p, t);
+
+            if ((n || after.n) && step(p, q, after, t, n))
+                return FL_STOPPED;
+            after = (processed){t, n};
+            if (fl_wait(p->units, p->units_size, &p->call->watch.stop, INT64_MAX))
+                return FL_STOPPED;
+        }
+        if (fl_wait(p->side, p->side_size, &p->call->watch.stop, INT64_MAX) || products(p, q, first, end))
+            return FL_STOPPED;
+    }
+    return after.n ? step(p, q, after, q->reverse ? T : -1, 0) : FL_OK;
+}
+
+/* The gradient of the output, token by token, with zeros up to whole groups of units: from the caller, or from the layer above. */
+static void take_output_gradient(const place *p)
+{
+    const fl_network *net = p->net;
+    const fl_tape *tape = p->tape;
+    const fl_array *d = &p->call->d_output;
+    const fl_index end = fl_share(tape->T, p->team_size, p->team_rank + 1), bytes = net->P * net->item;
+
+    for (fl_index t = fl_share(tape->T, p->team_size, p->team_rank); t < end; t++)
+        for (fl_index token = tape->first[t]; token < tape->first[t + 1]; token++)
+            for (fl_index side = 0; side < net->D; side++) {
+                char *to = p->dy + token * p->l->dy_pitch + side * p->l->dy_side;
+                if (d->data)
+                    copy_padded(to,
+                                d->data + t * d->strides[0] + tape->order[token - tape->first[t]] * d->strides[1] + side * bytes,
+                                bytes, p->l->dy_side);
+                else
+                    memset(to, 0, (size_t)p->l->dy_side);
+            }
+}
+
+/* dx of both directions, as the dy of the layer below or as the caller's gradient of x. */
+static void hand_down(const place *p, fl_index layer)
+{
+    const fl_network *net = p->net;
+    const fl_tape *tape = p->tape;
+    const fl_array *d = &p->call->d_x;
+    const fl_index I = layer ? net->D * net->P : net->I, end = fl_share(tape->T, p->team_size, p->team_rank + 1);
+
+    for (fl_index t = fl_share(tape->T, p->team_size, p->team_rank); t < end; t++)
+        for (fl_index token = tape->first[t]; token < tape->first[t + 1]; token++) {
+            char *dx = p->dx + token * p->l->dx_pitch;
+            if (net->D == 2)
+                p->kernels->add(I, dx + p->l->dx, dx);
+            if (layer == 0)
+                memcpy(d->data + t * d->strides[0] + tape->order[token - tape->first[t]] * d->strides[1], dx,
+                       (size_t)(I * net->item));
+            for (fl_index side = 0; layer && side < net->D; side++)
+                copy_padded(p->dy + token * p->l->dy_pitch + side * p->l->dy_side, dx + side * net->P * net->item,
+                            net->P * net->item, p->l->dy_side);
+        }
+}
+
+static int run_layers(place *p)
+{
+    fl_backward_call *call = p->call;
+    const fl_network *net = p->net;
+
+    take_output_gradient(p);
+    for (fl_index layer = net->L - 1; layer >= 0; layer--) {
+        if (fl_wait(p->team, p->team_size, &call->watch.stop, INT64_MAX))
+            return FL_STOPPED;
+        for (int side = p->direction; side < p->direction + p->directions; side++) {
+            const fl_index index = layer * net->D + side;
+            const pass q = {
+                .index = index,
+                .layer = layer,
+                .side = side,
+                .I = layer ? net->D * net->P : net->I,
+                .reverse = side == 1,
+                .weights = &call->transposed->layers[index],
+                .d_weights = &call->d_weights[index],
+                .dx = layer || call->d_x.data ? p->dx + side * p->l->dx : NULL,
+                .dc = p->dc + side * p->l->dc,
+                .dh = p->dh + side * p->l->dh,
+            };
+            if (run(p, &q))
+                return FL_STOPPED;
+        }
+        if (fl_wait(p->team, p->team_size, &call->watch.stop, INT64_MAX))
+            return FL_STOPPED;
+        if (layer || call->d_x.data)
+            hand_down(p, layer);
+    }
+    return FL_OK;
+}
+
+static place take_place(fl_backward_call *call, const layout *l, int thread)
+{
+    const fl_network *net = call->net;
+    const fl_tape *tape = call->tape;
+    const fl_plan *plan = &call->plan;
+    const int unit_group = thread % plan->unit_groups, group = thread / plan->unit_groups % plan->row_groups;
+    const int side = thread / plan->unit_groups / plan->row_groups, side_size = plan->unit_groups * plan->row_groups;
+    const fl_index width = FL_VECTORS * net->V, columns = fl_ceil_div(net->P, width), units = fl_ceil_div(net->H, width);
+    const fl_index ragged = tape->tokens < tape->T * tape->B;
+    fl_barrier *barriers = (fl_barrier *)call->scratch;
+    char *mine = call->scratch + l->bytes - FL_VECTORS * net->V * net->item - (plan->threads - thread) * l->thread;
+    place p = {
+        .call = call,
+        .net = net,
+        .kernels = net->kernels,
+        .tape = tape,
+        .l = l,
+        .direction = side,
+        .directions = (int)net->D / plan->directions,
+        .rank = ragged ? group : fl_share(tape->B, plan->row_groups, group),
+        .rank_step = ragged ? plan->row_groups : 1,
+        .rows = fl_share(tape->B, plan->row_groups, group + 1) - fl_share(tape->B, plan->row_groups, group),
+        .column = fl_share(columns, plan->unit_groups, unit_group),
+        .column_end = fl_share(columns, plan->unit_groups, unit_group + 1),
+        .unit = fl_share(units, plan->unit_groups, unit_group),
+        .unit_end = fl_share(units, plan->unit_groups, unit_group + 1),
+        .team = barriers,
+        .side = barriers + 1 + side,
+        .units = barriers + 1 + plan->directions + side * plan->row_groups + group,
+        .units_size = plan->unit_groups,
+        .side_size = side_size,
+        .team_size = plan->threads,
+        .side_rank = thread % side_size,
+        .team_rank = thread,
+        .zeros = call->scratch + l->barriers,
+        .dy = call->scratch + l->barriers + l->zeros,
+        .acc = mine,
+        .rows_at = (const void **)(mine + l->acc),
+        .c_prev = (const void **)(mine + l->acc + l->pointers),
+        .watcher = fl_watcher_of(&call->watch, thread),
+    };
+    p.dx = p.dy + tape->tokens * l->dy_pitch;
+    p.dh = p.dx + net->D * l->dx;
+    p.dc = p.dh + net->D * l->dh;
+    return p;
+}
+
+void fl_backward(fl_backward_call *call, int thread)
+{
+    const layout l = make_layout(call);
+    const uint64_t found = fl_enter_float_state();
+    place p = take_place(call, &l, thread);
+
+    if (thread == 0)
+        call->begun = 1;
+    run_layers(&p);
+    fl_leave_float_state(found);
+}
+
+int fl_prepare_backward(fl_backward_call *call)
+{
+    const layout l = make_layout(call);
+
+    call->scratch_bytes = l.bytes;
+    call->scratch = fl_allocate((size_t)l.bytes);
+    if (!call->scratch)
+        return FL_NO_MEMORY;
+    memset(call->scratch, 0, (size_t)(l.barriers + l.zeros));
+    atomic_init(&call->watch.stop, 0);
+    call->begun = 0;
+    return FL_OK;
+}
+
+void fl_release_backward(fl_backward_call *call)
+{
+    fl_free(call->scratch, (size_t)call->scratch_bytes);
+    call->scratch = NULL;
+}

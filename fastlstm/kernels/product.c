@@ -1,0 +1,30 @@
+/* Products of any number of rows with a packed panel, cut into tiles. */
+#include "schedule.h"
+
+#include <string.h>
+
+enum { PANEL_K = 8 * FL_SLAB }; /* elements of a panel taken at a time: 32 KiB of AVX-512 panel, in L1 while all rows pass */
+
+void fl_multiply(const fl_kernels *kernels, char *acc, fl_index acc_next, const char *panel, fl_index panel_next, fl_index blocks,
+                 const void **rows, fl_index n, fl_index K)
+{
+    const fl_index vectors = FL_VECTORS * kernels->V, item = kernels->item;
+
+    for (fl_index i = 0; i < blocks; i++)
+        memset(acc + i * acc_next * item, 0, (size_t)(n * vectors * item));
+    if (blocks == 2) {
+        kernels->tile_pair(acc, acc_next, panel, panel_next, rows, K);
+        return;
+    }
+    const fl_index tiles = fl_ceil_div(n, kernels->max_tile), slab = tiles > 1 ? PANEL_K : K;
+    for (fl_index k = 0; k < K; k += slab) {
+        const fl_index count = fl_min(slab, K - k);
+        for (fl_index t = 0; t < tiles; t++) { /* even tiles: 7 rows are 4 and 3, not 6 and 1 */
+            const fl_index first = fl_share(n, tiles, t), M = fl_share(n, tiles, t + 1) - first;
+            const void *at[FL_MAX_TILE];
+            for (fl_index m = 0; m < M; m++)
+                at[m] = (const char *)rows[first + m] + k * item;
+            kernels->tiles[M - 1](acc + first * vectors * item, 0, panel + k * vectors * item, 0, at, count);
+        }
+    }
+}

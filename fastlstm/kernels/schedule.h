@@ -1,0 +1,47 @@
+/* What the schedules of both passes share: products of any number of rows, looking up from work, resets. */
+#ifndef FL_SCHEDULE_H
+#define FL_SCHEDULE_H
+
+#include "fastlstm.h"
+#include "team.h"
+
+/* acc = rows times panels, for one block or two neighbouring ones (then n is 1), as fl_tile has them. */
+void fl_multiply(const fl_kernels *kernels, char *acc, fl_index acc_next, const char *panel, fl_index panel_next, fl_index blocks,
+                 const void **rows, fl_index n, fl_index K);
+
+/* Rows by falling length, and of equal ones by number. */
+int fl_order_rows(const int64_t *lengths, fl_index B, fl_index *order);
+
+/* A thread's part in stopping a call. */
+typedef struct {
+    fl_watch *watch;
+    int64_t polled; /* when, ns */
+    fl_index work;  /* multiply-adds since */
+    int asks;       /* thread 0 asks the caller, the others only look */
+} fl_watcher;
+
+enum { FL_POLL_WORK = 1 << 20 }; /* multiply-adds between two looks at the clock */
+static const int64_t FL_POLL_NS = 25000000;
+
+static inline fl_watcher fl_watcher_of(fl_watch *watch, int thread)
+{
+    return (fl_watcher){.watch = watch, .polled = fl_now_ns(), .asks = thread == 0 && watch->poll};
+}
+
+/* Counts work; thread 0 asks its caller now and then whether to go on. Non-zero: leave at once. */
+static inline int fl_stopped(fl_watcher *watcher, fl_index work)
+{
+    fl_watch *watch = watcher->watch;
+
+    if (watcher->asks && (watcher->work += work) > FL_POLL_WORK) {
+        watcher->work = 0;
+        if (fl_now_ns() - watcher->polled > FL_POLL_NS) {
+            if (watch->poll(watch->context))
+                atomic_store_explicit(&watch->stop, 1, memory_order_relaxed);
+            watcher->polled = fl_now_ns();
+        }
+    }
+    return atomic_load_explicit(&watch->stop, memory_order_relaxed);
+}
+
+#endif
