@@ -276,8 +276,8 @@ class LSTM:
         Returns
         -------
         Tape
-            ``tape.output`` and ``tape.state`` are what :meth:`__call__` returns, bit for bit; ``tape.backward(d_output, d_state)``
-            gives the gradients.
+            ``tape.output`` and ``tape.state`` are what :meth:`__call__` returns, bit for bit.
+            ``tape.backward(d_output, d_state)`` gives the gradients.
 
         Raises
         ------

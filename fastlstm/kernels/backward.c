@@ -14,7 +14,8 @@
 
 #include <string.h>
 
-enum { BLOCK_TOKENS = 128 }; /* 32 KiB of AVX-512 panel of inputs, in L1 while all gate rows pass */
+enum { BLOCK_TOKENS = 192 }; /* 32 KiB of AVX-512 panel of inputs, in L1 while all gate rows pass */
+enum { RUNS = 32 };          /* runs of FL_UNITS gate rows whose part of dG, 256 KiB, stays in L2 while all inputs pass */
 enum { DX_ROWS = 48 };       /* rows that reuse a panel of W */
 
 /* Sizes of scratch, in bytes; everything begins on a cache line. */

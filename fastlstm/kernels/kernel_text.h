@@ -250,7 +250,15 @@ static void add_to(fl_index n, const void *a, void *out) { add_row(n, a, out); }
 INLINE void outer(const int M, fl_index K, const real *a, fl_index a_pitch, const void *const *b, fl_index b_from, real *out,
                   fl_index out_pitch, fl_index columns)
 {
-    real acc[FL_MAX_TILE * FL_VECTORS * LANES] __attribute__((aligned(FL_ALIGNMENT))) = {0};
+    real room[FL_MAX_TILE * FL_VECTORS * LANES] __attribute__((aligned(FL_ALIGNMENT)));
+    real *acc = room;
+
+    __asm__("" : "+r"(acc)); /* or GCC keeps it in registers too, and spills both */
+    EACH (m, M)
+        EACH (v, FL_VECTORS) {
+            v_store(acc + (m * FL_VECTORS + v) * LANES, (vec){0});
+            __builtin_prefetch(out + m * out_pitch + fl_min(v * LANES, columns - 1), 1); /* wanted at the end, from afar */
+        }
 
     for (fl_index slab = 0; slab < K; slab += FL_SLAB) {
         const fl_index end = fl_min(slab + FL_SLAB, K);
@@ -275,7 +283,7 @@ INLINE void outer(const int M, fl_index K, const real *a, fl_index a_pitch, cons
                 real *at = acc + (m * FL_VECTORS + v) * LANES;
                 v_store(at, v_load(at) + sum[m][v]);
             }
-        __asm__ volatile("" : : : "memory"); /* as in tile() */
+        __asm__ volatile("" : : : "memory");
     }
     for (int m = 0; m < M; m++)
         add_row(columns, acc + m * FL_VECTORS * LANES, out + m * out_pitch);
