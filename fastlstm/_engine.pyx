@@ -94,7 +94,7 @@ cdef extern from "fastlstm.h" nogil:
         fl_tape *tape
         fl_watch watch
         fl_plan plan
-        int64_t begun_ns
+        int64_t begun_ns, finished_ns
 
     ctypedef struct fl_layer_gradients:
         char *weight_ih
@@ -118,7 +118,7 @@ cdef extern from "fastlstm.h" nogil:
         const fl_layer_gradients *d_weights
         fl_watch watch
         fl_plan plan
-        int begun
+        int64_t begun_ns, finished_ns
 
     const fl_isa *fl_isas()
     int fl_pack(fl_network *net, const fl_layer_weights *weights)
@@ -126,7 +126,7 @@ cdef extern from "fastlstm.h" nogil:
     fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
     int fl_prepare(fl_call *call)
     void fl_forward(fl_call *call, int thread)
-    void fl_joined(const fl_call *call)
+    void fl_joined(const fl_plan *plan, int64_t begun_ns, int64_t finished_ns)
     void fl_release(fl_call *call)
     int fl_transpose(const fl_network *net, const fl_layer_weights *weights, fl_transposed *transposed)
     void fl_free_transposed(fl_transposed *transposed)
@@ -331,8 +331,12 @@ cdef inline void work(Job *job, int thread) noexcept nogil:
         fl_backward(job.backward, thread)
 
 
-cdef inline bint begun(Job *job) noexcept nogil:
-    return job.forward.begun_ns != 0 if job.forward != NULL else job.backward.begun
+cdef inline int64_t begun_ns(Job *job) noexcept nogil:
+    return job.forward.begun_ns if job.forward != NULL else job.backward.begun_ns
+
+
+cdef inline int64_t finished_ns(Job *job) noexcept nogil:
+    return job.forward.finished_ns if job.forward != NULL else job.backward.finished_ns
 
 
 cdef inline void release(Job *job) noexcept nogil:
@@ -367,9 +371,8 @@ cdef int run_team(Job *job, int limit) except -1:
                 with parallel(num_threads=team):
                     if omp_get_num_threads() == team:
                         work(job, threadid())
-                if begun(job):
-                    if job.forward != NULL:
-                        fl_joined(job.forward)
+                if begun_ns(job):
+                    fl_joined(plan_of(job), begun_ns(job), finished_ns(job))
                 else:  # the runtime gave fewer threads than were asked for
                     release(job)
                     divide(job, 1)

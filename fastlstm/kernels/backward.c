@@ -45,6 +45,7 @@ typedef struct {
     fl_index unit, unit_end;         /* its hidden units, in panels of 4V */
     fl_barrier *units, *side, *team; /* the unit group; all threads of the direction; all */
     int units_size, side_size, team_size, side_rank, team_rank;
+    int64_t patience_ns; /* of a team of two that divides units: after waiting for longer one goes on alone */
     char *barriers, *zeros, *dy, *dx, *dh, *dc;
     char *acc;
     const void **rows_at; /* rows of a product */
@@ -140,6 +141,22 @@ static fl_index state_before(const place *p, const pass *q, fl_index t, fl_index
 static int cut(const place *p, fl_index t, fl_index row)
 {
     return reset_at(p->call, t, row) || (p->call->steps && t % p->call->steps == 0);
+}
+
+/* Waits for the others. A pair that is kept waiting parts here: thread 0 takes over all of the work. Non-zero: leave at once. */
+static int meet(place *p, fl_barrier *barrier, int size)
+{
+    if (fl_wait(barrier, size, &p->call->watch.stop, p->patience_ns))
+        return FL_STOPPED;
+    if (size == 1 || !atomic_load_explicit(&barrier->apart, memory_order_relaxed))
+        return FL_OK;
+    if (p->team_rank > 0)
+        return FL_STOPPED;
+    p->units_size = p->side_size = p->team_size = 1;
+    p->column = p->unit = 0;
+    p->column_end = fl_ceil_div(p->net->P, FL_VECTORS * p->net->V);
+    p->unit_end = fl_ceil_div(p->net->H, FL_VECTORS * p->net->V);
+    return FL_OK;
 }
 
 /* ---- The time loop ------------------------------------------------------------------------------------------------------------- */
@@ -298,7 +315,7 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
     }
     if (!net->has_projection)
         return FL_OK;
-    if (fl_wait(p->units, p->units_size, &p->call->watch.stop, INT64_MAX))
+    if (meet(p, p->units, p->units_size))
         return FL_STOPPED;
     for (fl_index j = p->unit; n && j < p->unit_end; j++) {
         for (fl_index i = 0; i < n; i++)
@@ -475,10 +492,10 @@ static int run(place *p, const pass *q)
             if ((n || after.n) && step(p, q, after, t, n))
                 return FL_STOPPED;
             after = (processed){t, n};
-            if (fl_wait(p->units, p->units_size, &p->call->watch.stop, INT64_MAX))
+            if (meet(p, p->units, p->units_size))
                 return FL_STOPPED;
         }
-        if (fl_wait(p->side, p->side_size, &p->call->watch.stop, INT64_MAX) || products(p, q, first, end))
+        if (meet(p, p->side, p->side_size) || products(p, q, first, end))
             return FL_STOPPED;
     }
     return after.n ? step(p, q, after, q->reverse ? T : -1, 0) : FL_OK;
@@ -534,7 +551,7 @@ static int run_layers(place *p)
 
     take_output_gradient(p);
     for (fl_index layer = net->L - 1; layer >= 0; layer--) {
-        if (fl_wait(p->team, p->team_size, &call->watch.stop, INT64_MAX))
+        if (meet(p, p->team, p->team_size))
             return FL_STOPPED;
         for (int side = p->direction; side < p->direction + p->directions; side++) {
             const fl_index index = layer * net->D + side;
@@ -553,7 +570,7 @@ static int run_layers(place *p)
             if (run(p, &q))
                 return FL_STOPPED;
         }
-        if (fl_wait(p->team, p->team_size, &call->watch.stop, INT64_MAX))
+        if (meet(p, p->team, p->team_size))
             return FL_STOPPED;
         if (layer || call->d_x.data)
             hand_down(p, layer);
@@ -593,6 +610,7 @@ static place take_place(fl_backward_call *call, const layout *l, int thread)
         .units_size = plan->unit_groups,
         .side_size = side_size,
         .team_size = plan->threads,
+        .patience_ns = plan->threads == 2 && plan->unit_groups == 2 ? plan->patience_ns : INT64_MAX,
         .side_rank = thread % side_size,
         .team_rank = thread,
         .zeros = call->scratch + l->barriers,
@@ -615,9 +633,11 @@ void fl_backward(fl_backward_call *call, int thread)
     place p = take_place(call, &l, thread);
 
     if (thread == 0)
-        call->begun = 1;
+        call->begun_ns = fl_now_ns();
     run_layers(&p);
     fl_leave_float_state(found);
+    if (thread == 0)
+        call->finished_ns = fl_now_ns();
 }
 
 int fl_prepare_backward(fl_backward_call *call)
@@ -630,7 +650,7 @@ int fl_prepare_backward(fl_backward_call *call)
         return FL_NO_MEMORY;
     memset(call->scratch, 0, (size_t)(l.barriers + l.zeros));
     atomic_init(&call->watch.stop, 0);
-    call->begun = 0;
+    call->begun_ns = 0;
     return FL_OK;
 }
 

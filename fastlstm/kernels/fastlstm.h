@@ -239,7 +239,7 @@ int fl_prepare(fl_call *call);
 void fl_forward(fl_call *call, int thread);
 
 /* After the team has come together again, on the calling thread: notes whether it was kept waiting. */
-void fl_joined(const fl_call *call);
+void fl_joined(const fl_plan *plan, int64_t begun_ns, int64_t finished_ns);
 
 void fl_release(fl_call *call);
 
@@ -269,7 +269,7 @@ typedef struct {
     /* Set by fl_prepare_backward: */
     char *scratch;
     fl_index scratch_bytes;
-    int begun; /* stays 0 if no team of the planned size came together */
+    int64_t begun_ns, finished_ns; /* as in fl_call */
 } fl_backward_call;
 
 fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads);

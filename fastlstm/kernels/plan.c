@@ -184,5 +184,6 @@ fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int
                     best_ns = ns;
                 }
             }
+    best.patience_ns = PATIENCE_NS + (int64_t)(4 * best_ns / (double)fl_max(T, 1));
     return best;
 }

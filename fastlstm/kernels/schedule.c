@@ -525,10 +525,10 @@ void fl_forward(fl_call *call, int thread)
         call->finished_ns = fl_now_ns();
 }
 
-void fl_joined(const fl_call *call)
+void fl_joined(const fl_plan *plan, int64_t begun_ns, int64_t finished_ns)
 {
-    const int64_t waited = fl_now_ns() - call->finished_ns, worked = call->finished_ns - call->begun_ns;
-    if (waited > call->plan.patience_ns && waited > worked / 2)
+    const int64_t waited = fl_now_ns() - finished_ns, worked = finished_ns - begun_ns;
+    if (waited > plan->patience_ns && waited > worked / 2)
         fl_note_crowd();
 }
 
