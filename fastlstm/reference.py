@@ -9,9 +9,10 @@ the :math:`h_t` of both directions side by side. In every array time comes first
     c_t &= f c_{t-1} + i g \\
     h_t &= o \tanh(c_t), \quad\text{or with a projection}\quad W_{hr} (o \tanh(c_t))
 
+* The cell's variants stand in :class:`fastlstm.cell.Cell`.
 * ``lengths``: row b has the steps ``0 <= t < lengths[b]``; the rest is padding and not computed: output zero, state kept. The
   final state is that after the row's last step, which is step 0 in the reverse direction; with length 0 it is the initial state.
-* ``resets``: row b starts anew, from a zero state, at step t where ``resets[t, b]``. The forward direction forgets all before t,
+* ``resets``: row b starts anew, as without a state, at step t where ``resets[t, b]``. The forward direction forgets all before t,
   the initial state too; the reverse direction, coming from the end, forgets all from t on. Resets in the padding do nothing.
 
 References
@@ -21,17 +22,21 @@ References
 .. [3] H. Sak, A. Senior, F. Beaufays, "Long Short-Term Memory Recurrent Neural Network Architectures ...", INTERSPEECH 2014.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .weights import Array, LayerWeights, Weights
+from . import equations
+from .weights import TENSORS, Array, LayerWeights, Weights
 
 __all__ = ["backward", "forward"]
 
 State = tuple[Array, Array]
 Pair = tuple[ArrayLike, ArrayLike] | None  # (h, c)
 Opt = ArrayLike | None
-Tape = list[tuple[Array, ...]]  # what each step keeps for its gradient
+Tape = list[tuple[Any, ...]]  # what each step keeps for its gradient
 ORDERS = (slice(None), slice(None, None, -1))  # of time, by direction
 
 
@@ -42,7 +47,7 @@ def forward(weights: Weights, x: ArrayLike, state: Pair = None, lengths: Opt = N
     ----------
     weights : Weights of float32 or float64; the arithmetic is float64
     x : array, shape (T, B, I)
-    state : (h_0, c_0) of shapes (L*D, B, P or H) and (L*D, B, H), or None for zeros
+    state : (h_0, c_0) of shapes (L*D, B, P or H) and (L*D, B, H), or None for the network's own, else zeros
     lengths : integers, shape (B,), or None for T everywhere
     resets : booleans, shape (T, B), or None for no resets
 
@@ -62,29 +67,29 @@ def backward(
     Parameters
     ----------
     weights, x, state, lengths, resets : as for :func:`forward`
-    d_output, d_state : shaped as the results of :func:`forward`; None stands for zeros
+    d_output, d_state : shaped as its results; None stands for zeros
 
     Returns
     -------
-    d_x, (d_h_0, d_c_0) : arrays of float64, shaped as ``x`` and the state
+    d_x, (d_h_0, d_c_0) : arrays of float64, shaped as ``x`` and the state, whether one was given or not
     parameters : gradients by the names of ``state_dict()``; ``bias_ih`` and ``bias_hh`` have the same one
     """
     output, final, tapes = _network(weights, x, state, lengths, resets)
-    d_y: Array = np.zeros_like(output) if d_output is None else np.asarray(d_output, np.float64)
+    d_y: Array = np.zeros_like(output) if d_output is None else np.asarray(d_output, np.float64)[ORDERS[weights.flipped]]
     d_h, d_c = (np.zeros_like(s) if d_state is None else np.array(d_state[n], np.float64) for n, s in enumerate(final))
     layers, D = list(weights.layers), weights.num_directions
     for first in reversed(range(0, len(layers), D)):
         d_ys, d_y = np.split(d_y, D, axis=2), np.zeros(())
-        for k, order, d_y_k in zip(range(first, first + D), ORDERS, d_ys, strict=False):
-            d_x_k, d_h[k], d_c[k], layers[k] = _backward(layers[k], tapes[k], d_y_k[order], d_h[k], d_c[k])
+        for k, order, d_y_k in zip(range(first, first + D), ORDERS[weights.reverse :], d_ys, strict=False):
+            d_x_k, d_h[k], d_c[k], layers[k] = _backward(layers[k], tapes[k], d_y_k[order], d_h[k], d_c[k], state is None)
             d_y = d_y + d_x_k[order]
-    return d_y, (d_h, d_c), dict(Weights(tuple(layers), weights.bidirectional).named_tensors())
+    return d_y, (d_h, d_c), dict(replace(weights, layers=tuple(layers)).named_tensors())
 
 
 def _network(weights: Weights, x: ArrayLike, state: Pair, lengths: Opt, resets: Opt) -> tuple[Array, State, list[Tape]]:
     y, tapes = np.asarray(x, np.float64), list[Tape]()
-    T, B, D, H = *y.shape[:2], weights.num_directions, weights.hidden_size
-    h, c = (np.zeros((len(weights.layers), B, n)) for n in (weights.proj_size or H, H))
+    T, B, D = *y.shape[:2], weights.num_directions
+    h, c = (np.stack([np.tile(s, (B, 1)) for s in own]) for own in zip(*map(_own_state, weights.layers), strict=True))
     if state is not None:
         h[:], c[:] = state
     t = np.arange(T)[:, None]
@@ -93,57 +98,52 @@ def _network(weights: Weights, x: ArrayLike, state: Pair, lengths: Opt, resets: 
     starts = fresh, np.roll(fresh & (t > 0), -1, axis=0)  # the reverse direction starts anew at step t - 1
     for first in range(0, len(h), D):
         ys = []
-        for k, order, start in zip(range(first, first + D), ORDERS, starts, strict=False):
+        for k, order, start in zip(range(first, first + D), ORDERS[weights.reverse :], starts[weights.reverse :], strict=False):
             y_k, h[k], c[k], tape = _direction(weights.layers[k], y[order], h[k], c[k], real[order], start[order])
             ys.append(y_k[order])
             tapes.append(tape)
         y = np.concatenate(ys, axis=2)
-    return y, (h, c), tapes
+    return y[ORDERS[weights.flipped]], (h, c), tapes
 
 
 @np.errstate(all="ignore")  # infinity and NaN go where IEEE arithmetic takes them
 def _direction(w: LayerWeights, x: Array, h: Array, c: Array, real: Array, fresh: Array) -> tuple[Array, Array, Array, Tape]:
     """One direction of one layer: time in the order of processing, and of each step only the rows that have it."""
-    y, h, c, tape = np.zeros((*x.shape[:2], h.shape[1])), h.copy(), c.copy(), Tape()
+    y, h, c, tape, (h_0, c_0) = np.zeros((*x.shape[:2], h.shape[1])), h.copy(), c.copy(), Tape(), _own_state(w)
     for t in range(len(x)):
         rows = np.flatnonzero(real[t])
         kept = ~fresh[t, rows, None]
-        x_t, h_prev, c_prev = x[t, rows], np.where(kept, h[rows], 0.0), np.where(kept, c[rows], 0.0)
+        x_t, h_prev, c_prev = x[t, rows], np.where(kept, h[rows], h_0), np.where(kept, c[rows], c_0)
         z = x_t @ w.weight_ih.T + h_prev @ w.weight_hh.T  # float64, as x and h are
         if w.bias_ih is not None and w.bias_hh is not None:
             z = z + w.bias_ih + w.bias_hh
-        z_i, z_f, z_g, z_o = np.split(z, 4, axis=1)
-        i, f, g, o = _sigmoid(z_i), _sigmoid(z_f), np.tanh(z_g), _sigmoid(z_o)
-        c[rows] = f * c_prev + i * g
-        tanh_c = np.tanh(c[rows])
-        h[rows] = y[t, rows] = o * tanh_c if w.weight_hr is None else (o * tanh_c) @ w.weight_hr.T
-        tape.append((rows, kept, x_t, h_prev, c_prev, i, f, g, o, tanh_c))
+        c[rows], m, saved = equations.forward(w, z, c_prev)
+        h_t, dh = (m, np.ones(1)) if w.weight_hr is None else equations.clip(m @ w.weight_hr.T, w.cell.proj_clip)
+        h[rows] = y[t, rows] = h_t
+        tape.append((rows, kept, x_t, h_prev, m, dh, saved))
     return y, h, c, tape
 
 
 @np.errstate(all="ignore")
-def _backward(w: LayerWeights, tape: Tape, d_y: Array, d_h: Array, d_c: Array) -> tuple[Array, Array, Array, LayerWeights]:
-    """The chain rule through the lines of :func:`_direction`, last step first."""
+def _backward(w: LayerWeights, tape: Tape, d_y: Array, d_h: Array, d_c: Array, own: bool) -> tuple[Array, Array, Array, Any]:
+    """The chain rule through the lines of :func:`_direction`, last step first; `own`: the network's own state was the first."""
     d_x, d_h, d_c = np.zeros((*d_y.shape[:2], w.weight_ih.shape[1])), d_h.copy(), d_c.copy()
-    d_ih, d_hh, d_bias = np.zeros(w.weight_ih.shape), np.zeros(w.weight_hh.shape), np.zeros(len(w.weight_ih))
-    d_hr = np.zeros((d_h.shape[1], d_c.shape[1]))
-    for t, (rows, kept, x_t, h_prev, c_prev, i, f, g, o, tanh_c) in reversed(list(enumerate(tape))):
-        d_h_t = d_h[rows] + d_y[t, rows]
-        d_m = d_h_t if w.weight_hr is None else d_h_t @ w.weight_hr  # of o * tanh(c)
-        d_c_t = d_c[rows] + d_m * o * (1 - tanh_c**2)
-        d_i, d_f, d_g, d_o = d_c_t * g, d_c_t * c_prev, d_c_t * i, d_m * tanh_c
-        d_z = np.concatenate([d_i * i * (1 - i), d_f * f * (1 - f), d_g * (1 - g**2), d_o * o * (1 - o)], axis=1)
-        d_x[t, rows] = d_z @ w.weight_ih
-        d_h[rows] = np.where(kept, d_z @ w.weight_hh, 0.0)
-        d_c[rows] = np.where(kept, d_c_t * f, 0.0)
-        d_hr += d_h_t.T @ (o * tanh_c)
-        d_ih += d_z.T @ x_t
-        d_hh += d_z.T @ h_prev
-        d_bias += d_z.sum(axis=0)
-    d_bias_ih, d_bias_hh = (None, None) if w.bias_ih is None else (d_bias, d_bias.copy())
-    return d_x, d_h, d_c, LayerWeights(d_ih, d_hh, d_bias_ih, d_bias_hh, None if w.weight_hr is None else d_hr)
+    d: dict[str, Any] = {name: np.zeros(np.shape(getattr(w, name))) for name in TENSORS}
+    for t, (rows, kept, x_t, h_prev, m, dh, saved) in reversed(list(enumerate(tape))):
+        d_p = (d_h[rows] + d_y[t, rows]) * dh  # of h before it was clipped
+        d_z, d_c_prev, d_peephole = equations.backward(w, saved, d_p if w.weight_hr is None else d_p @ w.weight_hr, d_c[rows])
+        d_h_prev, d_x[t, rows] = d_z @ w.weight_hh, d_z @ w.weight_ih
+        d_h[rows], d_c[rows] = np.where(kept, d_h_prev, 0.0), np.where(kept, d_c_prev, 0.0)
+        d_bias, d_h_0, d_c_0 = d_z.sum(0), np.where(kept, 0.0, d_h_prev).sum(0), np.where(kept, 0.0, d_c_prev).sum(0)
+        sums = (d_z.T @ x_t, d_z.T @ h_prev, d_bias, d_bias, d_p.T @ m, d_peephole, d_h_0, d_c_0)
+        d = {name: d[name] + part for name, part in zip(TENSORS, sums, strict=True)}
+    if own:
+        d |= {"h_0": d["h_0"] + d_h.sum(0), "c_0": d["c_0"] + d_c.sum(0)}
+    return d_x, d_h, d_c, replace(w, **{name: d[name] for name in TENSORS if getattr(w, name) is not None})
 
 
-def _sigmoid(z: Array) -> Array:
-    e = np.exp(-np.abs(z))  # cannot overflow
-    return np.where(z < 0, e, 1.0) / (1.0 + e)
+def _own_state(w: LayerWeights) -> State:
+    """h and c of a row that begins without a state."""
+    if w.h_0 is not None and w.c_0 is not None:
+        return w.h_0, w.c_0
+    return np.zeros(w.weight_hh.shape[1]), np.zeros(len(w.weight_hh) // 4)

@@ -6,7 +6,7 @@ Every loader produces :class:`Weights`; the engine, ``state_dict`` and ``save`` 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -149,6 +149,15 @@ class Weights:
                 tensor = getattr(layer, kind)
                 if tensor is not None:
                     yield kind + suffix(index, self.num_directions), tensor
+
+    def with_tensors(self, tensors: Mapping[str, Array]) -> Weights:
+        """The same kind of network with other tensors, all those of :meth:`named_tensors`."""
+        layers = []
+        for index, layer in enumerate(self.layers):
+            end = suffix(index, self.num_directions)
+            kinds = [kind for kind in TENSORS if getattr(layer, kind) is not None]
+            layers.append(replace(layer, **{kind: tensors[kind + end] for kind in kinds}))  # type: ignore[arg-type]
+        return replace(self, layers=tuple(layers))
 
     @classmethod
     def from_named_tensors(cls, tensors: Mapping[str, Array]) -> Weights:

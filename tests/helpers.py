@@ -37,7 +37,7 @@ class Case:
     shape: Shape
     weights: Weights
     x: np.ndarray
-    state: tuple[np.ndarray, np.ndarray]
+    state: Any  # h_0 and c_0, or None
     lengths: np.ndarray | None = None
     resets: np.ndarray | None = None
 
@@ -51,21 +51,20 @@ class Case:
 
     def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Output, h_n and c_n of the reference."""
-        exact = Weights.from_named_tensors({name: a.astype(np.float64) for name, a in self.weights.named_tensors()})
+        exact = self.weights.with_tensors({name: a.astype(np.float64) for name, a in self.weights.named_tensors()})
         return flat(reference.forward(exact, self.x, self.state, self.lengths, self.resets))
 
     def rows(self, rows: Any) -> Case:
         """The same network on some of the rows, in the order given."""
-        h, c = self.state
         return replace(
             self,
             x=self.x[:, rows],
-            state=(h[:, rows], c[:, rows]),
+            state=None if self.state is None else tuple(s[:, rows] for s in self.state),
             lengths=None if self.lengths is None else self.lengths[rows],
             resets=None if self.resets is None else self.resets[:, rows],
         )
 
-    def steps(self, begin: int, end: int, state: tuple[np.ndarray, np.ndarray]) -> Case:
+    def steps(self, begin: int, end: int, state: Any) -> Case:
         """The steps from ``begin`` to before ``end`` (without lengths), from a state."""
         resets = None if self.resets is None else self.resets[begin:end]
         return replace(self, x=self.x[begin:end], state=state, resets=resets)
