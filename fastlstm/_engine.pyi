@@ -13,12 +13,14 @@ class Network:
     def __new__(
         cls,
         layers: _Rows,
+        variants: list[tuple[Any, ...] | None],
         item: int,
         input_size: int,
         hidden_size: int,
         num_layers: int,
         num_directions: int,
         proj_size: int,
+        reverse: bool,
     ) -> Network: ...
 
 class _Forward:

@@ -45,10 +45,19 @@ cdef extern from "fastlstm.h" nogil:
         const fl_kernels *f32
         const fl_kernels *f64
 
+    ctypedef struct fl_activation:
+        int kind
+        double alpha, beta
+
+    ctypedef struct fl_variant:
+        fl_activation gate, candidate, hidden
+        int coupled
+        double gate_clip, cell_clip, proj_clip
+
     ctypedef struct fl_network:
         const fl_kernels *kernels
         fl_index I, H, P, L, D
-        int has_projection
+        int has_projection, reverse
         fl_index item, V, blocks, projected_blocks
 
     ctypedef struct fl_layer_weights:
@@ -57,6 +66,10 @@ cdef extern from "fastlstm.h" nogil:
         const void *bias_ih
         const void *bias_hh
         const void *weight_hr
+        const fl_variant *variant
+        const void *weight_peephole
+        const void *h_0
+        const void *c_0
 
     ctypedef struct fl_plan:
         int threads, directions, row_groups, unit_groups
@@ -139,6 +152,7 @@ cdef extern from "fastlstm.h" nogil:
     void fl_release_backward(fl_backward_call *call)
     fl_index fl_ceil_div(fl_index a, fl_index b)
     const int FL_VECTORS
+    const int FL_ACTIVATIONS
 
 
 cdef extern from "claim.h" nogil:
@@ -188,35 +202,53 @@ cdef class Network:
 
     Parameters
     ----------
-    layers : list of (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    layers : list of (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole, h_0, c_0)
         For each layer and direction: flat, C-contiguous arrays of bytes (uint8), or None where the network has none.
+    variants : list of None or (gate, candidate, hidden, coupled, gate_clip, cell_clip, proj_clip)
+        Of the same records; None is PyTorch's cell. The first three are (kind, alpha, beta).
     item : 4 for float32, 8 for float64
+    reverse : whether the one direction runs from the end to the beginning
     """
 
     cdef fl_network net
 
-    def __cinit__(self, list layers not None, int item, Py_ssize_t input_size, Py_ssize_t hidden_size, Py_ssize_t num_layers,
-                  Py_ssize_t num_directions, Py_ssize_t proj_size):
+    def __cinit__(self, list layers not None, list variants not None, int item, Py_ssize_t input_size, Py_ssize_t hidden_size,
+                  Py_ssize_t num_layers, Py_ssize_t num_directions, Py_ssize_t proj_size, bint reverse):
         cdef fl_network *net = &self.net
         cdef fl_layer_weights *weights
+        cdef fl_variant *cells
+        cdef Py_ssize_t index
         cdef int status
 
+        if len(variants) != num_layers * num_directions or (reverse and num_directions > 1):
+            raise ValueError("variants: one for each layer and direction")
         net.kernels = chosen_isa.f32 if item == 4 else chosen_isa.f64
         net.I, net.H, net.P = input_size, hidden_size, proj_size or hidden_size
         net.L, net.D = num_layers, num_directions
-        net.has_projection = proj_size > 0
+        net.has_projection, net.reverse = proj_size > 0, reverse
         net.item, net.V = net.kernels.item, net.kernels.V
         net.blocks = fl_ceil_div(net.H, net.V)
         net.projected_blocks = fl_ceil_div(proj_size, FL_VECTORS * net.V) if proj_size else 0
 
-        weights = rows_of(net, layers)
+        cells = <fl_variant *>calloc(len(variants), sizeof(fl_variant))
+        if cells == NULL:
+            raise MemoryError("packed weights")
+        weights = NULL
         try:
+            weights = rows_of(net, layers)
+            for index, variant in enumerate(variants):
+                if variant is not None:
+                    read_variant(&cells[index], variant)
+                    weights[index].variant = &cells[index]
+                elif weights[index].weight_peephole != NULL:
+                    raise ValueError("peepholes without a variant")
             with nogil:
                 status = fl_pack(net, weights)
             if status:
                 raise MemoryError("packed weights")
         finally:
             free(weights)
+            free(cells)
 
     def __dealloc__(self):
         fl_unpack(&self.net)
@@ -254,17 +286,32 @@ cdef fl_layer_weights *rows_of(const fl_network *net, list layers) except NULL:
     if weights == NULL:
         raise MemoryError("packed weights")
     try:
-        for index, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) in enumerate(layers):
+        for index, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole, h_0, c_0) in enumerate(layers):
             inputs = net.I if index < net.D else net.D * net.P
             weights[index].weight_ih = bytes_of(weight_ih, rows * inputs)
             weights[index].weight_hh = bytes_of(weight_hh, rows * net.P)
             weights[index].bias_ih = bytes_of(bias_ih, rows) if bias_ih is not None else NULL
             weights[index].bias_hh = bytes_of(bias_hh, rows) if bias_ih is not None else NULL
             weights[index].weight_hr = bytes_of(weight_hr, net.P * net.H * net.item) if net.has_projection else NULL
+            weights[index].weight_peephole = bytes_of(peephole, 3 * net.H * net.item) if peephole is not None else NULL
+            weights[index].h_0 = bytes_of(h_0, net.P * net.item) if h_0 is not None else NULL
+            weights[index].c_0 = bytes_of(c_0, net.H * net.item) if c_0 is not None else NULL
     except BaseException:
         free(weights)
         raise
     return weights
+
+
+cdef int read_variant(fl_variant *cell, tuple variant) except -1:
+    cdef int k
+    for k in range(3):
+        if not 0 <= variant[k][0] < FL_ACTIVATIONS:
+            raise ValueError("an activation that lstm.py should have refused")
+    cell.gate.kind, cell.gate.alpha, cell.gate.beta = variant[0]
+    cell.candidate.kind, cell.candidate.alpha, cell.candidate.beta = variant[1]
+    cell.hidden.kind, cell.hidden.alpha, cell.hidden.beta = variant[2]
+    cell.coupled, cell.gate_clip, cell.cell_clip, cell.proj_clip = variant[3:]
+    return 0
 
 
 cdef const void *bytes_of(const uint8_t[::1] array, Py_ssize_t size) except NULL:

@@ -12,6 +12,7 @@ import numpy as np
 from fastlstm import _engine
 from fastlstm import threads as _threads
 from fastlstm.arrays import Array, as_array, as_floats, as_lengths, as_resets, contiguous, in_place, shape_error
+from fastlstm.cell import ACTIVATIONS, PLAIN
 from fastlstm.isa import isa as _isa  # noqa: F401  (chooses the kernels before a network is packed)
 from fastlstm.stream import Stream
 from fastlstm.tape import Tape
@@ -112,17 +113,17 @@ class LSTM:
 
     def _adopt(self, weights: Weights) -> None:
         """Pack `weights`; the last thing that can fail comes before the first thing that changes."""
-        if weights.is_variant:
-            raise ValueError("a variant of the LSTM that cannot be run yet (activations, peepholes, clipping, reverse, ...)")
         owned = replace(weights, layers=tuple(_owned(layer) for layer in weights.layers))
         network = _engine.Network(
             _rows(owned),
+            [_variant(layer) for layer in owned.layers],
             owned.dtype.itemsize,
             owned.input_size,
             owned.hidden_size,
             owned.num_layers,
             owned.num_directions,
             owned.proj_size,
+            owned.reverse,
         )
         self.weights = owned
         self._network = network
@@ -212,13 +213,13 @@ class LSTM:
             only if its last axis is not contiguous.
         state : (h_0, c_0), optional
             Shapes (num_layers * num_directions, B, proj_size or hidden_size) and (num_layers * num_directions, B, hidden_size);
-            without B for one sequence. Zeros if left out.
+            without B for one sequence. If left out: the network's own initial state, which is zero unless its file holds one.
         lengths : integers, shape (B,), optional
             Real steps of each row, 0..T, in any order; the rest is not computed, and zero in the output. Final states are those
             of each row's last real step; the backward direction begins there.
         resets : bool array, shape (T, B), optional
-            Where true, that row begins anew before step t: its h and c are zero. ``(T,)`` for one sequence. The backward
-            direction begins anew at the same places: its state is zero before the step left of each reset.
+            Where true, that row begins anew before step t, as if no state had been given. ``(T,)`` for one sequence. The
+            backward direction begins anew at the same places: before it takes the step left of each reset.
         out : array, optional
             Where to write the output; must not overlap an input.
         threads : int, optional
@@ -249,7 +250,7 @@ class LSTM:
         else:
             result = self._check_out(out, self._output_shape(T, B, single), (seen, h_0, c_0, lengths, resets))
             target = in_place(result)  # a copy of `out` if the kernels cannot write to it as it stands
-            output = target[:, None] if single else target.transpose(1, 0, 2) if self.batch_first else target
+            output = self._as_written(target, single)
         h_n, c_n = self._new_state(B)
         self._forward(self._network, x, h_0, c_0, output, h_n, c_n, lengths, resets, most, limit)
         if target is not result:
@@ -284,6 +285,8 @@ class LSTM:
         ValueError, TypeError, MemoryError
             As :meth:`__call__`.
         """
+        if self.weights.is_variant:
+            raise ValueError("gradients of a variant of the LSTM cannot be taken yet")
         _, x, single, h_0, c_0, lengths, resets = self._check(x, state, lengths, resets)
         return Tape(self, x, h_0, c_0, lengths, resets, single, threads)
 
@@ -315,9 +318,14 @@ class LSTM:
         return (T, self._width) if single else (B, T, self._width) if self.batch_first else (T, B, self._width)
 
     def _new_output(self, T: int, B: int, single: bool) -> tuple[Array, Array]:
-        """An array as the caller gets it, and the same memory as (T, B, ...)."""
+        """An array as the caller gets it, and the same memory as the engine writes it."""
         output = np.empty(self._output_shape(T, B, single), self._dtype)
-        return output, output[:, None] if single else output.transpose(1, 0, 2) if self.batch_first else output
+        return output, self._as_written(output, single)
+
+    def _as_written(self, output: Array, single: bool) -> Array:
+        """The same memory as (T, B, ...) with each step at its own time, which Keras' order of processing turns round."""
+        output = output[:, None] if single else output.transpose(1, 0, 2) if self.batch_first else output
+        return output[::-1] if self.weights.flipped else output
 
     def _new_state(self, B: int) -> State:
         _, H, P, records = self._sizes
@@ -414,7 +422,7 @@ class LSTM:
             if tensor.shape != shape:
                 raise shape_error(name, shape, tensor.shape)
             tensors[name] = np.array(as_floats(name, tensor, self._dtype), order="C")
-        self._adopt(Weights.from_named_tensors(tensors))
+        self._adopt(self.weights.with_tensors(tensors))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters, and whether the network is batch-first, as a safetensors file that :func:`fastlstm.load` reads.
@@ -426,6 +434,7 @@ class LSTM:
         write_safetensors(path, self.weights, self.batch_first)
 
 
+_KINDS = tuple(ACTIVATIONS)  # by the engine's numbers
 _FORWARD = {"float32": _engine.forward["float"], "float64": _engine.forward["double"]}
 
 
@@ -456,12 +465,22 @@ def _owned(layer: LayerWeights) -> LayerWeights:
 
 
 def _rows(weights: Weights) -> list[Any]:
-    """Each record's matrices and biases as flat bytes, as the engine packs them."""
-    return [tuple(_bytes(getattr(layer, kind)) for kind in TENSORS[:5]) for layer in weights.layers]
+    """Each record's tensors as flat bytes, as the engine packs them."""
+    return [tuple(_bytes(getattr(layer, kind)) for kind in TENSORS) for layer in weights.layers]
 
 
 def _bytes(tensor: Array | None) -> Array | None:
     return None if tensor is None else tensor.reshape(-1).view(np.uint8)
+
+
+def _variant(layer: LayerWeights) -> tuple[Any, ...] | None:
+    """The cell in the engine's numbers; None for PyTorch's, which has its own kernel."""
+    cell = layer.cell
+    if cell == PLAIN and layer.weight_peephole is None:
+        return None
+    functions = ((_KINDS.index(f.name), *(*f.parameters, 0.0, 0.0)[:2]) for f in (cell.gate, cell.candidate, cell.hidden))
+    clips = (np.inf if clip is None else clip for clip in (cell.gate_clip, cell.cell_clip, cell.proj_clip))
+    return *functions, (None, "forget", "input").index(cell.coupled), *clips
 
 
 def _overlap(a: Array, b: Array) -> bool:

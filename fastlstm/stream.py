@@ -27,6 +27,8 @@ class Stream:
     def __init__(self, lstm: LSTM, batch_size: int = 1) -> None:
         if lstm.bidirectional:
             raise ValueError("a bidirectional network cannot stream: its backward direction begins at the end of the sequence")
+        if lstm.weights.reverse:
+            raise ValueError("a reverse network cannot stream: it begins at the end of the sequence")
         if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
             raise TypeError(f"batch_size must be an integer, got {batch_size!r:.100}")
         if not 0 <= batch_size < 1 << 31:
@@ -37,7 +39,9 @@ class Stream:
         self._h = tuple(np.zeros((lstm.num_layers, B, self._P), self._dtype) for _ in range(2))
         self._c = tuple(np.zeros((lstm.num_layers, B, lstm.hidden_size), self._dtype) for _ in range(2))
         h, c = (tuple(array.reshape(-1).view(np.uint8) for array in pair) for pair in (self._h, self._c))
+        self._initial = lstm.weights.initial_state
         self._engine = _engine.StreamState(lstm._network, B, h, c, _threads.allowance(None)[0])  # type: ignore[arg-type]
+        self.reset()
 
     def step(self, x: Any) -> Array:
         """Take one step.
@@ -97,7 +101,7 @@ class Stream:
         self._h[now][...], self._c[now][...] = given
 
     def reset(self, rows: Iterable[int] | None = None) -> None:
-        """Set the state to zero, of all rows or of `rows`.
+        """Begin anew, all rows or `rows`: from a zero state, or the initial state that the network's file holds.
 
         Raises
         ------
@@ -113,5 +117,5 @@ class Stream:
                 if not 0 <= row < self._shape[0]:
                     raise ValueError(f"rows must be between 0 and {self._shape[0] - 1}, got {row}")
         now = self._engine.current
-        self._h[now][:, chosen] = 0
-        self._c[now][:, chosen] = 0
+        for held, initial in zip((self._h[now], self._c[now]), self._initial, strict=True):
+            held[:, chosen] = initial[:, None]

@@ -130,6 +130,13 @@ class Weights:
         special = any(w.cell != PLAIN or w.weight_peephole is not None or w.h_0 is not None for w in self.layers)
         return special or self.reverse
 
+    @property
+    def initial_state(self) -> tuple[Array, Array]:
+        """h_0, shape (L*D, P or H), and c_0, shape (L*D, H), of a row without a given state: zeros, unless the file holds one."""
+        H, P = self.hidden_size, self.proj_size or self.hidden_size
+        h_0 = np.stack([np.zeros(P, self.dtype) if w.h_0 is None else w.h_0 for w in self.layers])
+        return h_0, np.stack([np.zeros(H, self.dtype) if w.c_0 is None else w.c_0 for w in self.layers])
+
     def expected_shapes(self) -> dict[str, tuple[int, ...]]:
         return parameter_shapes(
             self.input_size,

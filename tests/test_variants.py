@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Case, assert_close, flat
+from helpers import DTYPES, TOLERANCE, Case, assert_close, flat
 from test_reference import EXACT, assert_gradients_close, random_gradients
 from variants import FUNCTIONS, VARIANTS, Variant, make_variant_case
 
@@ -251,3 +251,25 @@ def test_layer_weights_by_hand() -> None:
         )  # fmt: skip
         given = flat(reference.forward(Weights((layer,)), [[[x]]], ([[[h]]], [[[c]]])))
         np.testing.assert_allclose([a.item() for a in given], [o * math.tanh(c_1)] * 2 + [c_1], rtol=1e-14)
+
+
+# ---- The engine ----------------------------------------------------------------------------------------------------------------
+
+# Full vectors and tails of every width, one row and many, projection, layers handed on in strides, both directions.
+SIZES = ("t7b5i6h33d2", "t5b13i9h20l2d2p7", "t9b1i5h70l3p37", "t40b3i8h16l2")
+
+
+def tolerance(case: Case, expected: tuple[np.ndarray, ...]) -> float:
+    """That of PyTorch's cell, for numbers that functions without bounds have made larger than 1."""
+    return TOLERANCE[case.weights.dtype.name] * max(1.0, *(np.abs(a).max() for a in expected))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_engine_is_the_reference(variant: Variant, name: str, dtype: str) -> None:
+    for own_state in (False, True):
+        case = make_variant_case(name, variant, dtype, lengths=True, resets=True, own_state=own_state)
+        expected = case.expected()
+        assert all(np.abs(a).max() < 100 for a in expected)  # else the tolerance would say little
+        assert_close(case.run(), expected, tolerance(case, expected), own_state)

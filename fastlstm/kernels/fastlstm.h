@@ -79,6 +79,48 @@ typedef void fl_add(fl_index n, const void *a, void *out);
 /* Store accumulators as they are (projection): out row m, vectors in order; NaN made canonical. */
 typedef void fl_store(fl_index n, const void *acc, void *out, fl_index out_pitch);
 
+/* ---- Variants of the cell ------------------------------------------------------------------------------------------------------ */
+
+enum { /* in the order of fastlstm.cell.ACTIVATIONS, where the formulas are */
+       FL_SIGMOID,
+       FL_TANH,
+       FL_RELU,
+       FL_LINEAR,
+       FL_HARD_SIGMOID,
+       FL_SOFTSIGN,
+       FL_SOFTPLUS,
+       FL_ELU,
+       FL_LEAKY_RELU,
+       FL_THRESHOLDED_RELU,
+       FL_SCALED_TANH,
+       FL_AFFINE,
+       FL_ACTIVATIONS
+};
+enum { FL_FORGET = 1, FL_INPUT = 2 }; /* coupled gates: f = 1 - i; i = 1 - f */
+
+typedef struct {
+    int kind;
+    double alpha, beta;
+} fl_activation;
+
+/* What fastlstm.cell.Cell holds. */
+typedef struct {
+    fl_activation gate, candidate, hidden;
+    int coupled;
+    double gate_clip, cell_clip, proj_clip; /* INFINITY: none */
+} fl_variant;
+
+/* Any cell, as fl_cell but for:
+ *   peephole  IN    [3][V], c's factors for i, f, o; NULL: none
+ *   hR        INOUT overwritten
+ *   z         OUT   n rows, z_pitch elements apart: the pre-activations before they are clipped, FL_UNITS elements from gate to gate;
+ *                   NULL: not wanted */
+typedef void fl_variant_cell(const fl_variant *variant, const void *peephole, fl_index n, const void *xW, void *hR,
+                             const void *bias, void *c, fl_index c_pitch, void *h, fl_index h_pitch, void *z, fl_index z_pitch);
+
+/* What fl_store has stored, INOUT, within [-bound, bound]. */
+typedef void fl_clip(fl_index n, double bound, void *out, fl_index out_pitch);
+
 typedef struct {
     fl_index item;               /* bytes of one element */
     fl_index V;                  /* lanes */
@@ -92,6 +134,8 @@ typedef struct {
     fl_outer *outers[FL_MAX_TILE]; /* outers[M - 1] */
     fl_sum_rows *sum_rows;
     fl_add *add;
+    fl_variant_cell *variant_cell;
+    fl_clip *clip;
 } fl_kernels;
 
 typedef struct {
@@ -107,17 +151,21 @@ const fl_isa *fl_isas(void);
 
 /* One direction of one layer. A packed matrix is [blocks][K][FL_VECTORS][V]; units past H are zero. */
 typedef struct {
-    fl_index I;       /* inputs of this layer */
-    void *bias;       /* [blocks][FL_VECTORS][V]: the sum of both biases, or zeros */
-    void *W;          /* x's weights, K = I */
-    void *R;          /* h's weights, K = P */
-    void *projection; /* weight_hr, K = H, [ceil(P / 4V)][H][4V]; NULL without one */
+    fl_index I;          /* inputs of this layer */
+    void *bias;          /* [blocks][FL_VECTORS][V]: the sum of both biases, or zeros */
+    void *W;             /* x's weights, K = I */
+    void *R;             /* h's weights, K = P */
+    void *projection;    /* weight_hr, K = H, [ceil(P / 4V)][H][4V]; NULL without one */
+    fl_variant *variant; /* NULL: PyTorch's cell */
+    void *peephole;      /* [blocks][3][V]: of i, f, o; NULL: none */
+    void *h_0, *c_0;     /* [P] and [H]: where a row begins that is given no state; NULL: at zeros */
 } fl_layer;
 
 typedef struct {
     const fl_kernels *kernels;
     fl_index I, H, P, L, D;
     int has_projection;
+    int reverse; /* D is 1, and this direction runs from the end to the beginning */
     fl_index item, V;
     fl_index blocks;           /* ceil(H / V) */
     fl_index projected_blocks; /* ceil(P / 4V), 0 without projection */
@@ -132,6 +180,9 @@ typedef struct {
     const void *weight_hh;         /* (4H, P) */
     const void *bias_ih, *bias_hh; /* (4H,) or NULL */
     const void *weight_hr;         /* (P, H) or NULL */
+    const fl_variant *variant;     /* NULL: PyTorch's cell, without peepholes */
+    const void *weight_peephole;   /* (3H,) or NULL */
+    const void *h_0, *c_0;         /* (P,) and (H,), or NULL: zeros */
 } fl_layer_weights;
 
 /* A second packing for gradients, transposed; the four gates of FL_UNITS units follow each other as in a tape: K = 4 * fl_padded(H). */
@@ -212,7 +263,7 @@ typedef struct {
     fl_index T, B;
     fl_array x;             /* IN  (T, B, I) */
     fl_array output;        /* OUT (T, B, D*P) */
-    const char *h_0, *c_0;  /* IN  (L*D, B, P) and (L*D, B, H), contiguous; NULL: zeros */
+    const char *h_0, *c_0;  /* IN  (L*D, B, P) and (L*D, B, H), contiguous; NULL: the layers' own, or zeros */
     char *h_n, *c_n;        /* OUT the same shapes, contiguous */
     const int64_t *lengths; /* IN  (B,), 0..T; NULL: all T */
     const uint8_t *resets;  /* IN  (T, B) at resets_strides (bytes); NULL: none */
@@ -297,6 +348,15 @@ static inline fl_index fl_pitch(fl_index elements, fl_index item)
     const fl_index bytes = fl_round_up(elements * item, FL_ALIGNMENT);
     return bytes % 1024 ? bytes : bytes + FL_ALIGNMENT;
 }
+
+/* A block's part of a layer's peepholes, or NULL. */
+static inline const void *fl_peephole_of(const fl_network *net, const fl_layer *layer, fl_index block)
+{
+    return layer->peephole ? (const char *)layer->peephole + block * 3 * net->V * net->item : NULL;
+}
+
+/* Whether record `index` of a network, layer-major, runs from the end to the beginning. */
+static inline int fl_runs_back(const fl_network *net, fl_index index) { return net->D == 2 ? index % 2 : net->reverse; }
 
 /* Where part `part` of `parts` even parts of n things begins; share_start(n, parts, parts) == n. */
 static inline fl_index fl_share(fl_index n, fl_index parts, fl_index part) { return n / parts * part + fl_min(n % parts, part); }

@@ -334,6 +334,8 @@ static void store_sums(fl_index n, const void *acc, void *out, fl_index out_pitc
             v_store(out_row + v * LANES, canonical(v_load(sums + v * LANES)));
 }
 
+#include "variant_text.h"
+
 const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
     .item = sizeof(real),
     .V = LANES,
@@ -367,6 +369,8 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
         },
     .sum_rows = column_sums,
     .add = add_to,
+    .variant_cell = lstm_variant,
+    .clip = clip_sums,
 };
 
 #undef EXP_LOWEST
@@ -410,4 +414,6 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
 #undef add_to
 #undef outer
 #undef column_sums
+#undef lstm_variant
+#undef clip_sums
 #undef store_sums

@@ -52,12 +52,22 @@ static void pack_bias(char *packed, const fl_layer_weights *weights, fl_index H,
         }
 }
 
-/* Bytes of one layer's four parts, each a multiple of the alignment. */
+/* packed [blocks][3][V] OUT (zeroed before); matrix (3H,) IN. */
+static void pack_peephole(char *packed, const char *matrix, fl_index H, fl_index V, fl_index item)
+{
+    for (fl_index unit = 0; unit < H; unit += V)
+        for (int gate = 0; gate < 3; gate++, packed += V * item)
+            memcpy(packed, matrix + (gate * H + unit) * item, (size_t)(fl_min(V, H - unit) * item));
+}
+
+/* Bytes of one layer's parts, each a multiple of the alignment. */
 typedef struct {
-    size_t bias, W, R, projection, all;
+    size_t bias, W, R, projection, variant, peephole, h_0, c_0, all;
 } fl_layer_bytes;
 
-static fl_layer_bytes layer_bytes(const fl_network *net, fl_index I)
+static size_t aligned(size_t bytes) { return (bytes + FL_ALIGNMENT - 1) / FL_ALIGNMENT * FL_ALIGNMENT; }
+
+static fl_layer_bytes layer_bytes(const fl_network *net, const fl_layer_weights *weights, fl_index I)
 {
     const size_t vector = (size_t)(net->V * net->item), panel = FL_VECTORS * vector;
     fl_layer_bytes bytes = {
@@ -65,9 +75,30 @@ static fl_layer_bytes layer_bytes(const fl_network *net, fl_index I)
         .W = (size_t)net->blocks * (size_t)I * panel,
         .R = (size_t)net->blocks * (size_t)net->P * panel,
         .projection = (size_t)net->projected_blocks * (size_t)net->H * panel,
+        .variant = weights->variant ? aligned(sizeof *weights->variant) : 0,
+        .peephole = weights->weight_peephole ? aligned((size_t)net->blocks * 3 * vector) : 0,
+        .h_0 = weights->h_0 ? aligned((size_t)(net->P * net->item)) : 0,
+        .c_0 = weights->c_0 ? aligned((size_t)(net->H * net->item)) : 0,
     };
-    bytes.all = bytes.bias + bytes.W + bytes.R + bytes.projection;
+    bytes.all = bytes.bias + bytes.W + bytes.R + bytes.projection + bytes.variant + bytes.peephole + bytes.h_0 + bytes.c_0;
     return bytes;
+}
+
+/* What differs from PyTorch's cell, one part after another; what there is none of is NULL. */
+static void pack_variant(fl_layer *layer, char *next, const fl_layer_weights *weights, const fl_network *net,
+                         const fl_layer_bytes *bytes)
+{
+    if (weights->variant)
+        layer->variant = memcpy(next, weights->variant, sizeof *weights->variant);
+    next += bytes->variant;
+    if (weights->weight_peephole)
+        pack_peephole(layer->peephole = next, weights->weight_peephole, net->H, net->V, net->item);
+    next += bytes->peephole;
+    if (weights->h_0)
+        layer->h_0 = memcpy(next, weights->h_0, (size_t)(net->P * net->item));
+    next += bytes->h_0;
+    if (weights->c_0)
+        layer->c_0 = memcpy(next, weights->c_0, (size_t)(net->H * net->item));
 }
 
 static fl_index layer_inputs(const fl_network *net, fl_index index) { return index < net->D ? net->I : net->D * net->P; }
@@ -78,7 +109,7 @@ int fl_pack(fl_network *net, const fl_layer_weights *weights)
     size_t total = 0;
 
     for (fl_index index = 0; index < records; index++)
-        total += layer_bytes(net, layer_inputs(net, index)).all;
+        total += layer_bytes(net, &weights[index], layer_inputs(net, index)).all;
     net->layers = calloc((size_t)records, sizeof *net->layers);
     net->memory = fl_allocate(total);
     net->bytes = total;
@@ -92,7 +123,7 @@ int fl_pack(fl_network *net, const fl_layer_weights *weights)
     char *next = net->memory;
     for (fl_index index = 0; index < records; index++) {
         const fl_index I = layer_inputs(net, index);
-        const fl_layer_bytes bytes = layer_bytes(net, I);
+        const fl_layer_bytes bytes = layer_bytes(net, &weights[index], I);
         fl_layer *layer = &net->layers[index];
 
         layer->I = I;
@@ -100,6 +131,7 @@ int fl_pack(fl_network *net, const fl_layer_weights *weights)
         layer->W = next + bytes.bias;
         layer->R = next + bytes.bias + bytes.W;
         layer->projection = net->has_projection ? next + bytes.bias + bytes.W + bytes.R : NULL;
+        pack_variant(layer, next + bytes.bias + bytes.W + bytes.R + bytes.projection, &weights[index], net, &bytes);
         next += bytes.all;
 
         pack_bias(layer->bias, &weights[index], net->H, net->V, net->item);

@@ -102,29 +102,40 @@ static fl_index length_of(const fl_call *call, fl_index row) { return call->leng
 
 /* ---- States -------------------------------------------------------------------------------------------------------------------- */
 
-/* This thread's columns of the initial state into both h and c; resets before the first step begin from zero. */
-static void load_state(const place *p, const layout *l, const state *s, fl_index index)
+/* This thread's columns of a row's state as it begins: as given or, if NULL, the layer's own, or zeros. */
+static void begin_row(const place *p, const fl_layer *layer, char *h, char *c, const char *h_0, const char *c_0)
 {
-    const fl_call *call = p->call;
     const fl_network *net = p->net;
     const fl_index item = net->item, unit = p->block * net->V, units = fl_min(p->block_end * net->V, net->H) - unit;
     const fl_index columns = p->column_end - p->column;
 
-    for (fl_index row = 0; row < p->rows; row++) {
-        const fl_index b = call->order[p->row + row];
-        const int fresh = index % net->D == 0 && call->resets && length_of(call, b) && call->resets[b * call->resets_strides[1]];
-        char *c = s->c + row * l->c_pitch + unit * item;
-        char *h[2] = {s->h[0] + row * l->h_pitch + p->column * item, s->h[1] + row * l->h_pitch + p->column * item};
+    h_0 = h_0 ? h_0 : layer->h_0;
+    c_0 = c_0 ? c_0 : layer->c_0;
+    /* Lanes past H take part in the arithmetic and are never read: they must only be cheap. */
+    memset(c + unit * item, 0, (size_t)((p->block_end - p->block) * net->V * item));
+    if (units > 0 && c_0)
+        memcpy(c + unit * item, c_0 + unit * item, (size_t)(units * item));
+    if (columns > 0 && h_0)
+        memcpy(h + p->column * item, h_0 + p->column * item, (size_t)(columns * item));
+    else if (columns > 0)
+        memset(h + p->column * item, 0, (size_t)(columns * item));
+}
 
-        /* Lanes past H take part in the arithmetic and are never read: they must only be finite, and cheap. */
-        memset(c, 0, (size_t)((p->block_end - p->block) * net->V * item));
-        if (units > 0 && call->c_0 && !fresh)
-            memcpy(c, call->c_0 + ((index * call->B + b) * net->H + unit) * item, (size_t)(units * item));
-        for (int i = 0; i < 2 && columns > 0; i++)
-            if (call->h_0 && !fresh)
-                memcpy(h[i], call->h_0 + ((index * call->B + b) * net->P + p->column) * item, (size_t)(columns * item));
-            else
-                memset(h[i], 0, (size_t)(columns * item));
+/* The initial state into both h and c; rows that are reset before their first step begin without one. */
+static void load_state(const place *p, const layout *l, const state *s, fl_index index)
+{
+    const fl_call *call = p->call;
+    const fl_network *net = p->net;
+
+    for (fl_index row = 0; row < p->rows; row++) {
+        const fl_index b = call->order[p->row + row], at = index * call->B + b;
+        const int fresh =
+            !fl_runs_back(net, index) && call->resets && length_of(call, b) && call->resets[b * call->resets_strides[1]];
+        const char *h_0 = call->h_0 && !fresh ? call->h_0 + at * net->P * net->item : NULL;
+        const char *c_0 = call->c_0 && !fresh ? call->c_0 + at * net->H * net->item : NULL;
+
+        for (int i = 0; i < 2; i++)
+            begin_row(p, &net->layers[index], s->h[i] + row * l->h_pitch, s->c + row * l->c_pitch, h_0, c_0);
     }
 }
 
@@ -137,7 +148,8 @@ static void save_state(const place *p, const layout *l, const state *s, fl_index
 
     for (fl_index row = 0; row < p->rows; row++) {
         const fl_index b = call->order[p->row + row];
-        const fl_index last = index % net->D ? call->T : length_of(call, b); /* the step count after which h was last written */
+        const fl_index last =
+            fl_runs_back(net, index) ? call->T : length_of(call, b); /* the step count after which h was last written */
         if (units > 0)
             memcpy(call->c_n + ((index * call->B + b) * net->H + unit) * item, s->c + row * l->c_pitch + unit * item,
                    (size_t)(units * item));
@@ -257,12 +269,8 @@ static void finish_step(const place *p, const layout *l, const pass *q, char *h,
         return;
     for (fl_index row = 0; row < n; row++) {
         const fl_index b = call->order[p->row + row];
-        if (next < length_of(call, b) && call->resets[next * call->resets_strides[0] + b * call->resets_strides[1]]) {
-            if (bytes > 0)
-                memset(h + row * l->h_pitch + from, 0, (size_t)bytes);
-            memset(q->state.c + row * l->c_pitch + p->block * p->net->V * item, 0,
-                   (size_t)((p->block_end - p->block) * p->net->V * item));
-        }
+        if (next < length_of(call, b) && call->resets[next * call->resets_strides[0] + b * call->resets_strides[1]])
+            begin_row(p, q->layer, h + row * l->h_pitch, q->state.c + row * l->c_pitch, NULL, NULL);
     }
 }
 
@@ -278,6 +286,8 @@ static int project(place *p, const layout *l, const pass *q, char *h, fl_index n
         fl_multiply(net->kernels, p->hR, 0, (const char *)q->layer->projection + block * net->H * bytes, 0, 1, p->hidden, n,
                     net->H);
         net->kernels->store(n, p->hR, h + block * bytes, l->h_pitch / net->item);
+        if (q->layer->variant)
+            net->kernels->clip(n, q->layer->variant->proj_clip, h + block * bytes, l->h_pitch / net->item);
         if (fl_stopped(&p->watcher, n * net->H * FL_VECTORS * net->V))
             return 1;
     }
@@ -306,14 +316,18 @@ static void recur(const place *p, const layout *l, const pass *q, const char *xW
 
     fl_multiply(net->kernels, p->hR, n * panel, R, panels, count, p->hidden, n, net->P);
     for (fl_index i = 0; i < count; i++) {
-        const char *b = bias + (block + i) * panel * item, *x = xW + i * xW_next * item, *h = p->hR + i * n * panel * item;
-        char *c_new = q->state.c + (block + i) * vector, *m_new = to + (block + i) * vector;
+        const char *b = bias + (block + i) * panel * item, *x = xW + i * xW_next * item;
+        char *r = p->hR + i * n * panel * item, *c_new = q->state.c + (block + i) * vector, *m_new = to + (block + i) * vector;
+        char *gates = p->call->tape ? gates_of(p, q, t, (block + i) * net->V) : NULL;
+        const fl_index gates_pitch = gates ? p->rank_step * p->call->tape->gates_pitch / item : 0;
 
-        if (p->call->tape)
-            net->kernels->record_cell(n, x, h, b, c_new, l->c_pitch / item, m_new, to_pitch / item,
-                                      gates_of(p, q, t, (block + i) * net->V), p->rank_step * p->call->tape->gates_pitch / item);
+        if (q->layer->variant)
+            net->kernels->variant_cell(q->layer->variant, fl_peephole_of(net, q->layer, block + i), n, x, r, b, c_new,
+                                       l->c_pitch / item, m_new, to_pitch / item, gates, gates_pitch);
+        else if (gates)
+            net->kernels->record_cell(n, x, r, b, c_new, l->c_pitch / item, m_new, to_pitch / item, gates, gates_pitch);
         else
-            net->kernels->cell(n, x, h, b, c_new, l->c_pitch / item, m_new, to_pitch / item);
+            net->kernels->cell(n, x, r, b, c_new, l->c_pitch / item, m_new, to_pitch / item);
     }
 }
 
@@ -470,15 +484,16 @@ static int run_layers(place *p, const layout *l, int group)
         for (fl_index layer = 0; layer < net->L; layer++) {
             for (int d = p->direction; d < p->direction + p->directions; d++) {
                 const fl_index index = layer * net->D + d;
-                /* A buffer holds the steps of one stride: step t stands at t - first. */
-                const grid before = {between_of(call, l, layer - 1) - first * call->B * l->width, call->B * l->width, l->width,
+                /* A buffer holds the steps of one stride, from `lowest` on. */
+                const fl_index lowest = net->reverse ? fl_max(call->T - first - stride, 0) : first;
+                const grid before = {between_of(call, l, layer - 1) - lowest * call->B * l->width, call->B * l->width, l->width,
                                      NULL};
-                const grid after = {between_of(call, l, layer) - first * call->B * l->width, call->B * l->width, l->width, NULL};
+                const grid after = {between_of(call, l, layer) - lowest * call->B * l->width, call->B * l->width, l->width, NULL};
                 pass q = {
                     .index = index,
                     .layer = &net->layers[index],
                     .state = state_of(p, l, group, index),
-                    .reverse = d == 1,
+                    .reverse = fl_runs_back(net, index),
                     .in = layer ? before : (grid){call->x.data, call->x.strides[0], call->x.strides[1], call->order},
                     .out = layer + 1 < net->L
                                ? after
