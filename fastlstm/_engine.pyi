@@ -53,10 +53,26 @@ class Transposed:
 class Tape:
     nbytes: int
     def __new__(
-        cls, network: Network, T: int, B: int, lengths: _Array | None, h_0: _Array | None, c_0: _Array | None
+        cls,
+        network: Network,
+        T: int,
+        B: int,
+        lengths: _Array | None,
+        h_0: _Array | None,
+        c_0: _Array | None,
+        dropout: float = 0,
+        seed: int = 0,
     ) -> Tape: ...
     def content(self) -> bytes: ...
     def restore(self, content: bytes) -> None: ...
+
+def block_steps(B: int) -> int: ...
+
+class _Drop:
+    def __getitem__(self, floating: str) -> _Drop: ...
+    def __call__(self, values: _Array, p: float, seed: int, layer: int) -> None: ...
+
+drop: _Drop
 
 class _Backward:
     def __getitem__(self, floating: str) -> _Backward: ...
@@ -69,6 +85,7 @@ class _Backward:
         d_c_n: _Array | None,
         resets: _Array | None,
         steps: int,
+        first_step: int,
         d_x: _Array | None,
         d_h_0: _Array,
         d_c_0: _Array,

@@ -8,7 +8,7 @@ from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffe
 from cpython.exc cimport PyErr_CheckSignals
 from cython cimport floating
 from cython.parallel cimport parallel, threadid
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, strcmp
 
@@ -88,6 +88,10 @@ cdef extern from "fastlstm.h" nogil:
     ctypedef struct fl_transposed:
         pass
 
+    ctypedef struct fl_dropout:
+        double p
+        uint64_t seed
+
     ctypedef struct fl_tape:
         fl_index T, B, tokens
         void *memory
@@ -124,7 +128,7 @@ cdef extern from "fastlstm.h" nogil:
         const char *d_c_n
         const uint8_t *resets
         fl_index resets_strides[2]
-        fl_index steps
+        fl_index steps, first_step
         fl_array d_x
         char *d_h_0
         char *d_c_0
@@ -144,9 +148,12 @@ cdef extern from "fastlstm.h" nogil:
     int fl_transpose(const fl_network *net, const fl_layer_weights *weights, fl_transposed *transposed)
     void fl_free_transposed(fl_transposed *transposed)
     int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, const int64_t *lengths, const char *h_0,
-                     const char *c_0)
+                     const char *c_0, fl_dropout dropout)
+    void fl_drop(const fl_dropout *dropout, fl_index layer, fl_index t, fl_index row, fl_index column, fl_index n, fl_index item,
+                 void *values)
     void fl_free_tape(fl_tape *tape)
     fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads)
+    fl_index fl_block_steps(fl_index B)
     int fl_prepare_backward(fl_backward_call *call)
     void fl_backward(fl_backward_call *call, int thread)
     void fl_release_backward(fl_backward_call *call)
@@ -508,14 +515,15 @@ def forward(
 cdef class Tape:
     """What one recorded call keeps for its gradients, until :func:`backward` uses it up.
 
-    `lengths` and the initial state are those of the call, the states as flat arrays of bytes.
+    `lengths` and the initial state are those of the call, the states as flat arrays of bytes. `dropout` is the probability that an
+    element between two layers is dropped.
     """
 
     cdef Network network
     cdef fl_tape tape
 
     def __cinit__(self, Network network not None, Py_ssize_t T, Py_ssize_t B, const int64_t[::1] lengths, const uint8_t[::1] h_0,
-                  const uint8_t[::1] c_0):
+                  const uint8_t[::1] c_0, double dropout=0, uint64_t seed=0):
         cdef fl_network *net = &network.net
         cdef Py_ssize_t rows = net.L * net.D * B * net.item
         cdef const int64_t *lengths_at = NULL
@@ -532,7 +540,7 @@ cdef class Tape:
             h_at = <const char *>&h_0[0] if h_0 is not None else NULL
             c_at = <const char *>&c_0[0] if c_0 is not None else NULL
         with nogil:
-            status = fl_make_tape(&self.tape, net, T, B, lengths_at, h_at, c_at)
+            status = fl_make_tape(&self.tape, net, T, B, lengths_at, h_at, c_at, fl_dropout(dropout, seed))
         if status:
             raise MemoryError("the tape of a recorded LSTM call")
 
@@ -563,6 +571,7 @@ def backward(
     const floating[:, :, ::1] d_c_n,
     const uint8_t[:, :] resets,
     Py_ssize_t steps,
+    Py_ssize_t first_step,
     floating[:, :, :] d_x,
     floating[:, :, ::1] d_h_0 not None,
     floating[:, :, ::1] d_c_0 not None,
@@ -582,7 +591,7 @@ def backward(
     cdef Py_ssize_t index, inputs, rows = 4 * net.H * net.item
     cdef fl_layer_gradients *d_weights
 
-    if (sizeof(floating) != net.item or steps < 0 or len(gradients) != states
+    if (sizeof(floating) != net.item or steps < 0 or first_step < 0 or len(gradients) != states
             or d_h_0.shape[0] != states or d_h_0.shape[1] != B or d_h_0.shape[2] != net.P
             or d_c_0.shape[0] != states or d_c_0.shape[1] != B or d_c_0.shape[2] != net.H
             or (d_h_n is not None and (d_h_n.shape[0] != states or d_h_n.shape[1] != B or d_h_n.shape[2] != net.P))
@@ -596,7 +605,7 @@ def backward(
     call.d_c_n = <const char *>&d_c_n[0, 0, 0] if d_c_n is not None and B else NULL
     call.d_h_0 = <char *>&d_h_0[0, 0, 0] if B else NULL
     call.d_c_0 = <char *>&d_c_0[0, 0, 0] if B else NULL
-    call.steps = steps
+    call.steps, call.first_step = steps, first_step
     call.resets = NULL
     if resets is not None and T and B:
         call.resets = &resets[0, 0]
@@ -616,6 +625,21 @@ def backward(
         run_team(&job, limit)
     finally:
         free(d_weights)
+
+
+def drop(floating[:, :, ::1] values not None, double p, uint64_t seed, Py_ssize_t layer):
+    """Dropout on what a layer gives to the next one, (T, B, D*P), in place, as a recorded call does it."""
+    cdef fl_dropout dropout = fl_dropout(p, seed)
+    cdef Py_ssize_t t, row
+    if values.shape[2]:
+        for t in range(values.shape[0]):
+            for row in range(values.shape[1]):
+                fl_drop(&dropout, layer, t, row, 0, values.shape[2], sizeof(floating), &values[t, row, 0])
+
+
+def block_steps(Py_ssize_t B):
+    """Steps whose tokens are summed on their own before they join the gradient of a weight."""
+    return fl_block_steps(B)
 
 
 cdef fl_array in_place(const floating[:, :, :] array, Py_ssize_t T, Py_ssize_t B, Py_ssize_t columns, Py_ssize_t item):

@@ -15,7 +15,7 @@ from fastlstm.arrays import Array, as_array, as_floats, as_lengths, as_resets, c
 from fastlstm.cell import ACTIVATIONS, PLAIN
 from fastlstm.isa import isa as _isa  # noqa: F401  (chooses the kernels before a network is packed)
 from fastlstm.stream import Stream
-from fastlstm.tape import Tape
+from fastlstm.tape import RecomputedTape, Tape
 from fastlstm.weights import TENSORS, LayerWeights, Weights, check_sizes, parameter_shapes
 
 __all__ = ["LSTM"]
@@ -266,6 +266,9 @@ class LSTM:
         *,
         lengths: Any = None,
         resets: Any = None,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        recompute: bool = False,
         threads: int | None = None,
     ) -> Tape:
         """Run whole sequences and keep what their gradients need.
@@ -273,22 +276,45 @@ class LSTM:
         Parameters
         ----------
         x, state, lengths, resets, threads : as for :meth:`__call__`
+        dropout : float, 0 to 1
+            Probability that an element of a layer's output is zero for the next layer, the others being divided by
+            ``1 - dropout``: as in ``torch.nn.LSTM`` on the outputs of all layers but the last.
+        seed : int, optional
+            Which elements are dropped: the same for the same seed, on any number of threads. Without a seed other ones at each
+            call; ``tape.seed`` tells.
+        recompute : bool
+            Keep only the inputs of each layer and a state now and then, and run the steps between a second time for the
+            gradients [1]_: the same bits, for a third more time and a fraction of the memory.
 
         Returns
         -------
         Tape
-            ``tape.output`` and ``tape.state`` are what :meth:`__call__` returns, bit for bit.
+            ``tape.output`` and ``tape.state`` are what :meth:`__call__` returns, bit for bit, if nothing is dropped.
             ``tape.backward(d_output, d_state)`` gives the gradients.
 
         Raises
         ------
         ValueError, TypeError, MemoryError
             As :meth:`__call__`.
+
+        References
+        ----------
+        .. [1] A. Gruslys et al., "Memory-Efficient Backpropagation Through Time", NeurIPS 2016.
         """
         if self.weights.is_variant:
             raise ValueError("gradients of a variant of the LSTM cannot be taken yet")
         _, x, single, h_0, c_0, lengths, resets = self._check(x, state, lengths, resets)
-        return Tape(self, x, h_0, c_0, lengths, resets, single, threads)
+        if not isinstance(dropout, (int, float, np.floating)) or isinstance(dropout, bool):
+            raise TypeError(f"dropout must be a number, got {dropout!r:.100}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must be between 0 and 1, got {dropout}")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer))):
+            raise TypeError(f"seed must be an integer or None, got {seed!r:.100}")
+        if seed is not None and not 0 <= seed < 1 << 64:
+            raise ValueError(f"seed must be between 0 and 2**64 - 1, got {seed}")
+        chosen = int.from_bytes(os.urandom(8), "little") if seed is None else int(seed)
+        kind = RecomputedTape if recompute else Tape
+        return kind(self, x, h_0, c_0, lengths, resets, single, float(dropout), chosen, threads)
 
     def _check(self, x: Any, state: Any, lengths: Any, resets: Any) -> tuple[Any, ...]:
         """The input as it was given and as (T, B, I) to be read in place, whether it is one sequence, and the rest as the engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from fastlstm import _engine
 from fastlstm import threads as _threads
 from fastlstm.arrays import Array, as_floats, contiguous, in_place, shape_error
-from fastlstm.weights import suffix
+from fastlstm.weights import Weights, suffix
 
 if TYPE_CHECKING:
     from fastlstm.lstm import LSTM
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["Gradients", "Tape"]
 
 State = tuple[Array, Array]
+Maybe = tuple["Array | None", "Array | None"]
+Records = list[Any]  # of each layer and direction: the memory of its parameters' gradients
 
 _FORWARD = {"float32": _engine.forward["float"], "float64": _engine.forward["double"]}
 _BACKWARD = {"float32": _engine.backward["float"], "float64": _engine.backward["double"]}
+_DROP = {"float32": _engine.drop["float"], "float64": _engine.drop["double"]}
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,10 @@ class Tape:
     Attributes
     ----------
     output, state : as :meth:`LSTM.__call__` returns them, bit for bit
+    dropout : float
+        Probability that an element between two layers is dropped.
+    seed : int
+        Which ones.
     """
 
     def __init__(
@@ -62,20 +70,44 @@ class Tape:
         lengths: Array | None,
         resets: Array | None,
         single: bool,
+        dropout: float,
+        seed: int,
         threads: int | None,
     ) -> None:
         T, B, _ = x.shape
-        self._lstm, self._weights, self._single = lstm, lstm.weights, single
-        self._transposed = lstm._transposed_weights()
+        self.dropout, self.seed = dropout, seed
+        self._lstm, self._weights, self._single, self._sizes = lstm, lstm.weights, single, (T, B)
         self._lengths = None if lengths is None else lengths.copy()
         self._resets = None if resets is None else resets.copy()
-        self._arguments = (T, B, self._lengths, _bytes(h_0), _bytes(c_0))
-        self._engine: _engine.Tape | None = _engine.Tape(lstm._network, *self._arguments)
+        self._used = False
         self.output, output = lstm._new_output(T, B, single)
         h_n, c_n = lstm._new_state(B)
-        most, limit = _threads.allowance(threads)
-        _FORWARD[lstm.dtype.name](lstm._network, x, h_0, c_0, output, h_n, c_n, lengths, resets, most, limit, self._engine)
+        self._record(x, (h_0, c_0), output, (h_n, c_n), _threads.allowance(threads))
         self.state = (h_n[:, 0], c_n[:, 0]) if single else (h_n, c_n)
+
+    def _record(self, x: Array, state: Maybe, output: Array, final: State, threads: tuple[int, int]) -> None:
+        """The forward pass; everything in the engine's shapes."""
+        self._transposed = self._lstm._transposed_weights()
+        self._arguments = (*self._sizes, self._lengths, *map(_bytes, state), self.dropout, self.seed)
+        self._engine: _engine.Tape | None = _engine.Tape(self._lstm._network, *self._arguments)
+        run = _FORWARD[output.dtype.name]
+        run(self._lstm._network, x, *state, output, *final, self._lengths, self._resets, *threads, self._engine)
+
+    def _run_back(
+        self,
+        d_y: Array | None,
+        d_final: Maybe,
+        steps: int,
+        d_x: Array,
+        d_state: State,
+        records: Records,
+        threads: tuple[int, int],
+    ) -> None:
+        """The backward pass; everything in the engine's shapes. `d_x`, `d_state` and `records` are written."""
+        assert self._engine is not None, "a tape that is not used up"
+        run = _BACKWARD[d_x.dtype.name]
+        run(self._transposed, self._engine, d_y, *d_final, self._resets, steps, 0, d_x, *d_state, records, *threads)
+        self._engine = None
 
     @property
     def nbytes(self) -> int:
@@ -124,9 +156,9 @@ class Tape:
         .. [1] R. Williams, J. Peng, "An Efficient Gradient-Based Algorithm for On-Line Training of Recurrent Network
            Trajectories", Neural Computation 2(4), 1990.
         """
-        if self._engine is None:
+        if self._used:
             raise RuntimeError("this tape was used before: its memory became that of the gradients; record again")
-        lstm, (T, B, *_) = self._lstm, self._arguments
+        lstm, (T, B) = self._lstm, self._sizes
         if lstm.weights is not self._weights:
             raise RuntimeError("the network's weights were replaced (load_state_dict) after this tape was recorded; record again")
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, (int, np.integer))):
@@ -134,47 +166,29 @@ class Tape:
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         d_y = None if d_output is None else self._time_first(in_place(_like("d_output", d_output, self.output)))
-        d_h_n, d_c_n = self._check_state(d_state)
+        d_final = self._check_state(d_state)
 
         single, I = self._single, lstm.input_size
         d_input: Array = np.zeros((T, I) if single else (B, T, I) if lstm.batch_first else (T, B, I), lstm.dtype)
-        d_h_0, d_c_0 = (
-            np.zeros((len(self._weights.layers), B, size), lstm.dtype) if d is None else d.copy()
-            for d, size in ((d_h_n, self._weights.proj_size or lstm.hidden_size), (d_c_n, lstm.hidden_size))
-        )  # rows without a step hand on what they are given
+        d_initial = _copies(d_final, lstm._new_state(B))  # a row without a step hands on what it is given
         shapes = self._weights.expected_shapes()
         parameters = {name: np.zeros(shape, lstm.dtype) for name, shape in shapes.items()}
-        records: list[Any] = []
+        records: Records = []
         for index in range(len(self._weights.layers)):
             end = suffix(index, lstm.num_directions)
             kinds = ("weight_ih", "weight_hh", "bias_ih", "weight_hr")
             records.append(tuple(_bytes(parameters.get(kind + end)) for kind in kinds))
-        most, limit = _threads.allowance(threads)
-        engine, self._engine = self._engine, None
+        self._used = True
         try:
-            _BACKWARD[lstm.dtype.name](
-                self._transposed,
-                engine,
-                d_y,
-                d_h_n,
-                d_c_n,
-                self._resets,
-                steps or 0,
-                self._time_first(d_input),
-                d_h_0,
-                d_c_0,
-                records,
-                most,
-                limit,
-            )
+            self._run_back(d_y, d_final, steps or 0, self._time_first(d_input), d_initial, records, _threads.allowance(threads))
         except MemoryError:  # nothing has changed then
-            self._engine = engine
+            self._used = False
             raise
         for name in shapes:
             if name.startswith("bias_hh"):
                 parameters[name][...] = parameters[name.replace("bias_hh", "bias_ih")]
-        state = (d_h_0[:, 0], d_c_0[:, 0]) if single else (d_h_0, d_c_0)
-        return Gradients(d_input, state, parameters)
+        d_h_0, d_c_0 = d_initial
+        return Gradients(d_input, (d_h_0[:, 0], d_c_0[:, 0]) if single else (d_h_0, d_c_0), parameters)
 
     def _time_first(self, array: Array) -> Array:
         if self._single:
@@ -193,19 +207,179 @@ class Tape:
         return checked[0], checked[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state["_engine"] = None if self._engine is None else self._engine.content()
-        del state["_transposed"], state["_weights"]
         if self._lstm.weights is not self._weights:
             raise RuntimeError("the network's weights were replaced after this tape was recorded: it can no longer be copied")
-        return state
+        state = self.__dict__.copy()
+        for name in self._remade:
+            state.pop(name, None)
+        return state | {"content": self._content()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        content = state.pop("content")
         self.__dict__.update(state)
-        self._weights, self._transposed = self._lstm.weights, self._lstm._transposed_weights()
-        if self._engine is not None:
+        self._weights = self._lstm.weights
+        self._restore(content)
+
+    _remade: tuple[str, ...] = ("_weights", "_transposed", "_engine")  # when a tape is copied
+
+    def _content(self) -> Any:
+        return None if self._engine is None else self._engine.content()
+
+    def _restore(self, content: Any) -> None:
+        self._transposed, self._engine = self._lstm._transposed_weights(), None
+        if content is not None:
             self._engine = _engine.Tape(self._lstm._network, *self._arguments)
-            self._engine.restore(state["_engine"])
+            self._engine.restore(content)
+
+
+class RecomputedTape(Tape):
+    """A tape that keeps the inputs of each layer and a state now and then; when it goes back it records the steps between anew,
+    for one layer and direction after the other."""
+
+    _remade = ("_weights", "_parts")
+
+    def _record(self, x: Array, state: Maybe, output: Array, final: State, threads: tuple[int, int]) -> None:
+        lstm, (T, B) = self._lstm, self._sizes
+        self._segment, self._parts = _segment(T, B), _parts(self._weights)
+        self._inputs = [x.copy()]  # of each layer
+        self._states: list[dict[int, State]] = []  # of each part: by a segment's first step, the state it begins from
+        for index, part in enumerate(self._parts):
+            layer, side = divmod(index, lstm.num_directions)
+            if side == 0:
+                last = layer + 1 == lstm.num_layers
+                y = output if last else np.empty((T, B, lstm._width), lstm.dtype)
+            before = _copies((_record_of(state[0], index), _record_of(state[1], index)), part._new_state(B))
+            states: dict[int, State] = {}
+            for begin, end in self._segments(part):
+                states[begin], after = before, part._new_state(B)
+                inputs, outputs = self._inputs[layer][begin:end], y[begin:end, :, self._columns(side)]
+                part._forward(part._network, inputs, *before, outputs, *after, *self._cut(begin, end), *threads)
+                before = after
+                if part.weights.reverse and begin:
+                    _zero(before, self._fresh(begin))
+            final[0][index], final[1][index] = before[0][0], before[1][0]
+            self._states.append(states)
+            if side + 1 == lstm.num_directions and not last:
+                if self.dropout:
+                    _DROP[y.dtype.name](y, self.dropout, self.seed, layer)
+                self._inputs.append(y)
+
+    def _run_back(
+        self,
+        d_y: Array | None,
+        d_final: Maybe,
+        steps: int,
+        d_x: Array,
+        d_state: State,
+        records: Records,
+        threads: tuple[int, int],
+    ) -> None:
+        D = self._lstm.num_directions
+        for layer in reversed(range(self._lstm.num_layers)):
+            d_inputs = [np.zeros(self._inputs[layer].shape, d_x.dtype) for _ in range(D)]
+            for side in range(D):
+                index = layer * D + side
+                d_after: Maybe = _record_of(d_final[0], index), _record_of(d_final[1], index)
+                d_part = None if d_y is None else d_y[:, :, self._columns(side)]
+                d_h, d_c = self._part_back(index, d_inputs[side], d_part, d_after, steps, records[index], threads)
+                d_state[0][index], d_state[1][index] = d_h[0], d_c[0]
+            d_y = d_inputs[0]
+            if D == 2:
+                d_y += d_inputs[1]
+            if layer and self.dropout:
+                _DROP[d_x.dtype.name](d_y, self.dropout, self.seed, layer - 1)
+        d_x[...] = d_y
+        self._inputs, self._states = [], []
+
+    def _part_back(
+        self, index: int, d_x: Array, d_y: Array | None, d_after: Maybe, steps: int, record: Any, threads: tuple[int, int]
+    ) -> State:
+        """One layer and direction, segment by segment from its end; the gradient of its initial state."""
+        part, x = self._parts[index], self._inputs[index // self._lstm.num_directions]
+        T, B = self._sizes
+        forward, backward, transposed = _FORWARD[x.dtype.name], _BACKWARD[x.dtype.name], part._transposed_weights()
+        d_before = _copies(d_after, part._new_state(B))
+        for begin, end in reversed(self._segments(part)):
+            state, (lengths, resets) = self._states[index][begin], self._cut(begin, end)
+            tape = _engine.Tape(part._network, end - begin, B, lengths, _bytes(state[0]), _bytes(state[1]))
+            output, after = np.empty((end - begin, B, part._width), x.dtype), part._new_state(B)
+            forward(part._network, x[begin:end], *state, output, *after, lengths, resets, *threads, tape)
+            d_before = _copies(d_after, part._new_state(B))
+            d_out = None if d_y is None else d_y[begin:end]
+            backward(transposed, tape, d_out, *d_after, resets, steps, begin, d_x[begin:end], *d_before, [record], *threads)
+            border = end if part.weights.reverse else begin
+            if 0 < border < T:
+                _zero(d_before, self._active(border) if steps and border % steps == 0 else self._fresh(border))
+            d_after = d_before
+        return d_before
+
+    def _segments(self, part: LSTM) -> list[tuple[int, int]]:
+        """First step and end of each segment, in the order of processing."""
+        T = self._sizes[0]
+        segments = [(begin, min(begin + self._segment, T)) for begin in range(0, T, self._segment)]
+        return segments[::-1] if part.weights.reverse else segments
+
+    def _columns(self, side: int) -> slice:
+        width = self._lstm._width // self._lstm.num_directions
+        return slice(side * width, (side + 1) * width)
+
+    def _cut(self, begin: int, end: int) -> tuple[Array | None, Array | None]:
+        """A segment's lengths, which keep the order that rows have in the whole, and resets."""
+        lengths = None if self._lengths is None else self._lengths - begin
+        return lengths, None if self._resets is None else self._resets[begin:end]
+
+    def _active(self, t: int) -> Array:
+        """Which rows have step t."""
+        return np.ones(self._sizes[1], bool) if self._lengths is None else self._lengths > t
+
+    def _fresh(self, t: int) -> Array:
+        """Which rows begin anew at step t."""
+        active = self._active(t)
+        return np.zeros_like(active) if self._resets is None else active & (self._resets[t] != 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tape keeps for its gradients, without what it takes while it goes back; 0 when it is used up."""
+        states = [array for states in self._states for state in states.values() for array in state]
+        return sum(array.nbytes for array in self._inputs + states)
+
+    def _content(self) -> Any:
+        return None
+
+    def _restore(self, content: Any) -> None:
+        self._parts = _parts(self._weights)
+
+
+def _segment(T: int, B: int) -> int:
+    """Steps between two states that are kept: about the root of T, in whole blocks of the engine's sums over tokens."""
+    block = _engine.block_steps(B)
+    return block * max(1, round(math.sqrt(T) / block))
+
+
+def _parts(weights: Weights) -> list[LSTM]:
+    """Each layer and direction as a network of its own."""
+    from fastlstm.lstm import LSTM
+
+    D = weights.num_directions
+    reverse = [weights.reverse or index % D == 1 for index in range(len(weights.layers))]
+    return [LSTM.from_weights(Weights((layer,), reverse=back)) for layer, back in zip(weights.layers, reverse, strict=True)]
+
+
+def _record_of(state: Array | None, index: int) -> Array | None:
+    """One layer's and direction's part, as (1, B, ...)."""
+    return None if state is None else state[index : index + 1]
+
+
+def _zero(state: State, rows: Any) -> None:
+    for array in state:
+        array[:, rows] = 0
+
+
+def _copies(state: Maybe, room: State) -> State:
+    """A state's values, zeros where there are none, in `room`."""
+    for array, values in zip(room, state, strict=True):
+        array[...] = 0 if values is None else values
+    return room
 
 
 def _like(name: str, value: Any, like: Array) -> Array:

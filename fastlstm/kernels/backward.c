@@ -65,6 +65,8 @@ typedef struct {
     char *dh; /* [tokens], with a projection */
 } pass;
 
+fl_index fl_block_steps(fl_index B) { return fl_max(1, BLOCK_TOKENS / fl_max(B, 1)); }
+
 static layout make_layout(const fl_backward_call *call)
 {
     const fl_network *net = call->net;
@@ -74,7 +76,7 @@ static layout make_layout(const fl_backward_call *call)
     layout l;
 
     l.rows = fl_ceil_div(B, plan->row_groups);
-    l.steps = fl_max(1, BLOCK_TOKENS / fl_max(B, 1));
+    l.steps = fl_block_steps(B);
     l.dy_side = fl_padded(net->P) * item;
     l.dy_pitch = fl_pitch(net->D * fl_padded(net->P), item);
     l.dx_pitch = fl_pitch(widest, item);
@@ -140,7 +142,7 @@ static fl_index state_before(const place *p, const pass *q, fl_index t, fl_index
 /* Whether gradients cross from step t to the one before it, t >= 1. */
 static int cut(const place *p, fl_index t, fl_index row)
 {
-    return reset_at(p->call, t, row) || (p->call->steps && t % p->call->steps == 0);
+    return reset_at(p->call, t, row) || (p->call->steps && (t + p->call->first_step) % p->call->steps == 0);
 }
 
 /* Waits for the others. A pair that is kept waiting parts here: thread 0 takes over all of the work. Non-zero: leave at once. */
@@ -426,7 +428,8 @@ static int projection_weights(place *p, const pass *q, fl_index token, fl_index 
 static void point_to_inputs(const place *p, const pass *q, fl_index token, fl_index n)
 {
     const fl_tape *tape = p->tape;
-    const char *rows = q->layer ? tape->y + (q->layer - 1) * tape->tokens * tape->y_pitch : tape->x;
+    const char *above = tape->inputs ? tape->inputs : tape->y;
+    const char *rows = q->layer ? above + (q->layer - 1) * tape->tokens * tape->y_pitch : tape->x;
 
     for (fl_index i = 0; i < n; i++)
         p->rows_at[i] = rows + (token + i) * (q->layer ? tape->y_pitch : tape->x_pitch);
@@ -535,6 +538,8 @@ static void hand_down(const place *p, fl_index layer)
             char *dx = p->dx + token * p->l->dx_pitch;
             if (net->D == 2)
                 p->kernels->add(I, dx + p->l->dx, dx);
+            if (layer && tape->dropout.p > 0)
+                fl_drop(&tape->dropout, layer - 1, t, tape->order[token - tape->first[t]], 0, I, net->item, dx);
             if (layer == 0)
                 memcpy(d->data + t * d->strides[0] + tape->order[token - tape->first[t]] * d->strides[1], dx,
                        (size_t)(I * net->item));
@@ -560,7 +565,7 @@ static int run_layers(place *p)
                 .layer = layer,
                 .side = side,
                 .I = layer ? net->D * net->P : net->I,
-                .reverse = side == 1,
+                .reverse = fl_runs_back(net, index),
                 .weights = &call->transposed->layers[index],
                 .d_weights = &call->d_weights[index],
                 .dx = layer || call->d_x.data ? p->dx + side * p->l->dx : NULL,

@@ -209,6 +209,17 @@ void fl_free_transposed(fl_transposed *transposed);
 
 /* ---- What a recorded call keeps ---------------------------------------------------------------------------------------------- */
 
+/* Dropout between layers: an element is dropped with probability p, the others are divided by 1 - p. Which ones follows from the seed,
+ * the layer below, the step, the row and the column, by a hash: the same for any division of labour. */
+typedef struct {
+    double p;
+    uint64_t seed;
+} fl_dropout;
+
+/* values[0..n) are those of the columns from `column` on. */
+void fl_drop(const fl_dropout *dropout, fl_index layer, fl_index t, fl_index row, fl_index column, fl_index n, fl_index item,
+             void *values);
+
 /* Real tokens alone, step by step; in each step the active rows by falling length (their rank). All pitches are in bytes. */
 typedef struct {
     fl_index T, B, tokens;
@@ -219,7 +230,9 @@ typedef struct {
     char
         *gates; /* [L*D][tokens][H / FL_UNITS][4][FL_UNITS]: i, f, g, o; backward leaves the gradients of their pre-activations */
     char *c;    /* [L*D][tokens][H]; with a projection backward leaves o tanh(c) */
-    char *h_0, *c_0;                                          /* [L*D][B][P] and [L*D][B][H]; NULL: zeros */
+    char *inputs; /* [L - 1][tokens][D*P]: what the layers above the first read, y with elements dropped; NULL without dropout */
+    char *h_0, *c_0; /* [L*D][B][P] and [L*D][B][H]; NULL: zeros */
+    fl_dropout dropout;
     fl_index x_pitch, y_pitch, gates_pitch, c_pitch, h_pitch; /* c_0 has c's */
     void *memory;
     fl_index bytes;
@@ -227,7 +240,7 @@ typedef struct {
 
 /* Sets everything from the sizes; h_0, c_0 and lengths as in fl_call. FL_NO_MEMORY leaves nothing behind. */
 int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, const int64_t *lengths, const char *h_0,
-                 const char *c_0);
+                 const char *c_0, fl_dropout dropout);
 void fl_free_tape(fl_tape *tape);
 
 /* ---- A call ------------------------------------------------------------------------------------------------------------------ */
@@ -265,7 +278,7 @@ typedef struct {
     fl_array output;        /* OUT (T, B, D*P) */
     const char *h_0, *c_0;  /* IN  (L*D, B, P) and (L*D, B, H), contiguous; NULL: the layers' own, or zeros */
     char *h_n, *c_n;        /* OUT the same shapes, contiguous */
-    const int64_t *lengths; /* IN  (B,), 0..T; NULL: all T */
+    const int64_t *lengths; /* IN  (B,); below 0 counts as 0, above T as T, but for the order of rows; NULL: all T */
     const uint8_t *resets;  /* IN  (T, B) at resets_strides (bytes); NULL: none */
     fl_index resets_strides[2];
     fl_tape *tape; /* OUT; NULL: nothing is kept */
@@ -309,6 +322,7 @@ typedef struct {
     const char *d_h_n, *d_c_n; /* IN  as h_n and c_n; NULL: zeros */
     const uint8_t *resets;     /* IN  as in the recorded call */
     fl_index resets_strides[2];
+    fl_index first_step;                 /* the number that the first step has in `steps` */
     fl_index steps;                      /* gradients do not cross from step t to t - 1 where t is a multiple; 0: everywhere */
     fl_array d_x;                        /* OUT (T, B, I); padding is left alone; NULL data: not wanted */
     char *d_h_0, *d_c_0;                 /* OUT as h_0 and c_0; rows of length 0 are left alone */
@@ -324,6 +338,7 @@ typedef struct {
 } fl_backward_call;
 
 fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads);
+fl_index fl_block_steps(fl_index B); /* steps whose tokens are summed on their own before they join the gradient of a weight */
 int fl_prepare_backward(fl_backward_call *call);
 void fl_backward(fl_backward_call *call, int thread);
 void fl_release_backward(fl_backward_call *call);

@@ -98,7 +98,10 @@ static char *between_of(const fl_call *call, const layout *l, fl_index layer)
     return call->scratch + l->order + l->barriers + call->plan.row_groups * l->states + layer % 2 * l->between;
 }
 
-static fl_index length_of(const fl_call *call, fl_index row) { return call->lengths ? (fl_index)call->lengths[row] : call->T; }
+static fl_index length_of(const fl_call *call, fl_index row)
+{
+    return call->lengths ? fl_max(0, fl_min((fl_index)call->lengths[row], call->T)) : call->T;
+}
 
 /* ---- States -------------------------------------------------------------------------------------------------------------------- */
 
@@ -237,6 +240,17 @@ static void keep_state(const place *p, const layout *l, const pass *q, const cha
     }
 }
 
+/* Drops elements of this thread's columns of what the next layer is to read, and keeps the rest. */
+static void drop(const place *p, const pass *q, char *out, fl_index t, fl_index row)
+{
+    const fl_tape *tape = p->call->tape;
+    const fl_index item = p->net->item, layer = q->index / p->net->D, side = q->index % p->net->D * p->net->P;
+    const fl_index n = p->column_end - p->column, token = token_of(p, layer, t) + row * p->rank_step;
+
+    fl_drop(&tape->dropout, layer, t, p->call->order[p->row + row], side + p->column, n, item, out);
+    memcpy(tape->inputs + token * tape->y_pitch + (side + p->column) * item, out, (size_t)(n * item));
+}
+
 /* Keeps the inputs: each thread those of some steps. */
 static void keep_inputs(const fl_call *call, int thread)
 {
@@ -260,8 +274,12 @@ static void finish_step(const place *p, const layout *l, const pass *q, char *h,
     if (call->tape)
         keep_state(p, l, q, h, t, n);
     if (bytes > 0) {
-        for (fl_index row = 0; row < n; row++)
-            memcpy(cell_of(&q->out, t, p->row + row) + from, h + row * l->h_pitch + from, (size_t)bytes);
+        for (fl_index row = 0; row < n; row++) {
+            char *out = cell_of(&q->out, t, p->row + row) + from;
+            memcpy(out, h + row * l->h_pitch + from, (size_t)bytes);
+            if (call->tape && call->tape->dropout.p > 0 && !q->last)
+                drop(p, q, out, t, row);
+        }
         for (fl_index row = n; q->last && row < p->rows; row++)
             memset(cell_of(&q->out, t, p->row + row) + from, 0, (size_t)bytes);
     }

@@ -42,14 +42,14 @@ static void copy_rows(char *to, fl_index pitch, const char *from, fl_index bytes
 }
 
 int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, const int64_t *lengths, const char *h_0,
-                 const char *c_0)
+                 const char *c_0, fl_dropout dropout)
 {
     const fl_index item = net->item, units = fl_padded(net->H), records = net->L * net->D;
     const fl_index index_bytes = fl_round_up((T + 1 + B) * (fl_index)sizeof(fl_index), FL_ALIGNMENT);
     fl_index tokens = 0;
 
     for (fl_index b = 0; b < B; b++)
-        tokens += lengths ? (fl_index)lengths[b] : T;
+        tokens += lengths ? fl_max(0, fl_min((fl_index)lengths[b], T)) : T;
     *tape = (fl_tape){
         .T = T,
         .B = B,
@@ -59,27 +59,38 @@ int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, c
         .gates_pitch = fl_pitch(FL_VECTORS * units, item),
         .c_pitch = fl_pitch(units, item),
         .h_pitch = fl_pitch(net->P, item),
+        .dropout = dropout,
     };
     /* A product reads whole vectors of a row: a panel's width of room behind the last one, of the widest there is. */
     const fl_index room = FL_VECTORS * FL_UNITS * item;
-    const fl_index parts[] = {
-        tokens * tape->x_pitch,           net->L * tokens * tape->y_pitch,       records * tokens * tape->gates_pitch,
-        records * tokens * tape->c_pitch, h_0 ? records * B * tape->h_pitch : 0, c_0 ? records * B * tape->c_pitch : 0};
+    enum { X, Y, GATES, C, H_0, C_0, INPUTS, PARTS };
+    const fl_index parts[PARTS] = {
+        [X] = tokens * tape->x_pitch,
+        [Y] = net->L * tokens * tape->y_pitch,
+        [GATES] = records * tokens * tape->gates_pitch,
+        [C] = records * tokens * tape->c_pitch,
+        [H_0] = h_0 ? records * B * tape->h_pitch : 0,
+        [C_0] = c_0 ? records * B * tape->c_pitch : 0,
+        [INPUTS] = dropout.p > 0 ? (net->L - 1) * tokens * tape->y_pitch : 0,
+    };
     tape->bytes = index_bytes + room;
-    for (int i = 0; i < 6; i++)
+    for (int i = 0; i < PARTS; i++)
         tape->bytes += parts[i];
     tape->memory = fl_allocate((size_t)tape->bytes);
     if (!tape->memory)
         return FL_NO_MEMORY;
-    char *next = (char *)tape->memory + index_bytes;
+    char *at[PARTS] = {(char *)tape->memory + index_bytes};
+    for (int i = 1; i < PARTS; i++)
+        at[i] = at[i - 1] + parts[i - 1];
     tape->first = tape->memory;
     tape->order = tape->first + T + 1;
-    tape->x = next;
-    tape->y = tape->x + parts[0];
-    tape->gates = tape->y + parts[1];
-    tape->c = tape->gates + parts[2];
-    tape->h_0 = h_0 ? tape->c + parts[3] : NULL;
-    tape->c_0 = c_0 ? tape->c + parts[3] + parts[4] : NULL;
+    tape->x = at[X];
+    tape->y = at[Y];
+    tape->gates = at[GATES];
+    tape->c = at[C];
+    tape->h_0 = h_0 ? at[H_0] : NULL;
+    tape->c_0 = c_0 ? at[C_0] : NULL;
+    tape->inputs = dropout.p > 0 ? at[INPUTS] : NULL;
     if (h_0)
         copy_rows(tape->h_0, tape->h_pitch, h_0, net->P * item, records * B);
     if (c_0)
@@ -95,6 +106,33 @@ int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, c
         tape->first[t + 1] = tape->first[t] + n;
     }
     return FL_OK;
+}
+
+/* Well mixed bits of x [S. Vigna's splitmix64, after D. Stafford's variant 13 of MurmurHash3's finalizer]. */
+static uint64_t mixed(uint64_t x)
+{
+    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return x ^ (x >> 31);
+}
+
+void fl_drop(const fl_dropout *dropout, fl_index layer, fl_index t, fl_index row, fl_index column, fl_index n, fl_index item,
+             void *values)
+{
+    const uint64_t golden = UINT64_C(0x9e3779b97f4a7c15), bound = (uint64_t)(dropout->p * 0x1p32);
+    const double scale = dropout->p < 1 ? 1 / (1 - dropout->p) : 0;
+    uint64_t key = mixed(dropout->seed + golden);
+
+    key = mixed(key ^ ((uint64_t)layer + golden));
+    key = mixed(key ^ ((uint64_t)t + golden));
+    key = mixed(key ^ ((uint64_t)row + golden)) + (uint64_t)column * golden;
+    for (fl_index j = 0; j < n; j++, key += golden) {
+        const double factor = mixed(key) >> 32 < bound ? 0 : scale;
+        if (item == 4)
+            ((float *)values)[j] *= (float)factor;
+        else
+            ((double *)values)[j] *= factor;
+    }
 }
 
 void fl_free_tape(fl_tape *tape)
