@@ -54,10 +54,16 @@ cdef extern from "fastlstm.h" nogil:
         int coupled
         double gate_clip, cell_clip, proj_clip
 
+    ctypedef struct fl_layer:
+        void *peephole
+        void *h_0
+        void *c_0
+
     ctypedef struct fl_network:
         const fl_kernels *kernels
         fl_index I, H, P, L, D
         int has_projection, reverse
+        fl_layer *layers
         fl_index item, V, blocks, projected_blocks
 
     ctypedef struct fl_layer_weights:
@@ -118,6 +124,9 @@ cdef extern from "fastlstm.h" nogil:
         char *weight_hh
         char *bias
         char *weight_hr
+        char *weight_peephole
+        char *h_0
+        char *c_0
 
     ctypedef struct fl_backward_call:
         const fl_network *net
@@ -302,7 +311,7 @@ cdef fl_layer_weights *rows_of(const fl_network *net, list layers) except NULL:
             weights[index].weight_hr = bytes_of(weight_hr, net.P * net.H * net.item) if net.has_projection else NULL
             weights[index].weight_peephole = bytes_of(peephole, 3 * net.H * net.item) if peephole is not None else NULL
             weights[index].h_0 = bytes_of(h_0, net.P * net.item) if h_0 is not None else NULL
-            weights[index].c_0 = bytes_of(c_0, net.H * net.item) if c_0 is not None else NULL
+            weights[index].c_0 = bytes_of(c_0, net.H * net.item) if h_0 is not None else NULL
     except BaseException:
         free(weights)
         raise
@@ -581,8 +590,8 @@ def backward(
 ):
     """Gradients of a recorded call; shapes as fl_backward_call has them in fastlstm.h. Uses the tape up.
 
-    `gradients` has, for each layer and direction, arrays of bytes for weight_ih, weight_hh, the biases and weight_hr (or None), to
-    which is added.
+    `gradients` has, for each layer and direction, arrays of bytes for weight_ih, weight_hh, the biases, weight_hr, weight_peephole,
+    h_0 and c_0 (or None), to which is added.
     """
     cdef const fl_network *net = &tape.network.net
     cdef fl_backward_call call
@@ -614,12 +623,17 @@ def backward(
     if d_weights == NULL:
         raise MemoryError("gradients")
     try:
-        for index, (weight_ih, weight_hh, bias, weight_hr) in enumerate(gradients):
+        for index, (weight_ih, weight_hh, bias, weight_hr, peephole, own_h_0, own_c_0) in enumerate(gradients):
             inputs = net.I if index < net.D else net.D * net.P
             d_weights[index].weight_ih = writable_bytes_of(weight_ih, rows * inputs)
             d_weights[index].weight_hh = writable_bytes_of(weight_hh, rows * net.P)
             d_weights[index].bias = writable_bytes_of(bias, rows) if bias is not None else NULL
             d_weights[index].weight_hr = writable_bytes_of(weight_hr, net.P * net.H * net.item) if net.has_projection else NULL
+            if net.layers[index].peephole != NULL:
+                d_weights[index].weight_peephole = writable_bytes_of(peephole, 3 * net.H * net.item)
+            if net.layers[index].h_0 != NULL:
+                d_weights[index].h_0 = writable_bytes_of(own_h_0, net.P * net.item)
+                d_weights[index].c_0 = writable_bytes_of(own_c_0, net.H * net.item)
         call.d_weights = d_weights
         call.plan = fl_make_backward_plan(net, T, B, threads)
         run_team(&job, limit)

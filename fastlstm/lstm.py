@@ -301,8 +301,6 @@ class LSTM:
         ----------
         .. [1] A. Gruslys et al., "Memory-Efficient Backpropagation Through Time", NeurIPS 2016.
         """
-        if self.weights.is_variant:
-            raise ValueError("gradients of a variant of the LSTM cannot be taken yet")
         _, x, single, h_0, c_0, lengths, resets = self._check(x, state, lengths, resets)
         if not isinstance(dropout, (int, float, np.floating)) or isinstance(dropout, bool):
             raise TypeError(f"dropout must be a number, got {dropout!r:.100}")

@@ -165,22 +165,23 @@ class Tape:
             raise TypeError(f"steps must be an integer or None, got {steps!r:.100}")
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        d_y = None if d_output is None else self._time_first(in_place(_like("d_output", d_output, self.output)))
+        d_y = None if d_output is None else lstm._as_written(in_place(_like("d_output", d_output, self.output)), self._single)
         d_final = self._check_state(d_state)
 
         single, I = self._single, lstm.input_size
         d_input: Array = np.zeros((T, I) if single else (B, T, I) if lstm.batch_first else (T, B, I), lstm.dtype)
+        d_x = d_input[:, None] if single else d_input.transpose(1, 0, 2) if lstm.batch_first else d_input
         d_initial = _copies(d_final, lstm._new_state(B))  # a row without a step hands on what it is given
         shapes = self._weights.expected_shapes()
         parameters = {name: np.zeros(shape, lstm.dtype) for name, shape in shapes.items()}
         records: Records = []
         for index in range(len(self._weights.layers)):
             end = suffix(index, lstm.num_directions)
-            kinds = ("weight_ih", "weight_hh", "bias_ih", "weight_hr")
+            kinds = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_peephole", "h_0", "c_0")
             records.append(tuple(_bytes(parameters.get(kind + end)) for kind in kinds))
         self._used = True
         try:
-            self._run_back(d_y, d_final, steps or 0, self._time_first(d_input), d_initial, records, _threads.allowance(threads))
+            self._run_back(d_y, d_final, steps or 0, d_x, d_initial, records, _threads.allowance(threads))
         except MemoryError:  # nothing has changed then
             self._used = False
             raise
@@ -189,11 +190,6 @@ class Tape:
                 parameters[name][...] = parameters[name.replace("bias_hh", "bias_ih")]
         d_h_0, d_c_0 = d_initial
         return Gradients(d_input, (d_h_0[:, 0], d_c_0[:, 0]) if single else (d_h_0, d_c_0), parameters)
-
-    def _time_first(self, array: Array) -> Array:
-        if self._single:
-            return array[:, None]
-        return array.transpose(1, 0, 2) if self._lstm.batch_first else array
 
     def _check_state(self, d_state: tuple[Any, Any] | None) -> tuple[Array | None, Array | None]:
         if d_state is None:
@@ -242,22 +238,22 @@ class RecomputedTape(Tape):
         lstm, (T, B) = self._lstm, self._sizes
         self._segment, self._parts = _segment(T, B), _parts(self._weights)
         self._inputs = [x.copy()]  # of each layer
-        self._states: list[dict[int, State]] = []  # of each part: by a segment's first step, the state it begins from
+        self._states: list[dict[int, Maybe]] = []  # of each part: by a segment's first step, the state it begins from
         for index, part in enumerate(self._parts):
             layer, side = divmod(index, lstm.num_directions)
             if side == 0:
                 last = layer + 1 == lstm.num_layers
                 y = output if last else np.empty((T, B, lstm._width), lstm.dtype)
-            before = _copies((_record_of(state[0], index), _record_of(state[1], index)), part._new_state(B))
-            states: dict[int, State] = {}
+            before: Maybe = _record_of(state[0], index), _record_of(state[1], index)
+            states: dict[int, Maybe] = {}
             for begin, end in self._segments(part):
                 states[begin], after = before, part._new_state(B)
                 inputs, outputs = self._inputs[layer][begin:end], y[begin:end, :, self._columns(side)]
                 part._forward(part._network, inputs, *before, outputs, *after, *self._cut(begin, end), *threads)
-                before = after
                 if part.weights.reverse and begin:
-                    _zero(before, self._fresh(begin))
-            final[0][index], final[1][index] = before[0][0], before[1][0]
+                    _zero(after, self._fresh(begin))
+                before = after
+            final[0][index], final[1][index] = after[0][0], after[1][0]
             self._states.append(states)
             if side + 1 == lstm.num_directions and not last:
                 if self.dropout:
@@ -316,7 +312,7 @@ class RecomputedTape(Tape):
     def _segments(self, part: LSTM) -> list[tuple[int, int]]:
         """First step and end of each segment, in the order of processing."""
         T = self._sizes[0]
-        segments = [(begin, min(begin + self._segment, T)) for begin in range(0, T, self._segment)]
+        segments = [(begin, min(begin + self._segment, T)) for begin in range(0, max(T, 1), self._segment)]
         return segments[::-1] if part.weights.reverse else segments
 
     def _columns(self, side: int) -> slice:
@@ -340,7 +336,7 @@ class RecomputedTape(Tape):
     @property
     def nbytes(self) -> int:
         """Bytes that the tape keeps for its gradients, without what it takes while it goes back; 0 when it is used up."""
-        states = [array for states in self._states for state in states.values() for array in state]
+        states = [array for states in self._states for state in states.values() for array in state if array is not None]
         return sum(array.nbytes for array in self._inputs + states)
 
     def _content(self) -> Any:

@@ -273,3 +273,26 @@ def test_engine_is_the_reference(variant: Variant, name: str, dtype: str) -> Non
         expected = case.expected()
         assert all(np.abs(a).max() < 100 for a in expected)  # else the tolerance would say little
         assert_close(case.run(), expected, tolerance(case, expected), own_state)
+
+
+# ---- The engine's gradients ----------------------------------------------------------------------------------------------------
+
+
+def gradients(case: Case, threads: int | None = 1) -> Any:
+    """What the engine gives for random gradients of the results, as :func:`reference.backward` returns it."""
+    d_output, d_state = random_gradients(case)
+    kind = case.weights.dtype
+    tape = case.network().record(case.x, case.state, lengths=case.lengths, resets=case.resets, threads=threads)
+    g = tape.backward(d_output.astype(kind), (d_state[0].astype(kind), d_state[1].astype(kind)), threads=threads)
+    return g.input, g.state, g.parameters
+
+
+@pytest.mark.parametrize("own_state", [False, True], ids=["given state", "own state"])
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_gradients_are_the_references(variant: Variant, name: str, own_state: bool) -> None:
+    for ragged in (False, True):
+        case = make_variant_case(name, variant, "float64", lengths=ragged, resets=ragged, own_state=own_state)
+        d_output, d_state = random_gradients(case)
+        d_x, d_h, parameters = reference.backward(case.weights, case.x, case.state, d_output, d_state, case.lengths, case.resets)
+        assert_gradients_close(gradients(case), (d_x, *d_h, parameters), 1e-11)

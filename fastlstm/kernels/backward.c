@@ -5,6 +5,7 @@
  *         for each block of steps, last first in the direction's own time
  *           for each step:   dh = dG R of the step after + dy;  dG, dc = cell_backward(dh, dc);  wait for the unit group
  *           all tokens of the block:  dX = dG W;  dW += dG^T X;  dR += dG^T H;  db += dG
+ *         the network's own initial state += what rows ask of it that began from it
  *       dy of the layer below = dX of both directions
  *
  * As in the forward pass a thread owns outputs: columns of dh and dX, gate rows of dW and dR. A block's tokens are summed on their own,
@@ -26,6 +27,8 @@ typedef struct {
     fl_index dx_pitch, dx;          /* gradient of a layer's input, by one direction */
     fl_index dh_pitch, dh;          /* with a projection: gradient of h, one direction */
     fl_index dc_pitch, dc;          /* gradient of the state c, one direction */
+    fl_index own_h, own_c;          /* gradients of the network's own initial state, row by row; 0 without one */
+    fl_index m;                     /* with a projection and peepholes: o hidden(c), one direction */
     fl_index barriers, zeros;       /* for the team */
     fl_index acc, pointers, c_rows; /* for each thread */
     fl_index thread;                /* the same in all */
@@ -46,7 +49,7 @@ typedef struct {
     fl_barrier *units, *side, *team; /* the unit group; all threads of the direction; all */
     int units_size, side_size, team_size, side_rank, team_rank;
     int64_t patience_ns; /* of a team of two that divides units: after waiting for longer one goes on alone */
-    char *barriers, *zeros, *dy, *dx, *dh, *dc;
+    char *barriers, *zeros, *dy, *dx, *dh, *dc, *own, *m;
     char *acc;
     const void **rows_at; /* rows of a product */
     const void **c_prev;  /* rows of c before a step */
@@ -58,14 +61,34 @@ typedef struct {
     fl_index index, layer, side;
     fl_index I;
     int reverse;
+    const fl_layer *packed;
     const fl_transposed_layer *weights;
     const fl_layer_gradients *d_weights;
-    char *dx; /* [tokens], or NULL */
-    char *dc; /* [B] by rank */
-    char *dh; /* [tokens], with a projection */
+    char *dx;            /* [tokens], or NULL */
+    char *dc;            /* [B] by rank */
+    char *dh;            /* [tokens], with a projection */
+    char *own_h, *own_c; /* [B] by rank, if the layer has a state of its own; else NULL */
+    char *m;             /* [tokens], or NULL: in c's place */
 } pass;
 
 fl_index fl_block_steps(fl_index B) { return fl_max(1, BLOCK_TOKENS / fl_max(B, 1)); }
+
+/* Whether any record has a state of its own, or peepholes. */
+static int has_own(const fl_network *net)
+{
+    int found = 0;
+    for (fl_index index = 0; index < net->L * net->D; index++)
+        found |= net->layers[index].h_0 || net->layers[index].c_0;
+    return found;
+}
+
+static int has_peephole(const fl_network *net)
+{
+    int found = 0;
+    for (fl_index index = 0; index < net->L * net->D; index++)
+        found |= net->layers[index].peephole != NULL;
+    return found;
+}
 
 static layout make_layout(const fl_backward_call *call)
 {
@@ -85,6 +108,9 @@ static layout make_layout(const fl_backward_call *call)
     l.dh = net->has_projection ? tokens * l.dh_pitch : 0;
     l.dc_pitch = fl_pitch(fl_padded(net->H), item);
     l.dc = B * l.dc_pitch;
+    l.own_h = has_own(net) ? B * l.dh_pitch : 0;
+    l.own_c = has_own(net) ? B * l.dc_pitch : 0;
+    l.m = net->has_projection && has_peephole(net) ? tokens * call->tape->c_pitch : 0;
     l.barriers = (fl_index)sizeof(fl_barrier) * (plan->directions * (plan->row_groups + 1) + 1);
     /* Read where a row has no state before: whole vectors of a panel may be read behind a row. */
     l.zeros = fl_round_up(fl_max(fl_padded(net->H), net->P) * item, FL_ALIGNMENT) + FL_VECTORS * net->V * item;
@@ -92,8 +118,8 @@ static layout make_layout(const fl_backward_call *call)
     l.pointers = fl_round_up(fl_max(fl_max(l.rows, DX_ROWS), BLOCK_TOKENS) * (fl_index)sizeof(void *), FL_ALIGNMENT);
     l.c_rows = fl_round_up(l.rows * (fl_index)sizeof(void *), FL_ALIGNMENT);
     l.thread = l.acc + l.pointers + l.c_rows;
-    l.bytes = l.barriers + l.zeros + tokens * l.dy_pitch + net->D * (l.dx + l.dh + l.dc) + plan->threads * l.thread
-              + FL_VECTORS * net->V * item;
+    l.bytes = l.barriers + l.zeros + tokens * l.dy_pitch + net->D * (l.dx + l.dh + l.dc + l.own_h + l.own_c + l.m)
+              + plan->threads * l.thread + FL_VECTORS * net->V * item;
     return l;
 }
 
@@ -126,8 +152,14 @@ static int reset_at(const fl_backward_call *call, fl_index t, fl_index row)
     return call->resets && call->resets[t * call->resets_strides[0] + row * call->resets_strides[1]];
 }
 
-/* The state before step t of the row of a rank: the token it was computed at; or -1, the initial state; or -2, zero. */
-enum { INITIAL = -1, ZERO = -2 };
+/* o hidden(c) of the tokens from `token` on, kept for the projection's gradient. */
+static char *m_at(const place *p, const pass *q, fl_index token)
+{
+    return q->m ? q->m + token * p->tape->c_pitch : c_at(p, q, token);
+}
+
+/* The state before step t of the row of a rank: the token it was computed at; or -1, the initial state; or -2, the network's own. */
+enum { INITIAL = -1, OWN = -2 };
 static fl_index state_before(const place *p, const pass *q, fl_index t, fl_index rank)
 {
     const fl_tape *tape = p->tape;
@@ -135,7 +167,7 @@ static fl_index state_before(const place *p, const pass *q, fl_index t, fl_index
     const int inside = before >= 0 && before < tape->T && rank < active_rows(tape, before);
 
     if (inside ? reset_at(p->call, fl_max(t, before), tape->order[rank]) : !q->reverse && reset_at(p->call, t, tape->order[rank]))
-        return ZERO;
+        return OWN;
     return inside ? tape->first[before] + rank : INITIAL;
 }
 
@@ -167,6 +199,13 @@ static void copy_padded(char *to, const char *from, fl_index bytes, fl_index roo
 {
     memcpy(to, from, (size_t)bytes);
     memset(to + bytes, 0, (size_t)(room - bytes));
+}
+
+/* Gradients that leave the sequence where the i-th row begins from the network's own state; `from` in columns. */
+static void add_own(const place *p, char *own, fl_index pitch, fl_index i, fl_index from, fl_index count, const char *d)
+{
+    if (own)
+        p->kernels->add(count, d, own + (p->rank + i * p->rank_step) * pitch + from * p->net->item);
 }
 
 /* What the final state asks of h, or of dc, for a row that begins here: columns [from, from + count) of `width`. */
@@ -201,11 +240,18 @@ static void recur(place *p, const pass *q, processed after, fl_index t, fl_index
         fl_multiply(p->kernels, p->acc, 0, (const char *)q->weights->R + j * K * bytes, 0, 1, p->rows_at, after.n, K);
     }
     for (fl_index i = 0; i < fl_min(n, after.n); i++)
-        if (cut(p, fl_max(t, after.t), row_of(p, i)))
+        if (cut(p, fl_max(t, after.t), row_of(p, i))) {
+            if (reset_at(p->call, fl_max(t, after.t), row_of(p, i)))
+                add_own(p, q->own_h, p->l->dh_pitch, i, from, count, p->acc + i * bytes);
             memset(p->acc + i * bytes, 0, (size_t)bytes);
+        }
     for (fl_index i = n; i < after.n; i++) {
         char *to = p->call->d_h_0 + ((q->index * p->tape->B + row_of(p, i)) * net->P + from) * net->item;
-        if (!q->reverse && reset_at(p->call, after.t, row_of(p, i)))
+        const int reset = !q->reverse && reset_at(p->call, after.t, row_of(p, i));
+
+        if (reset || !p->tape->h_0)
+            add_own(p, q->own_h, p->l->dh_pitch, i, from, count, p->acc + i * bytes);
+        if (reset)
             memset(to, 0, (size_t)(count * net->item));
         else {
             p->kernels->store(1, p->acc + i * bytes, p->acc + i * bytes, width);
@@ -231,11 +277,17 @@ static void carry_c(const place *p, const pass *q, processed after, fl_index t, 
 
         if (i >= after.n)
             begin_row(p, q, p->call->d_c_n, p->net->H, row, from, count, dc, (end - from) * item);
-        else if (i < n && cut(p, fl_max(t, after.t), row))
+        else if (i < n && cut(p, fl_max(t, after.t), row)) {
+            if (reset_at(p->call, fl_max(t, after.t), row))
+                add_own(p, q->own_c, p->l->dc_pitch, i, from, count, dc);
             memset(dc, 0, (size_t)((end - from) * item));
-        else if (i >= n) {
+        } else if (i >= n) {
             char *to = p->call->d_c_0 + ((q->index * p->tape->B + row) * p->net->H + from) * item;
-            if (!q->reverse && reset_at(p->call, after.t, row))
+            const int reset = !q->reverse && reset_at(p->call, after.t, row);
+
+            if (reset || !p->tape->c_0)
+                add_own(p, q->own_c, p->l->dc_pitch, i, from, count, dc);
+            if (reset)
                 memset(to, 0, (size_t)(count * item));
             else
                 memcpy(to, dc, (size_t)(count * item));
@@ -248,7 +300,7 @@ static void cells(place *p, const pass *q, fl_index t, fl_index n, fl_index j, c
 {
     const fl_network *net = p->net;
     const fl_index item = net->item, V = net->V, token = p->tape->first[t] + p->rank;
-    char *gates = gates_at(p, q, token), *c = c_at(p, q, token);
+    char *gates = gates_at(p, q, token), *c = c_at(p, q, token), *m = m_at(p, q, token);
 
     for (fl_index v = 0; v < FL_VECTORS && (j * FL_VECTORS + v) * V < net->H; v++) {
         const fl_index unit = (j * FL_VECTORS + v) * V, element = unit / FL_UNITS * FL_VECTORS * FL_UNITS + unit % FL_UNITS;
@@ -265,9 +317,12 @@ static void cells(place *p, const pass *q, fl_index t, fl_index n, fl_index j, c
             .c_pitch = p->rank_step * p->tape->c_pitch / item,
             .dc = q->dc + p->rank * p->l->dc_pitch + unit * item,
             .dc_pitch = p->rank_step * p->l->dc_pitch / item,
-            .m = net->has_projection ? c + unit * item : NULL,
+            .m = net->has_projection ? m + unit * item : NULL,
         };
-        p->kernels->cell_backward(n, &cell);
+        if (q->packed->variant)
+            p->kernels->variant_backward(q->packed->variant, fl_peephole_of(net, q->packed, unit / V), n, &cell);
+        else
+            p->kernels->cell_backward(n, &cell);
     }
     /* Units past H would spread a NaN of theirs: 0 times infinity. */
     const fl_index last = fl_padded(net->H) - FL_UNITS, real = net->H - last;
@@ -278,18 +333,31 @@ static void cells(place *p, const pass *q, fl_index t, fl_index n, fl_index j, c
                        (size_t)((FL_UNITS - real) * item));
 }
 
+static const char *c_before(const place *p, const pass *q, fl_index t, fl_index rank)
+{
+    const fl_index before = state_before(p, q, t, rank);
+
+    if (before >= 0)
+        return c_at(p, q, before);
+    if (before == INITIAL && p->tape->c_0)
+        return p->tape->c_0 + (q->index * p->tape->B + p->tape->order[rank]) * p->tape->c_pitch;
+    return q->packed->c_0 ? q->packed->c_0 : p->zeros;
+}
+
 /* c before step t, of n rows. */
 static void point_to_c(const place *p, const pass *q, fl_index t, fl_index n)
 {
-    for (fl_index i = 0; i < n; i++) {
-        const fl_index rank = p->rank + i * p->rank_step, before = state_before(p, q, t, rank);
-        if (before >= 0)
-            p->c_prev[i] = c_at(p, q, before);
-        else if (before == INITIAL && p->tape->c_0)
-            p->c_prev[i] = p->tape->c_0 + (q->index * p->tape->B + p->tape->order[rank]) * p->tape->c_pitch;
-        else
-            p->c_prev[i] = p->zeros;
-    }
+    for (fl_index i = 0; i < n; i++)
+        p->c_prev[i] = c_before(p, q, t, p->rank + i * p->rank_step);
+}
+
+/* dh of one row, where h was clipped: its columns from byte `from` on. */
+static void clip_gradient(const place *p, const pass *q, fl_index token, fl_index from, fl_index count, char *dh)
+{
+    const fl_tape *tape = p->tape;
+    const char *y = tape->y + (q->layer * tape->tokens + token) * tape->y_pitch + q->side * p->net->P * p->net->item;
+
+    p->kernels->clip_backward(count, q->packed->variant->proj_clip, y + from, dh);
 }
 
 static int step(place *p, const pass *q, processed after, fl_index t, fl_index n)
@@ -311,6 +379,8 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
                 char *to = q->dh + (token + i * p->rank_step) * p->l->dh_pitch + from;
                 memcpy(to, p->acc + i * width * item, (size_t)(count * item));
                 p->kernels->add(count, dy + i * p->rank_step * p->l->dy_pitch + from, to);
+                if (q->packed->variant)
+                    clip_gradient(p, q, token + i * p->rank_step, from, count, to);
             }
         if (fl_stopped(&p->watcher, fl_max(n, 1) * K * width))
             return FL_STOPPED;
@@ -412,7 +482,7 @@ static int projection_weights(place *p, const pass *q, fl_index token, fl_index 
     const fl_index begin = fl_share(runs, p->side_size, p->side_rank), end = fl_share(runs, p->side_size, p->side_rank + 1);
 
     for (fl_index i = 0; i < n; i++)
-        p->rows_at[i] = c_at(p, q, token + i); /* o tanh(c) by now */
+        p->rows_at[i] = m_at(p, q, token + i);
     for (fl_index column = 0; column < net->H; column += width) {
         for (fl_index run = begin; run < end; run++)
             outer_product(p, n, q->dh + token * p->l->dh_pitch + run * FL_UNITS * net->item, p->l->dh_pitch, p->rows_at, 0,
@@ -450,7 +520,29 @@ static void point_to_h(const place *p, const pass *q, fl_index t, fl_index token
         else if (before == INITIAL && tape->h_0)
             p->rows_at[i] = tape->h_0 + (q->index * tape->B + tape->order[rank]) * tape->h_pitch;
         else
-            p->rows_at[i] = p->zeros;
+            p->rows_at[i] = q->packed->h_0 ? q->packed->h_0 : p->zeros;
+    }
+}
+
+/* d_peephole (3H) += dG of i and f times the old c, of o times the new one, over n tokens from step t on. */
+static void peephole_weights(const place *p, const pass *q, fl_index t, fl_index token, fl_index n)
+{
+    static const int gates[3] = {0, 1, 3};
+    const fl_tape *tape = p->tape;
+    const fl_index H = p->net->H, item = p->net->item, runs = fl_padded(H) / FL_UNITS;
+    const fl_index end = fl_share(runs, p->side_size, p->side_rank + 1);
+
+    for (int k = 0; k < 3; k++) {
+        for (fl_index i = 0, step = t; i < n && k % 2 == 0; i++) { /* i and f see the same rows */
+            while (token + i >= tape->first[step + 1])
+                step++;
+            p->rows_at[i] = k ? c_at(p, q, token + i) : c_before(p, q, step, token + i - tape->first[step]);
+        }
+        for (fl_index run = fl_share(runs, p->side_size, p->side_rank); run < end; run++)
+            p->kernels->sum_products(n, gates_at(p, q, token) + (run * FL_VECTORS + gates[k]) * FL_UNITS * item,
+                                     tape->gates_pitch / item, p->rows_at, run * FL_UNITS,
+                                     q->d_weights->weight_peephole + (k * H + run * FL_UNITS) * item,
+                                     fl_min(FL_UNITS, H - run * FL_UNITS));
     }
 }
 
@@ -474,11 +566,57 @@ static int products(place *p, const pass *q, fl_index t, fl_index end)
             gate_biases(p, q, token, n);
         if (p->net->has_projection && projection_weights(p, q, token, n))
             return FL_STOPPED;
+        if (q->packed->peephole)
+            peephole_weights(p, q, t, token, n);
     }
     return FL_OK;
 }
 
 /* ---- The call ------------------------------------------------------------------------------------------------------------------ */
+
+/* ---- The network's own initial state ------------------------------------------------------------------------------------------- */
+
+/* Nothing is asked of it yet, but by rows without a step, which hand on what is asked of their final state. */
+static void clear_own(const place *p, const pass *q)
+{
+    const fl_tape *tape = p->tape;
+    const fl_network *net = p->net;
+    const fl_index some = tape->T ? active_rows(tape, 0) : 0;
+
+    if (!q->own_h || p->side_rank % p->units_size)
+        return;
+    for (fl_index i = 0; i < p->rows; i++) {
+        const fl_index rank = p->rank + i * p->rank_step;
+        begin_row(p, q, rank < some || tape->h_0 ? NULL : p->call->d_h_n, net->P, row_of(p, i), 0, net->P,
+                  q->own_h + rank * p->l->dh_pitch, p->l->dh_pitch);
+        begin_row(p, q, rank < some || tape->c_0 ? NULL : p->call->d_c_n, net->H, row_of(p, i), 0, net->H,
+                  q->own_c + rank * p->l->dc_pitch, p->l->dc_pitch);
+    }
+}
+
+/* d_h_0 and d_c_0 += the sum over rows, by rank. */
+static int sum_own(place *p, const pass *q)
+{
+    const struct {
+        const char *rows;
+        fl_index pitch, size;
+        char *out;
+    } parts[2] = {{q->own_h, p->l->dh_pitch, p->net->P, q->d_weights->h_0},
+                  {q->own_c, p->l->dc_pitch, p->net->H, q->d_weights->c_0}};
+    const fl_index item = p->net->item;
+
+    if (!q->own_h)
+        return FL_OK;
+    if (meet(p, p->side, p->side_size))
+        return FL_STOPPED;
+    for (int k = 0; k < 2; k++) {
+        const fl_index runs = fl_padded(parts[k].size) / FL_UNITS, end = fl_share(runs, p->side_size, p->side_rank + 1);
+        for (fl_index run = fl_share(runs, p->side_size, p->side_rank); run < end && parts[k].out; run++)
+            p->kernels->sum_rows(p->tape->B, parts[k].rows + run * FL_UNITS * item, parts[k].pitch / item,
+                                 parts[k].out + run * FL_UNITS * item, fl_min(FL_UNITS, parts[k].size - run * FL_UNITS));
+    }
+    return FL_OK;
+}
 
 /* One direction of one layer, from its end to its beginning. */
 static int run(place *p, const pass *q)
@@ -486,6 +624,7 @@ static int run(place *p, const pass *q)
     const fl_index T = p->tape->T, steps = p->l->steps, blocks = fl_ceil_div(T, steps);
     processed after = {0, 0};
 
+    clear_own(p, q);
     for (fl_index block = 0; block < blocks; block++) {
         const fl_index first = (q->reverse ? block : blocks - 1 - block) * steps, end = fl_min(first + steps, T);
 
@@ -501,7 +640,9 @@ static int run(place *p, const pass *q)
         if (meet(p, p->side, p->side_size) || products(p, q, first, end))
             return FL_STOPPED;
     }
-    return after.n ? step(p, q, after, q->reverse ? T : -1, 0) : FL_OK;
+    if (after.n && step(p, q, after, q->reverse ? T : -1, 0))
+        return FL_STOPPED;
+    return sum_own(p, q);
 }
 
 /* The gradient of the output, token by token, with zeros up to whole groups of units: from the caller, or from the layer above. */
@@ -566,11 +707,15 @@ static int run_layers(place *p)
                 .side = side,
                 .I = layer ? net->D * net->P : net->I,
                 .reverse = fl_runs_back(net, index),
+                .packed = &net->layers[index],
                 .weights = &call->transposed->layers[index],
                 .d_weights = &call->d_weights[index],
                 .dx = layer || call->d_x.data ? p->dx + side * p->l->dx : NULL,
                 .dc = p->dc + side * p->l->dc,
                 .dh = p->dh + side * p->l->dh,
+                .own_h = net->layers[index].h_0 ? p->own + side * (p->l->own_h + p->l->own_c) : NULL,
+                .own_c = net->layers[index].c_0 ? p->own + side * (p->l->own_h + p->l->own_c) + p->l->own_h : NULL,
+                .m = p->l->m ? p->m + side * p->l->m : NULL,
             };
             if (run(p, &q))
                 return FL_STOPPED;
@@ -628,6 +773,8 @@ static place take_place(fl_backward_call *call, const layout *l, int thread)
     p.dx = p.dy + tape->tokens * l->dy_pitch;
     p.dh = p.dx + net->D * l->dx;
     p.dc = p.dh + net->D * l->dh;
+    p.own = p.dc + net->D * l->dc;
+    p.m = p.own + net->D * (l->own_h + l->own_c);
     return p;
 }
 

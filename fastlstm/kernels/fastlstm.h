@@ -118,8 +118,18 @@ typedef struct {
 typedef void fl_variant_cell(const fl_variant *variant, const void *peephole, fl_index n, const void *xW, void *hR,
                              const void *bias, void *c, fl_index c_pitch, void *h, fl_index h_pitch, void *z, fl_index z_pitch);
 
+/* Its derivatives, as fl_cell_backward but for: gates IN hold the pre-activations z; m is a place of its own, or NULL or c. */
+typedef void fl_variant_backward(const fl_variant *variant, const void *peephole, fl_index n, const fl_cell_gradient *cell);
+
 /* What fl_store has stored, INOUT, within [-bound, bound]. */
 typedef void fl_clip(fl_index n, double bound, void *out, fl_index out_pitch);
+
+/* The gradient d[j], INOUT, is zero where the clipped value reached the bound; any alignment. */
+typedef void fl_clip_backward(fl_index n, double bound, const void *clipped, void *d);
+
+/* out[j] += sum over k of a[k][j] * b[k][j], summed as by fl_sum_rows; b's rows have FL_UNITS readable elements from b_from on. */
+typedef void fl_sum_products(fl_index K, const void *a, fl_index a_pitch, const void *const *b, fl_index b_from, void *out,
+                             fl_index columns);
 
 typedef struct {
     fl_index item;               /* bytes of one element */
@@ -136,6 +146,9 @@ typedef struct {
     fl_add *add;
     fl_variant_cell *variant_cell;
     fl_clip *clip;
+    fl_variant_backward *variant_backward;
+    fl_clip_backward *clip_backward;
+    fl_sum_products *sum_products;
 } fl_kernels;
 
 typedef struct {
@@ -311,7 +324,7 @@ void fl_release(fl_call *call);
 
 /* One layer's and direction's, all INOUT: backward adds to them. Shapes as in fl_layer_weights; NULL where there is none. */
 typedef struct {
-    char *weight_ih, *weight_hh, *bias, *weight_hr;
+    char *weight_ih, *weight_hh, *bias, *weight_hr, *weight_peephole, *h_0, *c_0;
 } fl_layer_gradients;
 
 typedef struct {

@@ -370,7 +370,10 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
     .sum_rows = column_sums,
     .add = add_to,
     .variant_cell = lstm_variant,
+    .variant_backward = lstm_variant_backward,
     .clip = clip_sums,
+    .clip_backward = clip_slopes,
+    .sum_products = column_products,
 };
 
 #undef EXP_LOWEST
@@ -415,5 +418,8 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
 #undef outer
 #undef column_sums
 #undef lstm_variant
+#undef lstm_variant_backward
 #undef clip_sums
+#undef clip_slopes
+#undef column_products
 #undef store_sums

@@ -4,15 +4,22 @@
  * all rows. PyTorch's own cell does not come here.
  */
 #define log1p_unit FL_JOIN(log1p_unit, FL_TYPE)
+#define exp_below FL_JOIN(exp_below, FL_TYPE)
 #define softplus FL_JOIN(softplus, FL_TYPE)
 #define elu FL_JOIN(elu, FL_TYPE)
 #define magnitude FL_JOIN(magnitude, FL_TYPE)
 #define clamp FL_JOIN(clamp, FL_TYPE)
 #define activate FL_JOIN(activate, FL_TYPE)
+#define slopes FL_JOIN(slopes, FL_TYPE)
 #define add_gates FL_JOIN(add_gates, FL_TYPE)
 #define next_c FL_JOIN(next_c, FL_TYPE)
 #define lstm_variant FL_JOIN(lstm_variant, FL_TYPE)
+#define variant_functions FL_JOIN(variant_functions, FL_TYPE)
+#define variant_rows FL_JOIN(variant_rows, FL_TYPE)
+#define lstm_variant_backward FL_JOIN(lstm_variant_backward, FL_TYPE)
 #define clip_sums FL_JOIN(clip_sums, FL_TYPE)
+#define clip_slopes FL_JOIN(clip_slopes, FL_TYPE)
+#define column_products FL_JOIN(column_products, FL_TYPE)
 
 /* ---- Activations --------------------------------------------------------------------------------------------------------------- */
 
@@ -47,15 +54,17 @@ INLINE vec log1p_unit(vec e)
     return v_fma(twice * t, p, twice);
 }
 
-/* log(1 + e^x) = max(x, 0) + log(1 + e^-|x|) */
-INLINE vec softplus(vec x)
+/* e^-|x|, exactly 0 at infinity */
+INLINE vec exp_below(vec x)
 {
     const vec below = -magnitude(x);
     vec s, q;
     exp_parts(v_max(v_set(EXP_LOWEST), below), &s, &q);
-    const vec e = v_select((ivec)(below < v_set(EXP_LOWEST)), v_set(0), v_fma(s, q, s)); /* a gate at -infinity is exactly 0 */
-    return v_max(v_set(0), x) + log1p_unit(e);
+    return v_select((ivec)(below < v_set(EXP_LOWEST)), v_set(0), v_fma(s, q, s));
 }
+
+/* log(1 + e^x) = max(x, 0) + log(1 + e^-|x|) */
+INLINE vec softplus(vec x) { return v_max(v_set(0), x) + log1p_unit(exp_below(x)); }
 
 /* x where it is not negative, else alpha (e^x - 1) */
 INLINE vec elu(vec x, vec alpha)
@@ -102,6 +111,40 @@ static void activate(const fl_activation *function, real *at, fl_index pitch, fl
         EVERY((tanh_parts(b * x, &numerator, &denominator), a * (numerator / denominator)));
     case FL_AFFINE:
         EVERY(v_fma(a, x, b));
+    }
+}
+
+/* x = the function's derivative at x; at a kink that of the left, at the bounds of the hard sigmoid 0. */
+static void slopes(const fl_activation *function, real *at, fl_index pitch, fl_index n)
+{
+    const vec a = v_set((real)function->alpha), b = v_set((real)function->beta), one = v_set(1), zero = v_set(0);
+    vec e, y;
+
+    switch (function->kind) {
+    case FL_SIGMOID: /* e / (1 + e)^2 with e = e^-|x| */
+        EVERY((e = exp_below(x), y = one / (one + e), e * y * y));
+    case FL_TANH: /* 4 e / (1 + e)^2 with e = e^-2|x| */
+        EVERY((e = exp_below(x + x), y = v_set(2) / (one + e), e * y * y));
+    case FL_RELU:
+        EVERY(v_select((ivec)(x <= zero), zero, one));
+    case FL_LINEAR:
+        EVERY(((void)x, one));
+    case FL_HARD_SIGMOID:
+        EVERY((y = v_fma(a, x, b), v_select((ivec)(y <= zero) | (ivec)(y >= one), zero, a)));
+    case FL_SOFTSIGN:
+        EVERY((y = one / (one + magnitude(x)), y * y));
+    case FL_SOFTPLUS:
+        EVERY(one / sigmoid_inverse(x));
+    case FL_ELU:
+        EVERY(v_select((ivec)(x <= zero), a * exp_below(x), one));
+    case FL_LEAKY_RELU:
+        EVERY(v_select((ivec)(x <= zero), a, one));
+    case FL_THRESHOLDED_RELU:
+        EVERY(v_select((ivec)(x <= a), zero, one));
+    case FL_SCALED_TANH:
+        EVERY((e = exp_below(b * (x + x)), y = v_set(2) / (one + e), a * b * (e * y * y)));
+    case FL_AFFINE:
+        EVERY(((void)x, a));
     }
 #undef EVERY
 }
@@ -173,6 +216,126 @@ static void lstm_variant(const fl_variant *variant, const void *peephole, fl_ind
         v_store(h_row, canonical(v_load(gates + 3 * LANES) * v_load(gates)));
 }
 
+/* ---- Gradients ----------------------------------------------------------------------------------------------------------------- */
+
+enum { FL_JOIN(ROWS, FL_TYPE) = 8 }; /* taken at a time: their functions and slopes, 10 vectors each, stay in L1 */
+
+/* Functions and slopes [n][5][V] of i, f, g, o at the clipped z, and of hidden at c. A gate that follows the other one has slope 0. */
+static void variant_functions(const fl_variant *variant, const real *z, fl_index z_pitch, const real *c, fl_index c_pitch,
+                              fl_index n, real *value, real *slope)
+{
+    const fl_activation *functions[] = {&variant->gate, &variant->gate, &variant->candidate, &variant->gate, &variant->hidden};
+    const vec bound = v_set((real)variant->gate_clip), one = v_set(1), zero = v_set(0);
+    const fl_index pitch = 5 * LANES;
+
+    for (fl_index row = 0; row < n; row++)
+        for (int v = 0; v < 5; v++) {
+            const vec x = v < 4 ? clamp(v_load(z + row * z_pitch + v * FL_UNITS), bound) : v_load(c + row * c_pitch);
+            v_store(value + row * pitch + v * LANES, x);
+            v_store(slope + row * pitch + v * LANES, x);
+        }
+    for (int v = 0; v < 5; v++) {
+        activate(functions[v], value + v * LANES, pitch, n);
+        slopes(functions[v], slope + v * LANES, pitch, n);
+    }
+    for (fl_index row = 0; row < n; row++, value += pitch, slope += pitch) {
+        for (int v = 0; v < 4; v++) {
+            const ivec clipped = (ivec)(magnitude(v_load(z + row * z_pitch + v * FL_UNITS)) > bound);
+            v_store(slope + v * LANES, v_select(clipped, zero, v_load(slope + v * LANES)));
+        }
+        if (variant->coupled) {
+            const fl_index from = variant->coupled == FL_FORGET ? 0 : LANES, to = LANES - from;
+            v_store(value + to, one - v_load(value + from));
+            v_store(slope + to, zero);
+        }
+    }
+}
+
+/* With s = hidden(c), primes for slopes, [clip] 1 or 0, and dh, dc what later steps and the output ask of h and c:
+ *     dz_o = dh s o';  dc = (dc + dh o s' + peephole_o dz_o) [clip];  dz_i = dc g i';  dz_f = dc c_prev f';  dz_g = dc i g'
+ * and dc f + peephole_i dz_i + peephole_f dz_f goes on to the step before. Coupled: g - c_prev for g, or c_prev - g for c_prev. */
+static void lstm_variant_backward(const fl_variant *variant, const void *peepholes, fl_index n, const fl_cell_gradient *p)
+{
+    const real *dh_row = p->dh, *dy_row = p->dy, *c_row = p->c, *peephole = peepholes;
+    real *z = p->gates, *dc_row = p->dc, *m_row = p->m;
+    real values[FL_JOIN(ROWS, FL_TYPE) * 5 * LANES] __attribute__((aligned(FL_ALIGNMENT)));
+    real all_slopes[FL_JOIN(ROWS, FL_TYPE) * 5 * LANES] __attribute__((aligned(FL_ALIGNMENT)));
+    const vec bound = v_set((real)variant->cell_clip), zero = v_set(0), one = v_set(1);
+
+    for (fl_index row = 0; row < n; row++) {
+        const fl_index at = row % FL_JOIN(ROWS, FL_TYPE);
+        if (at == 0)
+            variant_functions(variant, z, p->gates_pitch, c_row, p->c_pitch, fl_min(FL_JOIN(ROWS, FL_TYPE), n - row), values,
+                              all_slopes);
+        const real *value = values + at * 5 * LANES, *slope = all_slopes + at * 5 * LANES;
+        const vec i = v_load(value), f = v_load(value + LANES), g = v_load(value + 2 * LANES), o = v_load(value + 3 * LANES);
+        const vec s = v_load(value + 4 * LANES), c_prev = v_load((const real *)p->c_prev[row] + p->c_prev_from);
+        vec dh = v_load(dh_row);
+
+        if (dy_row) {
+            dh += v_load(dy_row);
+            dy_row += p->dy_pitch;
+        }
+        const vec dz_o = (dh * s) * v_load(slope + 3 * LANES);
+        vec dc = v_fma(dh * o, v_load(slope + 4 * LANES), v_load(dc_row));
+        if (peephole)
+            dc = v_fma(v_load(peephole + 2 * LANES), dz_o, dc);
+        dc *= v_select((ivec)(magnitude(v_fma(f, c_prev, i * g)) > bound), zero, one);
+        vec by_i = g, by_f = c_prev;
+        if (variant->coupled == FL_FORGET)
+            by_i -= c_prev;
+        else if (variant->coupled == FL_INPUT)
+            by_f -= g;
+        const vec dz_i = (dc * by_i) * v_load(slope), dz_f = (dc * by_f) * v_load(slope + LANES);
+
+        v_store(z, dz_i);
+        v_store(z + FL_UNITS, dz_f);
+        v_store(z + 2 * FL_UNITS, (dc * i) * v_load(slope + 2 * LANES));
+        v_store(z + 3 * FL_UNITS, dz_o);
+        dc *= f;
+        if (peephole)
+            dc = v_fma(v_load(peephole), dz_i, v_fma(v_load(peephole + LANES), dz_f, dc));
+        v_store(dc_row, canonical(dc));
+        if (m_row) {
+            v_store(m_row, o * s);
+            m_row += p->c_pitch;
+        }
+        dh_row += p->dh_pitch;
+        c_row += p->c_pitch;
+        dc_row += p->dc_pitch;
+        z += p->gates_pitch;
+    }
+}
+
+static void clip_slopes(fl_index n, double bound, const void *clipped, void *d)
+{
+    const real *value = clipped, limit = (real)bound;
+    real *out = d;
+
+    for (fl_index j = 0; j < n; j++)
+        if (value[j] >= limit || value[j] <= -limit)
+            out[j] = 0;
+}
+
+static void column_products(fl_index K, const void *a, fl_index a_pitch, const void *const *b, fl_index b_from, void *out,
+                            fl_index columns)
+{
+    real acc[FL_UNITS] __attribute__((aligned(FL_ALIGNMENT)));
+
+    for (fl_index column = 0; column < FL_UNITS; column += LANES) {
+        const real *at = (const real *)a + column;
+        vec total = {0};
+        for (fl_index slab = 0; slab < K; slab += FL_SLAB) {
+            vec sum = {0};
+            for (fl_index k = slab; k < fl_min(slab + FL_SLAB, K); k++, at += a_pitch)
+                sum = v_fma(v_load(at), v_load((const real *)b[k] + b_from + column), sum);
+            total += sum;
+        }
+        v_store(acc + column, total);
+    }
+    add_row(columns, acc, out);
+}
+
 static void clip_sums(fl_index n, double bound, void *out, fl_index out_pitch)
 {
     real *row = out;
@@ -190,3 +353,6 @@ static void clip_sums(fl_index n, double bound, void *out, fl_index out_pitch)
 #undef activate
 #undef add_gates
 #undef next_c
+#undef exp_below
+#undef slopes
+#undef variant_functions
