@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, TOLERANCE, Case, assert_close, flat
+from helpers import DTYPES, TOLERANCE, Case, assert_close, assert_same_bytes, flat, run_python
 from test_reference import EXACT, assert_gradients_close, random_gradients
 from variants import FUNCTIONS, VARIANTS, Variant, make_variant_case
 
+import fastlstm
 from fastlstm import equations, reference
 from fastlstm.cell import ACTIVATIONS, Activation, Cell
 from fastlstm.weights import LayerWeights, Weights
@@ -75,7 +77,7 @@ def test_clip_keeps_the_slope_at_the_bound() -> None:
     np.testing.assert_array_equal(slopes, [0, 1, 1, 1, 0, 1])
 
 
-def slopes(case: Case, d_output: np.ndarray, d_state: Any, step: float = 1e-5) -> dict[str, np.ndarray]:
+def slopes(case: Case, run: Any, d_output: np.ndarray, d_state: Any, step: float = 1e-5) -> dict[str, np.ndarray]:
     """Central differences for every element of the input, the states and the parameters: wrong by about step^2."""
     tensors = {"x": case.x, **dict(case.weights.named_tensors())}
     if case.state is not None:
@@ -83,7 +85,7 @@ def slopes(case: Case, d_output: np.ndarray, d_state: Any, step: float = 1e-5) -
 
     def loss() -> float:
         state = None if case.state is None else (tensors["h_0"], tensors["c_0"])
-        result = reference.forward(case.weights.with_tensors(tensors), tensors["x"], state, case.lengths, case.resets)
+        result = run(case.weights.with_tensors(tensors), tensors["x"], state, case.lengths, case.resets)
         return sum(float((a * d).sum()) for a, d in zip(flat(result), (d_output, *d_state), strict=True))
 
     found = {}
@@ -105,11 +107,16 @@ def slopes(case: Case, d_output: np.ndarray, d_state: Any, step: float = 1e-5) -
 def test_backward_is_the_slope(variant: Variant, own_state: bool) -> None:
     case = make_variant_case("t4b3i2h3l2d2p2", variant, "float64", lengths=True, resets=True, own_state=own_state)
     d_output, d_state = random_gradients(case)
-    expected = slopes(case, d_output, d_state)
-    d_x, d_given, parameters = reference.backward(case.weights, case.x, case.state, d_output, d_state, case.lengths, case.resets)
-    d_h, d_c = d_given if case.state is not None else (np.zeros(0), np.zeros(0))
-    e_h, e_c = (expected.pop(name, np.zeros(0)) for name in ("h_0", "c_0"))
-    assert_gradients_close((d_x, (d_h, d_c), parameters), (expected.pop("x"), e_h, e_c, expected), 1e-8)
+    expected = slopes(case, reference.forward, d_output, d_state)
+    given = reference.backward(case.weights, case.x, case.state, d_output, d_state, case.lengths, case.resets)
+    assert_slopes(given, expected, case)
+
+
+def assert_slopes(given: Any, expected: dict[str, np.ndarray], case: Case) -> None:
+    (d_x, d_state, parameters), none = given, np.zeros(0)
+    e_h, e_c = (expected.pop(name, none) for name in ("h_0", "c_0"))
+    d_state = (none, none) if case.state is None else d_state
+    assert_gradients_close((d_x, d_state, parameters), (expected.pop("x"), e_h, e_c, expected), 1e-8)
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
@@ -287,6 +294,18 @@ def gradients(case: Case, threads: int | None = 1) -> Any:
     return g.input, g.state, g.parameters
 
 
+def engine_forward(weights: Weights, x: Any, state: Any, lengths: Any, resets: Any) -> Any:
+    return fastlstm.LSTM.from_weights(weights)(x, state, lengths=lengths, resets=resets, threads=1)
+
+
+@pytest.mark.parametrize("own_state", [False, True], ids=["given state", "own state"])
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_gradients_are_the_slope(variant: Variant, own_state: bool) -> None:
+    """Of the shipped kernels themselves, without the reference."""
+    case = make_variant_case("t4b3i2h3l2d2p2", variant, "float64", lengths=True, resets=True, own_state=own_state)
+    assert_slopes(gradients(case), slopes(case, engine_forward, *random_gradients(case)), case)
+
+
 @pytest.mark.parametrize("own_state", [False, True], ids=["given state", "own state"])
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
@@ -296,3 +315,179 @@ def test_gradients_are_the_references(variant: Variant, name: str, own_state: bo
         d_output, d_state = random_gradients(case)
         d_x, d_h, parameters = reference.backward(case.weights, case.x, case.state, d_output, d_state, case.lengths, case.resets)
         assert_gradients_close(gradients(case), (d_x, *d_h, parameters), 1e-11)
+
+
+# ---- The same bits -------------------------------------------------------------------------------------------------------------
+
+DIVIDED = ("t12b1i24h200", "t9b13i20h48l2", "t6b7i20h70l2d2p33")  # hidden units, rows and directions are divided
+KINDS = {name: VARIANTS[name] for name in ("all clips, peepholes", "f = 1 - i, peepholes, clips", "mixed", "some plain")}
+KINDS["i = 1 - f, learned, reverse"] = Variant(Cell(FUNCTIONS["softplus"], coupled="input"), initial=True, reverse=True)
+KINDS["learned, peepholes"] = VARIANTS["learned state, peepholes, reverse"]
+KINDS["flipped"] = VARIANTS["reverse, flipped, hard"]
+kinds = pytest.mark.parametrize("variant", KINDS.values(), ids=KINDS)
+dtypes = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def assert_same_gradients(given: Any, expected: Any, what: object) -> None:
+    (d_x, d_state, parameters), (e_x, e_state, e_parameters) = given, expected
+    assert_same_bytes((d_x, *d_state), (e_x, *e_state), what)
+    for name, gradient in parameters.items():
+        assert gradient.tobytes() == e_parameters[name].tobytes(), f"{what}: {name}"
+
+
+@dtypes
+@pytest.mark.parametrize("name", DIVIDED)
+@kinds
+def test_threads(variant: Variant, name: str, dtype: str) -> None:
+    for own_state in (False, True):
+        case = make_variant_case(name, variant, dtype, lengths=own_state, resets=own_state, own_state=own_state)
+        lstm = case.network()
+        one, slope = case.run(lstm, threads=1), gradients(case)
+        for threads in (2, 3, 4, 7):
+            assert_same_bytes(case.run(lstm, threads=threads), one, f"{threads} threads")
+            assert_same_gradients(gradients(case, threads), slope, f"{threads} threads")
+
+
+@dtypes
+@kinds
+def test_rows_alone_and_together(variant: Variant, dtype: str) -> None:
+    case = make_variant_case("t9b13i20h37l2d2p9", variant, dtype, lengths=True, resets=True)
+    lstm = case.network()
+    whole = case.run(lstm)
+    for rows in ([0], [5], [12, 3], [*range(12, -1, -1)], [4] * 7):
+        assert_same_bytes(case.rows(rows).run(lstm), tuple(a[:, rows] for a in whole), f"rows {rows}")
+
+
+@dtypes
+@kinds
+def test_cuts_in_time_and_streams(variant: Variant, dtype: str) -> None:
+    """Whole, cut anywhere, step by step, and recorded."""
+    case = make_variant_case("t23b3i5h17l2", replace(variant, reverse=False, flipped=False), dtype, own_state=True)
+    lstm = case.network()
+    whole = case.run(lstm)
+    for cut in (1, 7, 22):
+        first, state = lstm(case.x[:cut])
+        second, state = lstm(case.x[cut:], state)
+        assert_same_bytes((np.concatenate([first, second]), *state), whole, f"cut at {cut}")
+    stream = lstm.stream(3)
+    for _ in range(2):
+        steps = [stream.step(x_t) for x_t in case.x]
+        assert_same_bytes((np.stack(steps), *stream.state), whole, "stream")
+        stream.reset()
+    stream.step(case.x[0])
+    stream.reset([1])
+    step, begin = stream.step(case.x[0]), lstm(case.x[:1])[0][0]
+    assert step[1].tobytes() == begin[1].tobytes()
+    assert step[0].tobytes() != begin[0].tobytes()
+    tape = lstm.record(case.x)
+    assert_same_bytes((tape.output, *tape.state), whole, "recorded")
+
+
+def test_reverse_networks_do_not_stream() -> None:
+    lstm = make_variant_case("t2b1i3h4", Variant(reverse=True)).network()
+    with pytest.raises(ValueError, match="reverse network cannot stream"):
+        lstm.stream()
+
+
+@dtypes
+def test_one_reverse_direction_is_that_of_two(dtype: str) -> None:
+    case = make_variant_case("t9b5i6h33d2", Variant(), dtype, lengths=True, resets=True)
+    both = case.run()
+    alone = Weights((case.weights.layers[1],), reverse=True)
+    h_0, c_0 = (s[1:] for s in case.state)
+    given = flat(fastlstm.LSTM.from_weights(alone)(case.x, (h_0, c_0), lengths=case.lengths, resets=case.resets))
+    assert_same_bytes(given, (np.ascontiguousarray(both[0][..., 33:]), both[1][1:], both[2][1:]))
+
+
+def test_flipped_output_goes_anywhere() -> None:
+    """Batch-first, one sequence, a caller's buffer, a recorded pass."""
+    case = make_variant_case("t9b5i6h33", VARIANTS["reverse, flipped, hard"], lengths=True)
+    output, h_n, c_n = case.run()
+    first = fastlstm.LSTM.from_weights(case.weights, batch_first=True)
+    x, buffer = np.ascontiguousarray(case.x.swapaxes(0, 1)), np.full((5, 9, 33), np.nan, np.float32)
+    given, state = first(x, case.state, lengths=case.lengths, out=buffer)
+    assert given is buffer
+    assert_same_bytes((given.swapaxes(0, 1), *state), (output, h_n, c_n))
+    full = replace(case, lengths=None)
+    one = case.network()(case.x[:, 0], tuple(s[:, 0] for s in case.state))
+    assert_same_bytes(flat(one), tuple(a[:, 0] for a in full.run()))
+    tape = first.record(x, case.state, lengths=case.lengths)
+    assert_same_bytes((tape.output.swapaxes(0, 1), *tape.state), (output, h_n, c_n))
+    d_output, d_state = random_gradients(case)
+    d_output, d_state = d_output.astype(np.float32), tuple(d.astype(np.float32) for d in d_state)
+    g = tape.backward(np.ascontiguousarray(d_output.swapaxes(0, 1)), d_state)
+    assert_same_gradients((g.input.swapaxes(0, 1), g.state, g.parameters), gradients(case), "batch-first")
+
+
+ISA_KINDS = {**VARIANTS, **KINDS}
+ISA_VALUES = {"plain": 0.0, "nan": np.nan, "inf": np.inf, "-inf": -np.inf, "huge": 1e30, "tiny": 1e-39}
+
+
+def isa_case(name: str, value: str, dtype: str) -> Case:
+    case = make_variant_case("t7b5i6h35l2d2p9", ISA_KINDS[name], dtype, lengths=True, resets=True)
+    if value != "plain":
+        case.x[3:5, 0, ::3] = case.state[1][0, 1, ::2] = ISA_VALUES[value]
+    return case
+
+
+def write_outputs(path: str, expected_isa: str) -> None:
+    """In a process of its own: outputs and gradients of all the cases, under the instruction set that was asked for."""
+    assert fastlstm.isa == expected_isa
+    results = {}
+    for dtype in DTYPES:
+        for name in ISA_KINDS:
+            for value in ISA_VALUES:
+                case = isa_case(name, value, dtype)
+                d_x, d_state, parameters = gradients(replace(case, x=case.x.copy()))
+                arrays = [*case.run(threads=1), d_x, *d_state, *parameters.values()]
+                results[f"{name}/{value}/{dtype}"] = np.concatenate([a.ravel() for a in arrays])
+    np.savez(path, **results)
+
+
+def test_instruction_sets(tmp_path: Path) -> None:
+    isas, results = fastlstm.available_isas(), {}
+    for isa in isas:
+        path = tmp_path / f"{isa}.npz"
+        run_python("import sys, test_variants; test_variants.write_outputs(*sys.argv[1:])", path, isa, FASTLSTM_ISA=isa)
+        results[isa] = dict(np.load(path))
+    for key, best in results[isas[-1]].items():
+        for isa in isas[1:]:
+            assert results[isa][key].tobytes() == best.tobytes(), f"{key}: {isa} and {isas[-1]} differ"
+
+
+# ---- Special values ------------------------------------------------------------------------------------------------------------
+
+
+@dtypes
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", ISA_KINDS)
+def test_nan_and_infinity(name: str, value: str, dtype: str) -> None:
+    """They go where the reference has them, and no other row notices."""
+    case = isa_case(name, value, dtype)
+    given, expected = case.run(), case.expected()
+    bound = tolerance(case, tuple(np.nan_to_num(a, nan=0, posinf=0, neginf=0) for a in expected))
+    for a, b in zip(given, expected, strict=True):
+        np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=bound)
+    others = [2, 3, 4]
+    assert_same_bytes(tuple(a[:, others] for a in given), case.rows(others).run(), "the other rows")
+
+
+@dtypes
+@pytest.mark.parametrize("f", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_functions_of_the_kernels(f: Activation, dtype: str) -> None:
+    """One unit whose c is g = f(x): every function over its whole range, and its slope."""
+    x = np.concatenate([np.linspace(-30, 30, 4001), np.geomspace(1e-30, 1e4, 200), -np.geomspace(1e-30, 1e4, 200)]).astype(dtype)
+    one, big = np.array([[1.0]], dtype), np.array([0, 0, 0, 0], dtype)
+    weight = np.array([[0], [0], [1], [0]], dtype)
+    cell = Cell(Activation("affine", (0.0, 1.0)), f, Activation("linear"))
+    lstm = fastlstm.LSTM.from_weights(Weights((LayerWeights(weight, 0 * weight, big, big, cell=cell),)))
+    y, slope = equations.evaluate(f, x.astype(np.float64))
+    tape = lstm.record(x[None, :, None])
+    error = 4 * np.finfo(dtype).eps
+    least = error if f.name in ("affine", "hard_sigmoid") else 0  # alpha x and beta cancel there
+    np.testing.assert_allclose(tape.output[0, :, 0], y, rtol=error, atol=least + np.finfo(dtype).tiny)
+    d_x = tape.backward(np.broadcast_to(one, (1, len(x), 1))).input[0, :, 0]
+    left, right = (equations.evaluate(f, x.astype(np.float64) + sign * 1e-6)[1] for sign in (-1, 1))
+    away = np.abs(left - right) < 1e-3  # from a kink, where rounding decides
+    np.testing.assert_allclose(d_x[away], slope[away], rtol=4 * error, atol=error + np.finfo(dtype).tiny)
