@@ -311,6 +311,8 @@ class LSTM:
         if seed is not None and not 0 <= seed < 1 << 64:
             raise ValueError(f"seed must be between 0 and 2**64 - 1, got {seed}")
         chosen = int.from_bytes(os.urandom(8), "little") if seed is None else int(seed)
+        if recompute and self.weights.reverse and self.weights.layers[0].h_0 is not None:
+            raise ValueError("recompute=True does not cover a reverse network with an initial state of its own; leave it out")
         kind = RecomputedTape if recompute else Tape
         return kind(self, x, h_0, c_0, lengths, resets, single, float(dropout), chosen, threads)
 
