@@ -160,7 +160,9 @@ cdef extern from "fastlstm.h" nogil:
                      const char *c_0, fl_dropout dropout)
     void fl_drop(const fl_dropout *dropout, fl_index layer, fl_index t, fl_index row, fl_index column, fl_index n, fl_index item,
                  void *values)
+    const int FL_C, FL_H
     void fl_free_tape(fl_tape *tape)
+    void fl_read_tape(const fl_tape *tape, const fl_network *net, fl_index record, int what, char *to)
     fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads)
     fl_index fl_block_steps(fl_index B)
     int fl_prepare_backward(fl_backward_call *call)
@@ -560,6 +562,16 @@ cdef class Tape:
     def nbytes(self):
         """Bytes of memory."""
         return self.tape.bytes
+
+    def read(self, Py_ssize_t record, str what not None, uint8_t[::1] to not None):
+        """What one direction of one layer had at each step: "i", "f", "g", "o", "c" or "h", as bytes of (T, B, H or P)."""
+        cdef const fl_network *net = &self.network.net
+        cdef int number = "ifgoch".index(what)
+        cdef Py_ssize_t size = self.tape.T * self.tape.B * (net.P if number == FL_H else net.H) * net.item
+        if not 0 <= record < net.L * net.D or to.shape[0] != size:
+            raise ValueError("a record or size that trace.py should not have asked for")
+        if size:
+            fl_read_tape(&self.tape, net, record, number, <char *>&to[0])
 
     def content(self):
         """Everything kept, to be given to :meth:`restore` of a tape made with the same arguments."""

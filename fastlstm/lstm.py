@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from fastlstm.isa import isa as _isa  # noqa: F401  (chooses the kernels before 
 from fastlstm.stream import Stream
 from fastlstm.tape import RecomputedTape, Tape
 from fastlstm.weights import TENSORS, LayerWeights, Weights, check_sizes, parameter_shapes
+
+if TYPE_CHECKING:
+    from fastlstm.trace import Trace
 
 __all__ = ["LSTM"]
 
@@ -315,6 +318,35 @@ class LSTM:
             raise ValueError("recompute=True does not cover a reverse network with an initial state of its own; leave it out")
         kind = RecomputedTape if recompute else Tape
         return kind(self, x, h_0, c_0, lengths, resets, single, float(dropout), chosen, threads)
+
+    def trace(
+        self,
+        x: Any,
+        state: tuple[Any, Any] | None = None,
+        *,
+        lengths: Any = None,
+        resets: Any = None,
+        threads: int | None = None,
+    ) -> Trace:
+        """Run whole sequences and return the gates and states of every step, layer and direction.
+
+        Parameters
+        ----------
+        x, state, lengths, resets, threads : as for :meth:`__call__`
+
+        Returns
+        -------
+        Trace
+            Arrays ``i, f, g, o, c, h``, and a method that plots them.
+
+        Raises
+        ------
+        ValueError, TypeError, MemoryError
+            As :meth:`__call__`.
+        """
+        from fastlstm.trace import Trace
+
+        return Trace.of(self.record(x, state, lengths=lengths, resets=resets, threads=threads))
 
     def _check(self, x: Any, state: Any, lengths: Any, resets: Any) -> tuple[Any, ...]:
         """The input as it was given and as (T, B, I) to be read in place, whether it is one sequence, and the rest as the engine

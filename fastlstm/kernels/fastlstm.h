@@ -256,6 +256,11 @@ int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, c
                  const char *c_0, fl_dropout dropout);
 void fl_free_tape(fl_tape *tape);
 
+/* One direction of one layer, before backward: `what` is the number of a gate, or FL_C or FL_H.
+ *   to      OUT   [T][B][H], or [P] of FL_H; padding is left alone */
+enum { FL_C = FL_VECTORS, FL_H };
+void fl_read_tape(const fl_tape *tape, const fl_network *net, fl_index record, int what, char *to);
+
 /* ---- A call ------------------------------------------------------------------------------------------------------------------ */
 
 /* How a team divides a call: threads = directions x row_groups x unit_groups (all at least 1). */

@@ -108,6 +108,26 @@ int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, c
     return FL_OK;
 }
 
+void fl_read_tape(const fl_tape *tape, const fl_network *net, fl_index record, int what, char *to)
+{
+    const fl_index item = net->item, n = what == FL_H ? net->P : net->H, layer = record / net->D, side = record % net->D;
+
+    for (fl_index t = 0; t < tape->T; t++)
+        for (fl_index token = tape->first[t]; token < tape->first[t + 1]; token++) {
+            char *out = to + (t * tape->B + tape->order[token - tape->first[t]]) * n * item;
+            if (what == FL_H)
+                memcpy(out, tape->y + (layer * tape->tokens + token) * tape->y_pitch + side * n * item, (size_t)(n * item));
+            else if (what == FL_C)
+                memcpy(out, tape->c + (record * tape->tokens + token) * tape->c_pitch, (size_t)(n * item));
+            else
+                for (fl_index unit = 0; unit < n; unit += FL_UNITS)
+                    memcpy(out + unit * item,
+                           tape->gates + (record * tape->tokens + token) * tape->gates_pitch
+                               + (unit * FL_VECTORS + what * FL_UNITS) * item,
+                           (size_t)(fl_min(FL_UNITS, n - unit) * item));
+        }
+}
+
 /* Well mixed bits of x [S. Vigna's splitmix64, after D. Stafford's variant 13 of MurmurHash3's finalizer]. */
 static uint64_t mixed(uint64_t x)
 {
