@@ -164,43 +164,338 @@ static void check_cell(const fl_kernels *k, fl_index n)
     free(xW), free(hR), free(bias), free(c), free(h), free(c_before);
 }
 
+/* ---- Variants of the cell ---------------------------------------------------------------------------------------------------------- */
+
+/* Every function in every place, and each of the other differences with some of them. The parameters are exact in float32. */
+enum { VARIANTS = 3 * FL_ACTIVATIONS };
+
+static fl_variant variant_of(int i)
+{
+    static const double parameters[FL_ACTIVATIONS][2] = {[FL_HARD_SIGMOID] = {0.25, 0.5}, [FL_ELU] = {0.75, 0},
+                                                         [FL_LEAKY_RELU] = {0.125, 0},    [FL_THRESHOLDED_RELU] = {0.25, 0},
+                                                         [FL_SCALED_TANH] = {0.75, 1.25}, [FL_AFFINE] = {0.5, 0.25}};
+    fl_activation places[3];
+
+    for (int place = 0; place < 3; place++) {
+        const int kind = (i + place * (2 + i / FL_ACTIVATIONS)) % FL_ACTIVATIONS;
+        places[place] = (fl_activation){kind, parameters[kind][0], parameters[kind][1]};
+    }
+    return (fl_variant){
+        .gate = places[0],
+        .candidate = places[1],
+        .hidden = places[2],
+        .coupled = i % 3,
+        .gate_clip = i % 4 == 1 ? 0.5 : INFINITY,
+        .cell_clip = i % 5 == 1 ? 0.75 : INFINITY,
+        .proj_clip = i % 2 ? 0.25 : INFINITY,
+    };
+}
+
+/* A function's value or slope and what its rounding is relative to. */
+typedef struct {
+    double value, size;
+} number;
+
+static number exactly(double value) { return (number){value, fabs(value)}; }
+
+static number function(const fl_activation *f, double x)
+{
+    const double a = f->alpha, b = f->beta, sum = a * x + b;
+
+    switch (f->kind) {
+    case FL_SIGMOID:
+        return exactly(sigmoid(x));
+    case FL_TANH:
+        return exactly(tanh(x));
+    case FL_RELU:
+        return exactly(x < 0 ? 0 : x);
+    case FL_HARD_SIGMOID:
+        return (number){sum < 0 ? 0 : sum > 1 ? 1 : sum, 1};
+    case FL_SOFTSIGN:
+        return exactly(x / (1 + fabs(x)));
+    case FL_SOFTPLUS:
+        return exactly((x < 0 ? 0 : x) + log1p(exp(-fabs(x))));
+    case FL_ELU:
+        return exactly(x < 0 ? a * expm1(x) : x);
+    case FL_LEAKY_RELU:
+        return exactly(x < 0 ? a * x : x);
+    case FL_THRESHOLDED_RELU:
+        return exactly(x < a ? 0 : x);
+    case FL_SCALED_TANH:
+        return exactly(a * tanh(b * x));
+    case FL_AFFINE:
+        return (number){sum, fabs(a * x) + fabs(b)};
+    default:
+        return exactly(x);
+    }
+}
+
+static double slope(const fl_activation *f, double x)
+{
+    const double a = f->alpha, b = f->beta, sum = a * x + b, e = exp(-fabs(x));
+
+    switch (f->kind) {
+    case FL_SIGMOID:
+        return e / ((1 + e) * (1 + e));
+    case FL_TANH:
+        return 4 * e * e / ((1 + e * e) * (1 + e * e));
+    case FL_RELU:
+        return x <= 0 ? 0 : 1;
+    case FL_HARD_SIGMOID:
+        return sum <= 0 || sum >= 1 ? 0 : a;
+    case FL_SOFTSIGN:
+        return 1 / ((1 + fabs(x)) * (1 + fabs(x)));
+    case FL_SOFTPLUS:
+        return sigmoid(x);
+    case FL_ELU:
+        return x <= 0 ? a * e : 1;
+    case FL_LEAKY_RELU:
+        return x <= 0 ? a : 1;
+    case FL_THRESHOLDED_RELU:
+        return x <= a ? 0 : 1;
+    case FL_SCALED_TANH:
+        return a * b / (cosh(b * x) * cosh(b * x));
+    case FL_AFFINE:
+        return a;
+    default:
+        return 1;
+    }
+}
+
+static double clamp(double x, double bound) { return x > bound ? bound : x < -bound ? -bound : x; }
+
+/* Whether `value` is `expected` but for a handful of roundings of numbers of that size. */
+static int near(double value, double expected, double size, fl_index item)
+{
+    if (isnan(expected) || isinf(expected))
+        return isnan(expected) ? isnan(value) : value == expected;
+    return fabs(value - expected) <= (item == 4 ? 2e-6 : 1e-14) * size + (item == 4 ? 4e-37 : 1e-300);
+}
+
+/* What one lane of a cell does, forward and backward, from its pre-activations without peepholes of c. */
+typedef struct {
+    number c, h, dz[FL_VECTORS], dc;
+    double z[FL_VECTORS];
+} lane;
+
+static lane cell_by_hand(const fl_variant *v, const double *peephole, const double *sums, double c_prev, double c_is, double dh,
+                         double dc, fl_index item, int fused)
+{
+    const fl_activation *functions[] = {&v->gate, &v->gate, &v->candidate, &v->gate};
+    lane it;
+    number y[FL_VECTORS];
+    double d[FL_VECTORS];
+
+    for (int g = 0; g < FL_VECTORS; g++) {
+        const int factor = g == 3 ? 2 : g;
+        it.z[g] = sums[g];
+        if (peephole && g != 2)
+            it.z[g] = multiply_add(peephole[factor], g == 3 ? c_is : c_prev, sums[g], item, fused);
+        y[g] = function(functions[g], clamp(it.z[g], v->gate_clip));
+        d[g] = fabs(it.z[g]) > v->gate_clip ? 0 : slope(functions[g], it.z[g]);
+    }
+    const number i = y[0], f = y[1];
+    if (v->coupled == FL_FORGET)
+        y[1] = (number){1 - i.value, 1 + i.size}, d[1] = 0;
+    if (v->coupled == FL_INPUT)
+        y[0] = (number){1 - f.value, 1 + f.size}, d[0] = 0;
+    const double raw = y[1].value * c_prev + y[0].value * y[2].value;
+    const number s = function(&v->hidden, c_is);
+    it.c = (number){clamp(raw, v->cell_clip), y[1].size * fabs(c_prev) + y[0].size * y[2].size};
+    it.h = (number){y[3].value * s.value, y[3].size * s.size};
+
+    it.dz[3] = (number){dh * s.value * d[3], fabs(dh) * s.size * fabs(d[3])};
+    const double p_o = peephole ? peephole[2] : 0, hidden = slope(&v->hidden, c_is), passes = fabs(raw) > v->cell_clip ? 0 : 1;
+    const number dc_t = {(dc + dh * y[3].value * hidden + (peephole ? p_o * it.dz[3].value : 0)) * passes,
+                         fabs(dc) + fabs(dh) * y[3].size * fabs(hidden) + (peephole ? fabs(p_o) * it.dz[3].size : 0)};
+    const number by_i = {y[2].value - (v->coupled == FL_FORGET ? c_prev : 0),
+                         y[2].size + (v->coupled == FL_FORGET ? fabs(c_prev) : 0)};
+    const number by_f = {c_prev - (v->coupled == FL_INPUT ? y[2].value : 0),
+                         fabs(c_prev) + (v->coupled == FL_INPUT ? y[2].size : 0)};
+    it.dz[0] = (number){dc_t.value * by_i.value * d[0], dc_t.size * by_i.size * fabs(d[0])};
+    it.dz[1] = (number){dc_t.value * by_f.value * d[1], dc_t.size * by_f.size * fabs(d[1])};
+    it.dz[2] = (number){dc_t.value * y[0].value * d[2], dc_t.size * y[0].size * fabs(d[2])};
+    it.dc = (number){dc_t.value * y[1].value, dc_t.size * y[1].size};
+    for (int g = 0; peephole && g < 2; g++) {
+        it.dc.value += peephole[g] * it.dz[g].value;
+        it.dc.size += fabs(peephole[g]) * it.dz[g].size;
+    }
+    return it;
+}
+
+/* Forward, then backward from what it recorded. */
+static void check_variant(const fl_kernels *k, int number_of_variant, fl_index n, int fused)
+{
+    static const double special[] = {0, -0.0, 1e-30, -1e-6, 0.3, -9, 20, -30, 80, -87, 88.6, -200, 800, INFINITY, -INFINITY, NAN};
+    enum { SPECIAL = sizeof special / sizeof *special, UNITS = FL_VECTORS * FL_UNITS };
+    const fl_variant variant = variant_of(number_of_variant);
+    const fl_index item = k->item, V = k->V, c_pitch = V + 16, h_pitch = 2 * V, panel = FL_VECTORS * V;
+    void *xW = numbers(item, n * panel, 1), *hR = numbers(item, n * panel, 1), *bias = numbers(item, panel, 1);
+    void *c = numbers(item, n * c_pitch, 1), *h = numbers(item, n * h_pitch, 1), *peepholes = numbers(item, 3 * V, 1);
+    void *dh = numbers(item, n * h_pitch, 1), *dy = numbers(item, n * h_pitch, 1), *dc = numbers(item, n * c_pitch, 1);
+    void *z = numbers(item, n * UNITS, 1), *sums = aligned(n * panel * item), *m = numbers(item, n * c_pitch, 1);
+    const void **c_rows = calloc((size_t)n, sizeof *c_rows);
+    const int with_peepholes = number_of_variant % 2;
+
+    for (fl_index row = 1; row < n; row++) /* row 0 stays ordinary */
+        for (fl_index v = 0; v < V; v++) {
+            const fl_index gate = (row + v) % 5, at = gate == 4 ? row * c_pitch + v : (row * FL_VECTORS + gate) * V + v;
+            if (row % 3 != 2)
+                put(gate == 4 ? c : row % 2 ? xW : hR, item, at, special[(row * 7 + v * 3) % SPECIAL]);
+        }
+    for (fl_index at = 0; at < n * panel; at++)
+        put(sums, item, at, add(add(get(xW, item, at), get(hR, item, at), item), get(bias, item, at % panel), item));
+    void *c_before = aligned(n * c_pitch * item), *dc_before = aligned(n * c_pitch * item);
+    memcpy(c_before, c, (size_t)(n * c_pitch * item));
+    memcpy(dc_before, dc, (size_t)(n * c_pitch * item));
+    for (fl_index row = 0; row < n; row++)
+        c_rows[row] = (char *)c_before + row * c_pitch * item;
+
+    k->variant_cell(&variant, with_peepholes ? peepholes : NULL, n, xW, hR, bias, c, c_pitch, h, h_pitch, z, UNITS);
+    const fl_cell_gradient cell = {dh, h_pitch, dy, h_pitch, z, UNITS, c_rows, 0, c, c_pitch, dc, c_pitch, m};
+    void *recorded = aligned(n * UNITS * item);
+    memcpy(recorded, z, (size_t)(n * UNITS * item));
+    k->variant_backward(&variant, with_peepholes ? peepholes : NULL, n, &cell);
+
+    for (fl_index row = 0; row < n; row++)
+        for (fl_index v = 0; v < V; v++) {
+            double peephole[3], pre[FL_VECTORS];
+            for (int g = 0; g < 3; g++)
+                peephole[g] = get(peepholes, item, g * V + v);
+            for (int g = 0; g < FL_VECTORS; g++)
+                pre[g] = get(sums, item, (row * FL_VECTORS + g) * V + v);
+            const double c_is = get(c, item, row * c_pitch + v), h_is = get(h, item, row * h_pitch + v);
+            const double dc_is = get(dc, item, row * c_pitch + v), m_is = get(m, item, row * c_pitch + v);
+            const lane it = cell_by_hand(&variant, with_peepholes ? peephole : NULL, pre, get(c_before, item, row * c_pitch + v),
+                                         c_is, add(get(dh, item, row * h_pitch + v), get(dy, item, row * h_pitch + v), item),
+                                         get(dc_before, item, row * c_pitch + v), item, fused);
+            EXPECT(near(c_is, it.c.value, it.c.size, item), "variant %d: c is %.9g, not %.9g", number_of_variant, c_is,
+                   it.c.value);
+            EXPECT(near(h_is, it.h.value, it.h.size, item), "variant %d: h is %.9g, not %.9g", number_of_variant, h_is,
+                   it.h.value);
+            EXPECT(near(m_is, it.h.value, it.h.size, item), "variant %d: m is %.9g, not %.9g", number_of_variant, m_is,
+                   it.h.value);
+            EXPECT(near(dc_is, it.dc.value, it.dc.size, item), "variant %d: dc is %.9g, not %.9g", number_of_variant, dc_is,
+                   it.dc.value);
+            for (int g = 0; g < FL_VECTORS; g++) {
+                const double z_is = get(recorded, item, row * UNITS + g * FL_UNITS + v);
+                const double dz_is = get(z, item, row * UNITS + g * FL_UNITS + v);
+                EXPECT(isnan(it.z[g]) ? isnan(z_is) : z_is == it.z[g], "variant %d: z %d is %.9g, not %.9g", number_of_variant, g,
+                       z_is, it.z[g]);
+                EXPECT(near(dz_is, it.dz[g].value, it.dz[g].size, item), "variant %d: dz %d is %.9g, not %.9g at z %g",
+                       number_of_variant, g, dz_is, it.dz[g].value, it.z[g]);
+            }
+        }
+    free(xW), free(hR), free(bias), free(c), free(h), free(peepholes), free(dh), free(dy), free(dc), free(z), free(sums), free(m);
+    free(c_before), free(dc_before), free(recorded), free(c_rows);
+}
+
 /* ---- Whole calls ----------------------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     fl_index T, B, I, H, L, D, P;
     int lengths, resets, threads;
+    int kind; /* 0: PyTorch's cell; else variant_of(kind - 1), most with peepholes, some with only their own initial state */
+    int reverse;
 } shape;
 
 typedef struct {
-    fl_call *call;
+    fl_call *forward;
+    fl_backward_call *backward; /* NULL: forward */
     int thread;
 } member;
 
 static void *join(void *argument)
 {
     const member *m = argument;
-    fl_forward(m->call, m->thread);
+    if (m->backward)
+        fl_backward(m->backward, m->thread);
+    else
+        fl_forward(m->forward, m->thread);
     return NULL;
 }
 
-static void run_team(fl_call *call)
+static void run_team(fl_call *forward, fl_backward_call *backward, int threads)
 {
     pthread_t workers[64];
     member members[64];
 
-    for (int thread = 0; thread < call->plan.threads; thread++)
-        members[thread] = (member){call, thread};
-    for (int thread = 1; thread < call->plan.threads; thread++)
+    for (int thread = 0; thread < 64; thread++)
+        members[thread] = (member){forward, backward, thread};
+    for (int thread = 1; thread < threads; thread++)
         pthread_create(&workers[thread], NULL, join, &members[thread]);
     join(&members[0]);
-    for (int thread = 1; thread < call->plan.threads; thread++)
+    for (int thread = 1; thread < threads; thread++)
         pthread_join(workers[thread], NULL);
 }
 
-static uint64_t forward(const fl_kernels *k, const shape *s, fl_plan plan)
+/* Gradients of a recorded call, for gradients of its results that are drawn here. Uses the tape up. */
+static uint64_t backward(uint64_t h, const fl_call *call, fl_tape *tape, const fl_layer_weights *weights, fl_plan plan)
+{
+    const fl_network *net = call->net;
+    const fl_index T = call->T, B = call->B, P = net->P, item = net->item, states = net->L * net->D;
+    fl_layer_gradients *d_weights = calloc((size_t)states, sizeof *d_weights);
+    void *d_output = numbers(item, T * B * net->D * P, 1), *d_h_n = numbers(item, states * B * P, 1);
+    void *d_c_n = numbers(item, states * B * net->H, 1), *d_x = calloc((size_t)(T * B * net->I + 1), (size_t)item);
+    void *d_h_0 = calloc((size_t)(states * B * P + 1), (size_t)item),
+         *d_c_0 = calloc((size_t)(states * B * net->H + 1), (size_t)item);
+    fl_transposed transposed = {0};
+
+    EXPECT(fl_transpose(net, weights, &transposed) == FL_OK, "fl_transpose");
+    for (fl_index i = 0; i < states; i++) {
+        const fl_index sizes[] = {4 * net->H * net->layers[i].I, 4 * net->H * P, 4 * net->H, P * net->H, 3 * net->H, P, net->H};
+        char **parts[] = {&d_weights[i].weight_ih,       &d_weights[i].weight_hh, &d_weights[i].bias, &d_weights[i].weight_hr,
+                          &d_weights[i].weight_peephole, &d_weights[i].h_0,       &d_weights[i].c_0};
+        for (int part = 0; part < 7; part++)
+            *parts[part] = calloc((size_t)sizes[part], (size_t)item);
+    }
+    fl_backward_call back = {
+        .net = net,
+        .transposed = &transposed,
+        .tape = tape,
+        .d_output = {d_output, {call->output.strides[0], call->output.strides[1], item}},
+        .d_h_n = d_h_n,
+        .d_c_n = d_c_n,
+        .resets = call->resets,
+        .resets_strides = {call->resets_strides[0], call->resets_strides[1]},
+        .d_x = {d_x, {call->x.strides[0], call->x.strides[1], item}},
+        .d_h_0 = d_h_0,
+        .d_c_0 = d_c_0,
+        .d_weights = d_weights,
+        .plan = plan,
+    };
+    EXPECT(fl_prepare_backward(&back) == FL_OK, "fl_prepare_backward");
+    run_team(NULL, &back, plan.threads);
+    fl_release_backward(&back);
+    h = hash(hash(hash(h, d_x, T * B * net->I * item), d_h_0, states * B * P * item), d_c_0, states * B * net->H * item);
+    for (fl_index i = 0; i < states; i++) {
+        const fl_index sizes[] = {4 * net->H * net->layers[i].I, 4 * net->H * P, 4 * net->H, P * net->H, 3 * net->H, P, net->H};
+        char *parts[] = {d_weights[i].weight_ih,       d_weights[i].weight_hh, d_weights[i].bias, d_weights[i].weight_hr,
+                         d_weights[i].weight_peephole, d_weights[i].h_0,       d_weights[i].c_0};
+        for (int part = 0; part < 7; part++) {
+            h = hash(h, parts[part], sizes[part] * item);
+            free(parts[part]);
+        }
+    }
+    fl_free_transposed(&transposed);
+    free(d_weights), free(d_output), free(d_h_n), free(d_c_n), free(d_x), free(d_h_0), free(d_c_0);
+    return h;
+}
+
+/* A recorded call and its gradients: a hash of all they give. */
+static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_plan plan)
 {
     const fl_index item = k->item, P = s->P ? s->P : s->H, states = s->L * s->D;
-    fl_network net = {.kernels = k, .I = s->I, .H = s->H, .P = P, .L = s->L, .D = s->D, .has_projection = s->P > 0, .item = item};
+    fl_network net = {.kernels = k,
+                      .I = s->I,
+                      .H = s->H,
+                      .P = P,
+                      .L = s->L,
+                      .D = s->D,
+                      .has_projection = s->P > 0,
+                      .reverse = s->reverse,
+                      .item = item};
+    const fl_variant variant = variant_of(s->kind ? s->kind - 1 : 0);
     fl_layer_weights *weights = calloc((size_t)states, sizeof *weights);
     void *h_n = numbers(item, states * s->B * P, 1), *c_n = numbers(item, states * s->B * s->H, 1);
     void *output = numbers(item, s->T * s->B * s->D * P, 1);
@@ -220,6 +515,10 @@ static uint64_t forward(const fl_kernels *k, const shape *s, fl_plan plan)
             .bias_ih = numbers(item, 4 * s->H, scale),
             .bias_hh = numbers(item, 4 * s->H, scale),
             .weight_hr = s->P ? numbers(item, s->P * s->H, scale) : NULL,
+            .variant = s->kind ? &variant : NULL,
+            .weight_peephole = s->kind % 5 ? numbers(item, 3 * s->H, 1) : NULL,
+            .h_0 = s->kind ? numbers(item, P, 1) : NULL,
+            .c_0 = s->kind ? numbers(item, s->H, 1) : NULL,
         };
     void *x = numbers(item, s->T * s->B * s->I, 1), *h_0 = numbers(item, states * s->B * P, 1);
     void *c_0 = numbers(item, states * s->B * s->H, 1);
@@ -235,8 +534,8 @@ static uint64_t forward(const fl_kernels *k, const shape *s, fl_plan plan)
         .B = s->B,
         .x = {x, {s->B * s->I * item, s->I * item, item}},
         .output = {output, {s->B * s->D * P * item, s->D * P * item, item}},
-        .h_0 = h_0,
-        .c_0 = c_0,
+        .h_0 = s->kind == 0 || s->kind % 3 ? h_0 : NULL,
+        .c_0 = s->kind == 0 || s->kind % 3 ? c_0 : NULL,
         .h_n = h_n,
         .c_n = c_n,
         .lengths = s->lengths ? lengths : NULL,
@@ -244,17 +543,27 @@ static uint64_t forward(const fl_kernels *k, const shape *s, fl_plan plan)
         .resets_strides = {s->B, 1},
     };
     call.plan = plan.threads ? plan : fl_make_plan(&net, s->T, s->B, s->threads);
+    fl_tape tape;
+    EXPECT(fl_make_tape(&tape, &net, s->T, s->B, call.lengths, call.h_0, call.c_0) == FL_OK, "fl_make_tape");
     EXPECT(fl_prepare(&call) == FL_OK, "fl_prepare");
-    run_team(&call);
+    run_team(&call, NULL, call.plan.threads);
     fl_release(&call);
+    const uint64_t silent = hash(h, output, s->T * s->B * s->D * P * item);
+    call.tape = &tape;
+    EXPECT(fl_prepare(&call) == FL_OK, "fl_prepare");
+    run_team(&call, NULL, call.plan.threads);
+    fl_release(&call);
+    EXPECT(hash(h, output, s->T * s->B * s->D * P * item) == silent, "recording changes the output");
 
     h = hash(h, output, s->T * s->B * s->D * P * item);
     h = hash(h, h_n, states * s->B * P * item);
     h = hash(h, c_n, states * s->B * s->H * item);
+    h = backward(h, &call, &tape, weights, plan.threads ? plan : fl_make_backward_plan(&net, s->T, s->B, s->threads));
+    fl_free_tape(&tape);
     for (fl_index i = 0; i < states; i++) {
-        const void *tensors[] = {weights[i].weight_ih, weights[i].weight_hh, weights[i].bias_ih, weights[i].bias_hh,
-                                 weights[i].weight_hr};
-        for (int k = 0; k < 5; k++)
+        const void *tensors[] = {weights[i].weight_ih, weights[i].weight_hh,       weights[i].bias_ih, weights[i].bias_hh,
+                                 weights[i].weight_hr, weights[i].weight_peephole, weights[i].h_0,     weights[i].c_0};
+        for (int k = 0; k < 8; k++)
             free((void *)tensors[k]);
     }
     fl_unpack(&net);
@@ -268,9 +577,9 @@ static uint64_t all_divisions(const fl_kernels *k, const shape *s)
     const fl_plan one = {
         .threads = 1, .directions = 1, .row_groups = 1, .unit_groups = 1, .chunk = 0, .stride = s->T, .blocks_at_once = 1};
     const fl_plan planned = {0};
-    const uint64_t expected = forward(k, s, one);
+    const uint64_t expected = forward_and_backward(k, s, one);
 
-    EXPECT(forward(k, s, planned) == expected, "the planned division differs");
+    EXPECT(forward_and_backward(k, s, planned) == expected, "the planned division differs");
     for (int directions = 1; directions <= s->D; directions++)
         for (int row_groups = 1; row_groups <= 3; row_groups++)
             for (int unit_groups = 1; unit_groups <= 3; unit_groups++)
@@ -284,7 +593,7 @@ static uint64_t all_divisions(const fl_kernels *k, const shape *s)
                                           fl_max(stride, 1),
                                           1 + (int)(chunk / 2) % 2,
                                           chunk == 2 ? 1 : 1000000000}; /* 1: teams of two part */
-                    const uint64_t found = forward(k, s, plan);
+                    const uint64_t found = forward_and_backward(k, s, plan);
                     EXPECT(found == expected, "directions %d, row groups %d, unit groups %d, chunk %td differ", directions,
                            row_groups, unit_groups, chunk);
                 }
@@ -294,13 +603,17 @@ static uint64_t all_divisions(const fl_kernels *k, const shape *s)
 int main(int argc, char **argv)
 {
     static const shape shapes[] = {
-        {1, 1, 1, 1, 1, 1, 0, 0, 0, 2},     /* the smallest */
-        {3, 5, 7, 11, 2, 2, 0, 0, 0, 3},    /* no multiple of any vector */
-        {5, 7, 16, 32, 1, 1, 0, 1, 0, 2},   /* full vectors, ragged */
-        {9, 13, 5, 33, 3, 1, 0, 1, 1, 4},   /* one unit past two AVX-512 vectors; three layers handed on in strides */
-        {6, 6, 9, 20, 2, 2, 7, 1, 1, 4},    /* projection */
-        {4, 2, 300, 70, 1, 1, 65, 0, 1, 2}, /* K beyond one panel; projection of more than one AVX-512 block */
-        {2, 30, 300, 17, 1, 2, 0, 1, 0, 2}, /* several tiles of rows in one panel */
+        {1, 1, 1, 1, 1, 1, 0, 0, 0, 2, 0, 0},     /* the smallest */
+        {3, 5, 7, 11, 2, 2, 0, 0, 0, 3, 0, 0},    /* no multiple of any vector */
+        {5, 7, 16, 32, 1, 1, 0, 1, 0, 2, 0, 0},   /* full vectors, ragged */
+        {9, 13, 5, 33, 3, 1, 0, 1, 1, 4, 0, 0},   /* one unit past two AVX-512 vectors; three layers handed on in strides */
+        {6, 6, 9, 20, 2, 2, 7, 1, 1, 4, 0, 0},    /* projection */
+        {4, 2, 300, 70, 1, 1, 65, 0, 1, 2, 0, 0}, /* K beyond one panel; projection of more than one AVX-512 block */
+        {2, 30, 300, 17, 1, 2, 0, 1, 0, 2, 0, 0}, /* several tiles of rows in one panel */
+        {5, 7, 6, 33, 2, 2, 9, 1, 1, 4, 22, 0},   /* a variant: every clip, peepholes, a projection */
+        {7, 3, 6, 18, 3, 1, 0, 1, 1, 3, 12, 1},   /* i = 1 - f, peepholes, its own initial state, reverse */
+        {5, 9, 6, 20, 1, 2, 0, 0, 1, 2, 2, 0},    /* f = 1 - i, peepholes, clips */
+        {6, 5, 6, 35, 1, 1, 11, 1, 0, 2, 30, 1},  /* coupled, clipped, projected, without peepholes, reverse */
     };
     const fl_isa *isa = fl_isas();
 
@@ -323,6 +636,8 @@ int main(int argc, char **argv)
         }
         for (fl_index n = 1; n < 60; n += 7)
             check_cell(k, n);
+        for (int i = 0; i < VARIANTS; i++)
+            check_variant(k, i, 1 + i % 20, fused);
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
             const shape *s = &shapes[i];
             printf("%s t%tdb%tdi%tdh%tdl%tdd%tdp%td: %016llx\n", type ? "f64" : "f32", s->T, s->B, s->I, s->H, s->L, s->D, s->P,
