@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from fastlstm.loaders.source import SourceFile
     from fastlstm.lstm import LSTM
 
-__all__ = ["LSTMInfo", "from_torch", "load", "scan"]
+__all__ = ["LSTMInfo", "from_onnx", "from_torch", "load", "scan"]
 
 
 # Modules of this package, asked in this order
-FORMATS = ("safetensors_file", "torch_file")
+FORMATS = ("safetensors_file", "torch_file", "onnx_file")
 
 
 class Format(Protocol):
@@ -41,7 +41,7 @@ def scan(path: str | os.PathLike[str]) -> list[LSTMInfo]:
     Parameters
     ----------
     path : str or os.PathLike
-        A ``.pt``/``.pth`` file of ``torch.save`` or a safetensors file; the content decides, not the suffix.
+        A ``.pt``/``.pth`` file of ``torch.save``, a safetensors file or an ONNX model; the content decides, not the suffix.
 
     Returns
     -------
@@ -54,6 +54,8 @@ def scan(path: str | os.PathLike[str]) -> list[LSTMInfo]:
         If the file cannot be read, or holds an LSTM that cannot be loaded exactly; the message names the tensor.
     OSError
         If the system refuses.
+    ImportError
+        If it is an ONNX model and the onnx package is missing.
     """
     from fastlstm.loaders.source import opened
 
@@ -69,10 +71,11 @@ def load(
     Parameters
     ----------
     path : str or os.PathLike
-        A ``.pt``/``.pth`` file of ``torch.save`` or a safetensors file; the content decides, not the suffix.
+        A ``.pt``/``.pth`` file of ``torch.save``, a safetensors file or an ONNX model; the content decides, not the suffix.
     name : str, optional
-        Which LSTM, as :func:`scan` names it: the prefix of its tensors without the trailing dot. Needed if there are several.
-        Prefixes ``module.`` (DataParallel) and ``_orig_mod.`` (torch.compile) may be left out.
+        Which LSTM, as :func:`scan` names it: the prefix of its tensors without the trailing dot, or the name of its node in an
+        ONNX model (of the first node, if the LSTM has several layers). Needed if there are several. Prefixes
+        ``module.`` (DataParallel) and ``_orig_mod.`` (torch.compile) may be left out.
     batch_first : bool, optional
         Whether inputs are ``(B, T, I)``; by default what the file says, else False.
     allow_nonfinite : bool
@@ -89,6 +92,8 @@ def load(
         loaded exactly. The message names the file and the tensor, what was expected and what was found. A ``ValueError``.
     OSError
         If the system refuses.
+    ImportError
+        If it is an ONNX model and the onnx package is missing.
     """
     weights, info = _read(path, name, allow_nonfinite)
     return _made(weights, info, batch_first)
@@ -121,7 +126,68 @@ def from_torch(module_or_state_dict: Any, name: str | None = None, *, batch_firs
     from fastlstm.loaders import torch_module
 
     found = torch_module.find(module_or_state_dict).choose(name)
-    return _made(_weights(found), found.info, batch_first)
+    return _made(_weights(found, allow_nonfinite=True), found.info, batch_first)
+
+
+def from_onnx(
+    model_or_path: Any,
+    name: str | None = None,
+    *,
+    batch_first: bool | None = None,
+    allow_nonfinite: bool = False,
+    external_data: bool = False,
+) -> LSTM:
+    """Take an LSTM from an ONNX model.
+
+    Its weights are initializers, constants, or what simple operators make of those; inside If, Loop and Scan too. Nodes that an
+    exporter wrote for one network of several layers are one LSTM, as are nodes with the same weights. Constant initial states
+    that are not zero become the LSTM's own; those computed from the model's inputs are yours to pass. Weights of
+    ``com.microsoft.DynamicQuantizeLSTM`` are dequantized to float32.
+
+    Parameters
+    ----------
+    model_or_path : onnx.ModelProto, str or os.PathLike
+    name : str, optional
+        Which LSTM: the name of its node, or of the first node if it has several layers, or of an output of that where it has no
+        name; the prefix of its weights, if PyTorch's exporter took the cell apart. Needed if there are several.
+    batch_first : bool, optional
+        By default what the node's ``layout`` says: False for 0, True for 1.
+    allow_nonfinite : bool
+        Accept NaN and infinity among the weights.
+    external_data : bool
+        Read weights that lie in other files, if those are in the folder of the model or below; links are not followed.
+
+    Returns
+    -------
+    LSTM
+        With a copy of the weights.
+
+    Raises
+    ------
+    FormatError
+        If it cannot be read, or holds no LSTM, or several and no name is given, or one that cannot be taken exactly. The message
+        names the node and the tensor. A ``ValueError``.
+    TypeError
+        If it is neither a model nor a path.
+    ImportError
+        If the onnx package is missing.
+
+    References
+    ----------
+    https://onnx.ai/onnx/operators/onnx__LSTM.html
+    """
+    from fastlstm.loaders import onnx_file
+    from fastlstm.loaders.source import opened
+
+    if not isinstance(model_or_path, (str, os.PathLike)):
+        found = onnx_file.find_live(model_or_path).choose(name)
+        return _made(_weights(found, allow_nonfinite), found.info, batch_first)
+    with opened(model_or_path) as file:
+        if not onnx_file.recognises(file):
+            raise FormatError("not an ONNX model; fastlstm.load reads other formats")
+        found = onnx_file.find(file, external_data).choose(name)
+        weights = _weights(found, allow_nonfinite)
+    return _made(weights, found.info, batch_first)
 
 
 def _contents(file: SourceFile) -> Contents:
@@ -139,20 +205,20 @@ def _read(path: str | os.PathLike[str], name: str | None, allow_nonfinite: bool)
 
     with opened(path) as file:
         found = _contents(file).choose(name)
-        weights = _weights(found)
-        if not allow_nonfinite:
-            _check_finite(weights, found.name)
-        return weights, found.info
+        return _weights(found, allow_nonfinite), found.info
 
 
-def _weights(found: Found) -> Weights:
+def _weights(found: Found, allow_nonfinite: bool) -> Weights:
     assert found.read is not None, "choose() returns what can be read"
     try:
-        return found.read()
+        weights = found.read()
     except FormatError:
         raise
     except ValueError as error:
         raise FormatError(f"{quoted(found.name)}: {error}") from error
+    if not allow_nonfinite:
+        _check_finite(weights, found.name)
+    return weights
 
 
 def _check_finite(weights: Weights, name: str) -> None:

@@ -76,10 +76,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Contents:
-    """All recurrent layers of one source, and in ``summary`` what else it is, for the message when there is none."""
+    """All recurrent layers of one source, and in ``summary`` what else it is, for the message when there is none.
+
+    ``parts`` are single layers of networks in ``found``, for who asks for one by its name.
+    """
 
     found: Sequence[Found]
     summary: str
+    parts: Sequence[Found] = ()
 
     def infos(self) -> list[LSTMInfo]:
         lstms = [item for item in self.found if item.is_lstm]
@@ -110,6 +114,7 @@ class Contents:
         else:
             matches = [item for item in self.found if item.name == name]
             matches = matches or [item for item in self.found if name in item.aliases]
+            matches = matches or [item for item in self.parts if item.name == name]
             if not matches:
                 raise FormatError(f"no LSTM is named {quoted(name)}; present: {names or 'none, ' + self.summary}")
             if len(matches) > 1:

@@ -25,7 +25,7 @@ from fastlstm.loaders.torch_names import Array, Group
 from fastlstm.loaders.torch_names import find as find_lstms
 from fastlstm.weights import MAX_SIZE, Weights
 
-__all__ = ["find", "recognises", "write_safetensors"]
+__all__ = ["METADATA_KEY", "batch_first", "find", "recognises", "write_safetensors"]
 
 MAX_HEADER = 16 << 20  # bytes: 150,000 tensors
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -57,7 +57,7 @@ def find(file: SourceFile) -> Contents:
         If it is broken, by our checks or those of the safetensors library.
     """
     header, data_start = _header(file)
-    batch_first = _batch_first(header.pop("__metadata__", {}))
+    recorded = batch_first(header.pop("__metadata__", {}))
     tensors = {name: _entry(name, value) for name, value in header.items()}
 
     def read(entries: Sequence[Entry]) -> list[Array]:
@@ -69,7 +69,7 @@ def find(file: SourceFile) -> Contents:
         return arrays
 
     group = Group((), tensors)
-    found = find_lstms([group], read, file.weights_limit, batch_first)
+    found = find_lstms([group], read, file.weights_limit, recorded)
     return nested.contents("a safetensors file", found, [group])
 
 
@@ -132,8 +132,8 @@ def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
 
 
-def _batch_first(metadata: Any) -> bool | None:
-    """What ``write_safetensors`` recorded, None in files of others."""
+def batch_first(metadata: Any) -> bool | None:
+    """What ``LSTM.save`` or ``LSTM.to_onnx`` recorded, None in files of others."""
     text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
     if text is None:
         return None

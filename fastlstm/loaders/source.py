@@ -12,7 +12,7 @@ from typing import BinaryIO
 from fastlstm.errors import FormatError
 from fastlstm.loaders.archive import Archive
 
-__all__ = ["SourceFile", "opened"]
+__all__ = ["WEIGHTS_CEILING", "SourceFile", "opened", "weights_limit"]
 
 HEAD = 4096  # bytes a format may look at to recognise its files
 
@@ -45,7 +45,7 @@ class SourceFile:
     @property
     def weights_limit(self) -> int:
         """Most bytes the weights of one LSTM may take, stored or expanded."""
-        return min(2 * self.size + WEIGHTS_FLOOR, WEIGHTS_CEILING)
+        return weights_limit(self.size)
 
     @property
     def objects_limit(self) -> int:
@@ -62,6 +62,11 @@ class SourceFile:
             If it is a broken one.
         """
         return Archive(self.stream, self.size) if self.head[:4] in (b"PK\x03\x04", b"PK\x05\x06") else None
+
+
+def weights_limit(size: int) -> int:
+    """The same for a file of that size, or what stands for one."""
+    return min(2 * size + WEIGHTS_FLOOR, WEIGHTS_CEILING)
 
 
 @contextmanager

@@ -1,0 +1,566 @@
+"""Constants of an ONNX graph: initializers, Constant nodes, and what a chain of simple operators makes of them.
+
+Exporters that fold no constants reorder gates with Slice and Concat and add the axis of directions with Unsqueeze. A chain is
+first described, by shapes and dtypes alone; its arrays are made when weights are read, after their sizes were added up.
+
+References
+----------
+https://onnx.ai/onnx/operators: each function here is the operator of its name, in all versions from operator set 7 on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastlstm.errors import FormatError
+from fastlstm.loaders.floats import STORED, to_floats
+from fastlstm.loaders.found import quoted
+from fastlstm.loaders.onnx_graph import Scope, attributes, label
+from fastlstm.loaders.source import WEIGHTS_CEILING
+from fastlstm.weights import MAX_SIZE
+
+__all__ = ["Call", "Constants", "ExternalData", "RunTime", "Value", "dequantized", "read"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+INTEGERS = {name: np.dtype(name) for name in ("int8", "uint8", "int32", "int64")}
+DTYPES = {**STORED, **INTEGERS}
+# TensorProto.DataType
+TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 16: "bfloat16"}
+# Where numbers are that are not in raw_data; what is missing here is in int32_data
+FIELDS = {"float32": "float_data", "float64": "double_data", "int64": "int64_data"}
+DATA = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+
+MAX_DEPTH = 64  # nodes in a chain
+MAX_RANK = 8
+MAX_NUMBERS = 64  # of a shape, of axes, of where slices begin
+SMALL = 256  # bytes: constants up to here are the same if their content is
+EXTERNAL = 1  # TensorProto.DataLocation
+
+
+class RunTime(FormatError):
+    """Not a constant: it depends on an input of the model."""
+
+
+class ExternalData(Protocol):
+    """Reads tensors that lie in other files."""
+
+    def size(self, tensor: Any, expected: int) -> int: ...
+    def read(self, tensor: Any, expected: int) -> bytes: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A constant whose elements nobody has read yet.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : str
+        A key of ``DTYPES``; the arrays have the type there, so bfloat16 is its bits.
+    compute : function (arrays of the inputs) -> array
+    inputs : tuple of Value
+    copies : bool
+        Whether ``compute`` takes memory; False for views.
+    depth : int
+        Length of the chain.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    compute: Callable[..., Array]
+    inputs: tuple[Value, ...] = ()
+    copies: bool = True
+    depth: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+def read(value: Value, limit: int) -> Array:
+    """Compute a value, every part of it once.
+
+    Raises
+    ------
+    FormatError
+        If that takes more than ``limit`` bytes; before anything is computed.
+    """
+    parts = {id(value): value}
+    waiting = [value]
+    while waiting:
+        for part in waiting.pop().inputs:
+            if id(part) not in parts:
+                parts[id(part)] = part
+                waiting.append(part)
+    size = value.nbytes + sum(part.nbytes for part in parts.values() if part.copies and part is not value)
+    if size > limit:
+        raise FormatError(f"takes {size} bytes to compute, more than {limit} for this file")
+    made: dict[int, Array] = {}
+
+    def compute(part: Value) -> Array:
+        if id(part) not in made:
+            made[id(part)] = part.compute(*map(compute, part.inputs))
+        return made[id(part)]
+
+    with np.errstate(all="ignore"):
+        return compute(value)
+
+
+class Constants:
+    """Finds the constants that names stand for.
+
+    Equal descriptions are one object: nodes that read the same weights, each through a chain of its own, have the same values.
+    """
+
+    def __init__(self, external: ExternalData | None = None) -> None:
+        self._external = external
+        self._known: dict[tuple[int, str], Value | FormatError] = {}
+        self._made: dict[Hashable, Value] = {}
+        self.used: set[str] = set()  # initializers asked for
+
+    def get(self, scope: Scope, name: str, depth: int = 0) -> Value:
+        """The constant of that name, seen from a scope.
+
+        Raises
+        ------
+        RunTime
+            If it depends on an input of the model.
+        FormatError
+            If it cannot be computed here; the message names the tensor or the node.
+        """
+        owner = scope.owner(name)
+        if owner is None:
+            raise FormatError(f"tensor {quoted(name)} is nowhere in the model")
+        key = id(owner), name
+        if key not in self._known:
+            if depth > MAX_DEPTH:
+                raise FormatError(f"tensor {quoted(name)} is behind more than {MAX_DEPTH} operators; {FOLD}")
+            try:
+                self._known[key] = self._find(owner, name, depth)
+            except FormatError as error:
+                self._known[key] = error
+        known = self._known[key]
+        if isinstance(known, FormatError):
+            raise type(known)(str(known))
+        return known
+
+    def _find(self, scope: Scope, name: str, depth: int) -> Value:
+        if name in scope.inputs:
+            raise RunTime(f"{quoted(name)} is an input of the model, not a constant")
+        if name in scope.sparse:
+            raise FormatError(f"tensor {quoted(name)} is sparse: export it as a dense one")
+        if name in scope.tensors:
+            self.used.add(name)
+            return self._tensor(scope.tensors[name], name, (id(scope), name))
+        node, output = scope.producers[name]
+        operator = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        try:
+            inputs = [self.get(scope, each, depth + 1) if each else None for each in node.input]
+        except RunTime as error:
+            raise RunTime(f"{quoted(name)} is computed at run time: {str(error)[:300]}") from None
+        try:
+            if operator is None:
+                raise FormatError(f"operator {quoted(node.op_type)} cannot be computed here; {FOLD}")
+            return operator(Call(self, node, name, output, inputs))
+        except FormatError as error:
+            raise FormatError(f"{quoted(node.op_type)} node {quoted(label(node))}: {error}") from None
+
+    def make(self, key: Hashable, value: Value) -> Value:
+        """The value with that description, this one if it is the first.
+
+        Raises
+        ------
+        FormatError
+            If no array could have that shape.
+        """
+        if len(value.shape) > MAX_RANK or max(value.shape, default=0) > MAX_SIZE or value.nbytes > WEIGHTS_CEILING:
+            raise FormatError(f"a tensor of shape {value.shape!s:.100} is larger than any weights")
+        if value.depth > MAX_DEPTH:
+            raise FormatError(f"more than {MAX_DEPTH} operators in a row; {FOLD}")
+        return self._made.setdefault(key, value)
+
+    def _tensor(self, tensor: Any, name: str, place: Hashable) -> Value:
+        """A TensorProto: its numbers must be exactly as many as its dimensions say."""
+        what = f"tensor {quoted(name)}"
+        dtype, shape = TYPES.get(tensor.data_type), tuple(tensor.dims)
+        if dtype is None:
+            raise FormatError(f"{what} has data type {tensor.data_type}; expected one of {', '.join(TYPES.values())}")
+        if any(not 0 <= size <= MAX_SIZE for size in shape):
+            raise FormatError(f"{what} has shape {shape!s:.100}: no dimension may be negative or exceed {MAX_SIZE}")
+        if tensor.HasField("segment"):
+            raise FormatError(f"{what} is only a segment of a tensor")
+        count = math.prod(shape)
+        size = count * DTYPES[dtype].itemsize
+        filled = [field for field in DATA if len(getattr(tensor, field))]
+        outside = tensor.data_location == EXTERNAL
+        if len(filled) + tensor.HasField("raw_data") + outside > 1:
+            raise FormatError(f"{what} holds its numbers twice")
+
+        compute: Callable[[], Array]
+        if outside:
+            external = self._external
+            if external is None:
+                raise FormatError(
+                    f"the numbers of {what} lie in another file: call fastlstm.from_onnx(path, external_data=True) to read "
+                    "files beside the model, or save it with onnx.save as one file"
+                )
+            found = external.size(tensor, size)
+
+            def compute() -> Array:
+                return np.frombuffer(external.read(tensor, size), DTYPES[dtype].newbyteorder("<")).reshape(shape)
+
+        elif filled:
+            field = FIELDS.get(dtype, "int32_data")
+            if filled != [field]:
+                raise FormatError(f"{what} must hold its numbers in raw_data or {field}, got {filled[0]}")
+            found = len(getattr(tensor, field)) * DTYPES[dtype].itemsize
+
+            def compute() -> Array:
+                return _listed(getattr(tensor, field), dtype, count, what).reshape(shape)
+
+        else:
+            found = len(tensor.raw_data)
+
+            def compute() -> Array:
+                return np.frombuffer(tensor.raw_data, DTYPES[dtype].newbyteorder("<")).reshape(shape)
+
+        if found != size:
+            raise FormatError(f"{what} of shape {shape!s:.100} and type {dtype} must have {size} bytes, got {found}")
+        value = Value(shape, dtype, compute)
+        small = size <= SMALL and not outside
+        return self.make(("tensor", dtype, shape, compute().tobytes() if small else place), value)
+
+
+FOLD = "export the model with constant folding, or fold them with onnxruntime or onnxsim"
+
+
+def _listed(numbers: Any, dtype: str, count: int, what: str) -> Array:
+    """Numbers of a repeated field; int32_data holds all that is narrow, floats as their bits."""
+    if dtype in FIELDS:
+        return np.fromiter(numbers, DTYPES[dtype], count)
+    wide = np.fromiter(numbers, np.int32, count)
+    bounds = np.iinfo(np.uint16 if dtype == "float16" else DTYPES[dtype])
+    if wide.size and not bounds.min <= wide.min() <= wide.max() <= bounds.max:
+        raise FormatError(f"{what} has numbers outside of {dtype}")
+    return wide.astype(np.uint16).view(np.float16) if dtype == "float16" else wide.astype(DTYPES[dtype])
+
+
+# ---- Operators -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Call:
+    """One node whose inputs are constants."""
+
+    constants: Constants
+    node: Any
+    name: str  # of the output asked for
+    output: int
+    inputs: Sequence[Value | None]
+
+    def attributes(self, **known: str) -> dict[str, Any]:
+        return attributes(self.node, known)
+
+    def input(self, index: int) -> Value:
+        value = self.inputs[index] if index < len(self.inputs) else None
+        if value is None:
+            raise FormatError(f"input {index} is missing")
+        return value
+
+    def numbers(self, index: int, attribute: list[int] | None = None) -> list[int] | None:
+        """Small integers from an attribute (older operator sets) or an input; None if neither is there."""
+        if attribute is not None:
+            return attribute
+        value = self.inputs[index] if index < len(self.inputs) else None
+        if value is None:
+            return None
+        if value.dtype not in ("int32", "int64") or len(value.shape) > 1 or math.prod(value.shape) > MAX_NUMBERS:
+            raise FormatError(f"input {index} must be a few integers, got {value.dtype} of shape {value.shape!s:.100}")
+        return [int(number) for number in read(value, SMALL * MAX_DEPTH * MAX_NUMBERS).reshape(-1)]
+
+    def make(
+        self,
+        shape: Iterable[int],
+        dtype: str,
+        compute: Callable[..., Array],
+        inputs: tuple[Value, ...],
+        *parameters: Hashable,
+        copies: bool = False,
+    ) -> Value:
+        key = (self.node.op_type, *parameters, dtype, *map(id, inputs))
+        depth = 1 + max(value.depth for value in inputs)
+        return self.constants.make(key, Value(tuple(shape), dtype, compute, inputs, copies, depth))
+
+
+def _axis(axis: int, rank: int) -> int:
+    if not -rank <= axis < rank:
+        raise FormatError(f"axis {axis} of a tensor with {rank} dimensions")
+    return axis % rank
+
+
+def _axes(axes: Iterable[int], rank: int) -> list[int]:
+    result = [_axis(axis, rank) for axis in axes]
+    if len(set(result)) < len(result):
+        raise FormatError(f"axes {result} name one twice")
+    return result
+
+
+def _constant(call: Call) -> Value:
+    given = call.attributes(value="t", value_float="f", value_floats="floats", value_int="i", value_ints="ints")
+    if len(given) != 1:
+        raise FormatError(f"one value expected, got {len(given)}")
+    ((kind, value),) = given.items()
+    if kind == "value":
+        return call.constants._tensor(value, call.name, (id(call.constants), call.name, id(call.node)))
+    array: Array = np.array(value, np.float32 if "float" in kind else np.int64)
+    return call.constants.make((kind, array.shape, array.tobytes()), Value(array.shape, array.dtype.name, lambda: array))
+
+
+def _identity(call: Call) -> Value:
+    call.attributes()
+    return call.input(0)
+
+
+def _cast(call: Call) -> Value:
+    x, number = call.input(0), call.attributes(to="i", saturate="i", round_mode="s").get("to")
+    dtype = TYPES.get(number) if number is not None else None
+    if dtype == x.dtype:
+        return x
+    if dtype not in ("float16", "float32", "float64", "int64") or (x.dtype in STORED and dtype in INTEGERS):
+        raise FormatError(f"a cast from {x.dtype} to {dtype or number} cannot be computed here; {FOLD}")
+    kind = DTYPES[dtype]
+
+    def compute(array: Array) -> Array:
+        return (to_floats(array, x.dtype) if x.dtype == "bfloat16" else array).astype(kind)
+
+    return call.make(x.shape, dtype, compute, (x,), copies=True)
+
+
+def _transpose(call: Call) -> Value:
+    x = call.input(0)
+    perm = call.attributes(perm="ints").get("perm", list(range(len(x.shape)))[::-1])
+    if sorted(perm) != list(range(len(x.shape))):
+        raise FormatError(f"perm {perm!s:.100} of a tensor with {len(x.shape)} dimensions")
+    return call.make((x.shape[axis] for axis in perm), x.dtype, lambda array: array.transpose(perm), (x,), tuple(perm))
+
+
+def _reshaped(call: Call, x: Value, shape: Iterable[int], copies: bool = False) -> Value:
+    """Axes of size 1 come and go without a copy."""
+    shape = tuple(shape)
+    return call.make(shape, x.dtype, lambda array: array.reshape(shape), (x,), shape, copies=copies)
+
+
+def _reshape(call: Call) -> Value:
+    x, shape = call.input(0), call.numbers(1)
+    keep_zeros = call.attributes(allowzero="i").get("allowzero", 0)
+    if shape is None or min(shape, default=0) < -1 or shape.count(-1) > 1:
+        raise FormatError(f"shape {shape!s:.100}: sizes expected, -1 at most once")
+    if not keep_zeros:
+        if any(size == 0 and axis >= len(x.shape) for axis, size in enumerate(shape)):
+            raise FormatError(f"shape {shape!s:.100} of a tensor with {len(x.shape)} dimensions")
+        shape = [size or x.shape[axis] for axis, size in enumerate(shape)]
+    count, known = math.prod(x.shape), math.prod(size for size in shape if size != -1)
+    if -1 in shape and known and count % known == 0:
+        shape[shape.index(-1)] = count // known
+    if -1 in shape or math.prod(shape) != count:
+        raise FormatError(f"shape {shape!s:.100} of a tensor of shape {x.shape!s:.100}")
+    return _reshaped(call, x, shape, copies=True)
+
+
+def _squeeze(call: Call) -> Value:
+    x = call.input(0)
+    axes = call.numbers(1, call.attributes(axes="ints").get("axes"))
+    if axes is None:
+        axes = [axis for axis, size in enumerate(x.shape) if size == 1]
+    gone = _axes(axes, len(x.shape))
+    if any(x.shape[axis] != 1 for axis in gone):
+        raise FormatError(f"axes {axes!s:.100} of a tensor of shape {x.shape!s:.100} are not all of size 1")
+    return _reshaped(call, x, (size for axis, size in enumerate(x.shape) if axis not in gone))
+
+
+def _unsqueeze(call: Call) -> Value:
+    x = call.input(0)
+    axes = call.numbers(1, call.attributes(axes="ints").get("axes"))
+    if axes is None:
+        raise FormatError("axes are missing")
+    rank = len(x.shape) + len(axes)
+    new, sizes = _axes(axes, rank), iter(x.shape)
+    return _reshaped(call, x, (1 if axis in new else next(sizes) for axis in range(rank)))
+
+
+def _slice(call: Call) -> Value:
+    x, given = call.input(0), call.attributes(starts="ints", ends="ints", axes="ints")
+    starts, ends = call.numbers(1, given.get("starts")), call.numbers(2, given.get("ends"))
+    axes, steps = call.numbers(3, given.get("axes")), call.numbers(4)
+    if starts is None or ends is None:
+        raise FormatError("starts or ends are missing")
+    axes = _axes(range(len(starts)) if axes is None else axes, len(x.shape))
+    steps = [1] * len(starts) if steps is None else steps
+    if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
+        raise FormatError("starts, ends, axes and steps must be equally many, and no step 0")
+    ranges = [range(size) for size in x.shape]
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        ranges[axis] = range(*slice(start, end, step).indices(x.shape[axis]))
+    return _part(call, x, ranges)
+
+
+def _part(call: Call, x: Value, ranges: Sequence[range]) -> Value:
+    """A view; a range that runs backwards to the front ends before 0, which as a slice is None."""
+    where = tuple(slice(r.start, r.stop if r.stop >= 0 else None, r.step) for r in ranges)
+    key = tuple((r.start, r.stop, r.step) for r in ranges)
+    return call.make(map(len, ranges), x.dtype, lambda array: array[where], (x,), key)
+
+
+def _split(call: Call) -> Value:
+    x, given = call.input(0), call.attributes(axis="i", split="ints", num_outputs="i")
+    axis = _axis(given.get("axis", 0), len(x.shape))
+    sizes, count = call.numbers(1, given.get("split")), len(call.node.output)
+    if sizes is None:  # equal parts; the last may be smaller
+        size = -(-x.shape[axis] // count)
+        sizes = [min(size, x.shape[axis] - start) for start in range(0, size * count, max(1, size))]
+    if len(sizes) != count or min(sizes) < 0 or sum(sizes) != x.shape[axis]:
+        raise FormatError(f"split {sizes!s:.100} of {x.shape[axis]} into {count} outputs")
+    start = sum(sizes[: call.output])
+    ranges = [range(size) for size in x.shape]
+    ranges[axis] = range(start, start + sizes[call.output])
+    return _part(call, x, ranges)
+
+
+def _concat(call: Call) -> Value:
+    parts = tuple(call.input(index) for index in range(len(call.inputs)))
+    axis = call.attributes(axis="i").get("axis")
+    if axis is None or not parts:
+        raise FormatError("axis or inputs are missing")
+    first = parts[0]
+    axis = _axis(axis, len(first.shape))
+    for part in parts:
+        rest = part.shape[:axis] + part.shape[axis + 1 :]
+        if (part.dtype, rest) != (first.dtype, first.shape[:axis] + first.shape[axis + 1 :]) or len(part.shape) <= axis:
+            raise FormatError(
+                f"{first.dtype} of shape {first.shape!s:.100} and {part.dtype} of {part.shape!s:.100} on axis {axis}"
+            )
+    shape = list(first.shape)
+    shape[axis] = sum(part.shape[axis] for part in parts)
+    return call.make(shape, first.dtype, lambda *arrays: np.concatenate(arrays, axis), parts, axis, copies=True)
+
+
+def _gather(call: Call) -> Value:
+    x, indices = call.input(0), call.input(1)
+    axis = _axis(call.attributes(axis="i").get("axis", 0), len(x.shape))
+    if indices.dtype not in ("int32", "int64"):
+        raise FormatError(f"indices must be integers, got {indices.dtype}")
+
+    def compute(array: Array, which: Array) -> Array:
+        try:
+            return np.take(array, which, axis)
+        except IndexError:
+            raise FormatError(f"an index of a Gather node is beyond {array.shape[axis]}") from None
+
+    shape = x.shape[:axis] + indices.shape + x.shape[axis + 1 :]
+    return call.make(shape, x.dtype, compute, (x, indices), axis, copies=True)
+
+
+def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    rank = max(len(a), len(b))
+    pairs = list(zip((1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b, strict=True))
+    if any(m != n and 1 not in (m, n) for m, n in pairs):
+        raise FormatError(f"shapes {a!s:.100} and {b!s:.100} do not go together")
+    return tuple(n if m == 1 else m for m, n in pairs)
+
+
+def _expand(call: Call) -> Value:
+    x, target = call.input(0), call.numbers(1)
+    call.attributes()
+    if target is None or min(target, default=0) < 0:
+        raise FormatError(f"shape {target!s:.100}: sizes expected")
+    shape = _broadcast(x.shape, tuple(target))
+    return call.make(shape, x.dtype, lambda array: np.broadcast_to(array, shape), (x,), shape)
+
+
+def _constant_of_shape(call: Call) -> Value:
+    shape, tensor = call.numbers(0), call.attributes(value="t").get("value")
+    if shape is None or min(shape, default=0) < 0:
+        raise FormatError(f"shape {shape!s:.100}: sizes expected")
+    sizes, zero = tuple(shape), np.zeros((), np.float32)
+    one = Value((), "float32", lambda: zero) if tensor is None else call.constants._tensor(tensor, call.name, id(call.node))
+    if math.prod(one.shape) != 1:
+        raise FormatError(f"one value expected, got shape {one.shape!s:.100}")
+    made = Value(sizes, one.dtype, lambda array: np.broadcast_to(array.reshape(()), sizes), (one,), copies=False, depth=1)
+    return call.constants.make((call.node.op_type, sizes, one.dtype, read(one, SMALL).tobytes()), made)
+
+
+def _arithmetic(function: Callable[[Array, Array], Array], dtypes: Iterable[str]) -> Callable[[Call], Value]:
+    allowed = frozenset(dtypes)
+
+    def operator(call: Call) -> Value:
+        call.attributes()
+        a, b = call.input(0), call.input(1)
+        if a.dtype != b.dtype or a.dtype not in allowed:
+            raise FormatError(f"{a.dtype} and {b.dtype} cannot be computed here; {FOLD}")
+        return call.make(_broadcast(a.shape, b.shape), a.dtype, function, (a, b), copies=True)
+
+    return operator
+
+
+def _dequantize_linear(call: Call) -> Value:
+    x, scale = call.input(0), call.input(1)
+    zero = call.inputs[2] if len(call.inputs) > 2 else None
+    given = call.attributes(axis="i", block_size="i", output_dtype="i")
+    if given.get("block_size") or given.get("output_dtype"):
+        raise FormatError(f"block_size and output_dtype are not understood; {FOLD}")
+    shape: tuple[int, ...] = ()
+    if scale.shape:
+        axis = _axis(given.get("axis", 1), len(x.shape))
+        shape = tuple(size if index == axis else 1 for index, size in enumerate(x.shape))
+    return dequantized(call.constants, x, scale, zero, shape)
+
+
+def dequantized(constants: Constants, x: Value, scale: Value, zero: Value | None, shape: tuple[int, ...]) -> Value:
+    """``(x - zero) * scale`` in float32, where scale and zero are spread out to ``shape`` to go with x."""
+    if x.dtype not in ("int8", "uint8") or scale.dtype != "float32" or (zero is not None and zero.dtype != x.dtype):
+        kinds = ", ".join(value.dtype for value in (x, scale, zero) if value is not None)
+        raise FormatError(f"8-bit integers, a float32 scale and a zero point like the integers expected, got {kinds}")
+    for what, value in (("scale", scale), ("zero point", zero)):
+        if value is not None and math.prod(value.shape) != math.prod(shape):
+            raise FormatError(f"the {what} must have {math.prod(shape)} values, got shape {value.shape!s:.100}")
+
+    def compute(numbers: Array, factor: Array, offset: Array | None = None) -> Array:
+        result: Array = numbers.astype(np.float32)  # exact, and so is the difference
+        if offset is not None:
+            result -= offset.reshape(shape).astype(np.float32)
+        result *= factor.reshape(shape)
+        return result
+
+    inputs = (x, scale) if zero is None else (x, scale, zero)
+    depth = 1 + max(value.depth for value in inputs)
+    return constants.make(("dequantized", shape, *map(id, inputs)), Value(x.shape, "float32", compute, inputs, True, depth))
+
+
+NUMBERS = ("float16", "float32", "float64", "int32", "int64")
+
+OPERATORS: dict[str, Callable[[Call], Value]] = {
+    "Add": _arithmetic(np.add, NUMBERS),
+    "Cast": _cast,
+    "Concat": _concat,
+    "Constant": _constant,
+    "ConstantOfShape": _constant_of_shape,
+    "DequantizeLinear": _dequantize_linear,
+    "Div": _arithmetic(np.divide, NUMBERS[:3]),
+    "Expand": _expand,
+    "Gather": _gather,
+    "Identity": _identity,
+    "Mul": _arithmetic(np.multiply, NUMBERS),
+    "Reshape": _reshape,
+    "Slice": _slice,
+    "Split": _split,
+    "Squeeze": _squeeze,
+    "Sub": _arithmetic(np.subtract, NUMBERS),
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+}

@@ -1,0 +1,295 @@
+"""ONNX models: the LSTM nodes in their graphs, and cells that PyTorch took apart, by the names of its parameters.
+
+The onnx package reads the protobuf message, after its parts were counted here: two bytes of a file may be an empty message, which
+takes a hundred times as much memory.
+
+References
+----------
+https://github.com/onnx/onnx/blob/main/onnx/onnx.proto and https://protobuf.dev/programming-guides/encoding.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from fastlstm.errors import FormatError
+from fastlstm.loaders import onnx_lstm, torch_names
+from fastlstm.loaders.floats import to_floats
+from fastlstm.loaders.found import Contents, Found, listing, quoted
+from fastlstm.loaders.onnx_constants import TYPES, Constants, read
+from fastlstm.loaders.onnx_external import Folder
+from fastlstm.loaders.onnx_graph import Scope, import_onnx, label, scopes
+from fastlstm.loaders.safetensors_file import METADATA_KEY, batch_first
+from fastlstm.loaders.source import SourceFile, weights_limit
+
+__all__ = ["find", "find_live", "recognises"]
+
+# ModelProto: the wire type of each of its fields. 7 is the graph.
+FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
+IR_VERSION, GRAPH = 1, 7
+MAX_SKIPPED = 1000  # fields before the graph
+
+# Bytes that one part takes, by measurement rounded up: a message of protobuf (35 to 200), and for a node also what is noted here
+# of it and of its names; a text of a list, as bytes there and as text here.
+MESSAGE, NODE, TEXT, NUMBER = 200, 900, 150, 16
+MAX_FIELDS = 4_000_000  # some seconds; the largest models published have a tenth
+WIRE_NUMBERS = {1: 8, 5: 4}  # wire types of fixed size
+
+
+def recognises(file: SourceFile) -> bool:
+    """Fields of a ModelProto one after the other, with an IR version and a graph among them."""
+    position, seen = 0, set()
+    for _ in range(MAX_SKIPPED):
+        head = file.read(position, min(20, file.size - position))
+        try:
+            tag, start = _varint(head, 0, len(head))
+            number, wire = tag >> 3, tag & 7
+            if FIELDS.get(number) != wire:
+                return False
+            length, start = _varint(head, start, len(head))
+        except FormatError:
+            return False
+        seen.add(number)
+        position += start + (length if wire == 2 else 0)
+        if {IR_VERSION, GRAPH} <= seen:
+            return True
+        if position >= file.size:
+            return position > file.size and IR_VERSION in seen  # cut off
+    return False
+
+
+def find(file: SourceFile, external_data: bool = False) -> Contents:
+    """List the LSTMs of the file.
+
+    Parameters
+    ----------
+    file : SourceFile
+    external_data : bool
+        Whether to read tensors from other files in its folder.
+
+    Raises
+    ------
+    FormatError
+        If it is broken, or a name in it has two meanings.
+    ImportError
+        If the onnx package is missing.
+    """
+    onnx = import_onnx()
+    data = file.read(0, file.size)
+    try:
+        _count(data, onnx.ModelProto.DESCRIPTOR, file.objects_limit)
+        model = onnx.ModelProto()
+        model.ParseFromString(data)
+    except Exception as error:  # DecodeError of protobuf, which has moved between its versions
+        if isinstance(error, MemoryError):
+            raise
+        raise FormatError(f"broken ONNX model: {str(error)[:200]}") from None
+    del data
+    return _contents(model, file.size, Folder(file.path) if external_data else None)
+
+
+def find_live(model: Any) -> Contents:
+    """List the LSTMs of an ``onnx.ModelProto``.
+
+    Raises
+    ------
+    TypeError
+        If it is something else.
+    """
+    onnx = import_onnx()
+    if not isinstance(model, onnx.ModelProto):
+        raise TypeError(f"an onnx.ModelProto or a path expected, got {type(model).__name__}")
+    return _contents(model, model.ByteSize())
+
+
+@cache
+def _fields(descriptor: Any) -> dict[int, Any]:
+    """Of each field of a message: (cost of one, table of its own fields), or the cost of a byte of its list."""
+    table: dict[int, Any] = {}
+    for number, field in descriptor.fields_by_number.items():
+        inner = field.message_type
+        if inner is not None:
+            table[number] = (NODE if inner.name == "NodeProto" else MESSAGE, inner)
+        elif field.type in (field.TYPE_STRING, field.TYPE_BYTES):
+            table[number] = TEXT
+        else:  # lists of floats take as much memory as in the file, integers up to 16 times as much
+            table[number] = 0 if field.type in (field.TYPE_FLOAT, field.TYPE_DOUBLE) else -NUMBER
+    return table
+
+
+def _count(data: bytes, descriptor: Any, limit: int) -> None:
+    """Refuse a message that would take more than ``limit`` bytes besides the texts and numbers in it, or is cut off."""
+    waiting = [(0, len(data), _fields(descriptor))]
+    size = count = 0
+    while waiting:
+        position, end, known = waiting.pop()
+        while position < end:
+            tag, position = _varint(data, position, end)
+            wire, kind = tag & 7, known.get(tag >> 3)
+            count += 1
+            size += NUMBER
+            if wire == 0:
+                _, position = _varint(data, position, end)
+            elif wire in WIRE_NUMBERS:
+                position += WIRE_NUMBERS[wire]
+            elif wire == 2:
+                length, position = _varint(data, position, end)
+                if isinstance(kind, tuple):
+                    size += kind[0]
+                    waiting.append((position, min(position + length, end), _fields(kind[1])))
+                elif kind is None:  # what is unknown is kept, in growing pieces
+                    size += 4 * length
+                else:
+                    size += kind if kind > 0 else -kind * length
+                position += length
+            else:
+                raise FormatError(f"wire type {wire} at byte {position}, which ONNX does not use")
+            if position > end:
+                raise FormatError(f"truncated: a field ends at byte {position}, what holds it at byte {end}")
+            if size > limit or count > MAX_FIELDS:
+                raise FormatError(f"it holds more parts than a model of {len(data)} bytes may")
+
+
+def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
+    """A number of 7 bits in each byte, and where it ends."""
+    value = shift = 0
+    while position < end and shift < 70:
+        byte = data[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+        shift += 7
+    raise FormatError(f"truncated: no end of the number before byte {position}")
+
+
+# ---- What is in a model --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Named:
+    """An initializer by its name, shape and torch's name of its dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass
+class Item:
+    """A recurrent layer found: layers of one network, or a ``problem``; and the node that names it."""
+
+    node: Any
+    path: str
+    layers: Sequence[onnx_lstm.Layer] = ()
+    problem: str = ""
+    is_lstm: bool = True
+    others: tuple[str, ...] = ()
+
+    def names(self) -> tuple[str, str, str]:
+        """The node's own name; with the path of its subgraph; and by its output, which is unique there."""
+        output = next((name for name in self.node.output if name), "")
+        return label(self.node), self.path + label(self.node), self.path + output
+
+
+def _contents(model: Any, size: int, folder: Folder | None = None) -> Contents:
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    constants = Constants(folder)
+    every = list(scopes(model.graph))
+    items = [_examine(node, scope, constants, opset) for scope in every for node in scope.graph.node if _kind(node)]
+    items += [_in_function(node, function) for function in model.functions for node in function.node if _kind(node)]
+
+    total = size + (folder.total if folder else 0)
+    limit, room = weights_limit(total), weights_limit(total) + total
+    layers = [layer for item in items for layer in item.layers]
+    chains = {id(chain[0]): chain for chain in onnx_lstm.chains(layers, constants)}
+    items = [
+        replace(item, layers=chains[id(item.layers[0])]) if item.layers else item
+        for item in items
+        if not item.layers or id(item.layers[0]) in chains
+    ]
+    recorded = batch_first({entry.key: entry.value for entry in model.metadata_props if entry.key == METADATA_KEY})
+    found = [
+        onnx_lstm.found(item.layers, name, aliases, limit, room, recorded)
+        if item.layers
+        else Found(name, problem=item.problem, is_lstm=item.is_lstm, aliases=aliases)
+        for item, name, aliases in _named(_merged(items))
+    ]
+    inner = [layer for chain in chains.values() for layer in chain[1:]]
+    parts = [onnx_lstm.found([layer], layer.name, (), limit, room, recorded) for layer in inner]
+
+    tensors = {
+        name: Named(name, tuple(tensor.dims), TYPES.get(tensor.data_type, "another type"))
+        for name, tensor in every[0].tensors.items()
+        if name not in constants.used and len(name) <= torch_names.MAX_NAME and name.count(".") <= torch_names.MAX_DEPTH
+    }
+
+    def reader(wanted: Sequence[Named]) -> list[torch_names.Array]:
+        return [to_floats(read(constants.get(every[0], tensor.name), room), tensor.dtype) for tensor in wanted]
+
+    found += torch_names.find([torch_names.Group((), tensors)], reader, limit)
+    kinds = Counter(node.op_type for scope in every for node in scope.graph.node)
+    operators = listing((kind for kind, _ in kinds.most_common()), 5)
+    return Contents(found, f"an ONNX model with {kinds.total()} nodes" + (f": {operators}" if kinds else ""), parts)
+
+
+def _kind(node: Any) -> str:
+    """What recurrent layer a node is, by its operator; empty for all else."""
+    standard = node.domain in ("", "ai.onnx")
+    if standard and node.op_type in ("GRU", "RNN"):
+        return "a GRU" if node.op_type == "GRU" else "a plain RNN"
+    if standard and node.op_type == "LSTM":
+        return "LSTM"
+    if node.domain == "com.microsoft" and node.op_type == "DynamicQuantizeLSTM":
+        return "LSTM"
+    return "of an unknown kind" if "LSTM" in node.op_type and not standard else ""
+
+
+def _examine(node: Any, scope: Scope, constants: Constants, opset: int) -> Item:
+    kind, name = _kind(node), quoted(label(node))
+    if kind == "of an unknown kind":
+        operator = quoted(f"{node.domain}.{node.op_type}")
+        return Item(node, scope.path, problem=f"{operator} node {name} is not understood: no LSTM of the ONNX standard")
+    if kind != "LSTM":
+        return Item(node, scope.path, problem=f"{name}: this is {kind}, not an LSTM", is_lstm=False)
+    try:
+        return Item(node, scope.path, [onnx_lstm.layer(node, scope, constants, opset)])
+    except FormatError as error:
+        return Item(node, scope.path, problem=str(error))
+
+
+def _in_function(node: Any, function: Any) -> Item:
+    where = f"{quoted(label(node))} is inside the function {quoted(function.name)} of the model"
+    problem = f"LSTM node {where}: inline it first with onnx.inliner.inline_local_functions"
+    return Item(node, f"{function.name}.", problem=problem, is_lstm="LSTM" in node.op_type)
+
+
+def _merged(items: Sequence[Item]) -> list[Item]:
+    """Nodes with the same weights, such as those in both branches of an If, are one network; the first one names it."""
+    result: list[Item] = []
+    known: dict[object, Item] = {}
+    for item in items:
+        first = known.setdefault(tuple(layer.identity for layer in item.layers), item) if item.layers else item
+        if first is item:
+            result.append(item)
+        else:
+            first.others += item.names()
+    return result
+
+
+def _named(items: Sequence[Item]) -> list[tuple[Item, str, tuple[str, ...]]]:
+    """Each with the first of its names that no other has, and with the other names."""
+    counts = [Counter(names) for names in zip(*(item.names() for item in items), strict=True)]
+    result = []
+    taken: set[str] = set()
+    for item in items:
+        names = item.names()
+        free = (name for name, count in zip(names, counts, strict=True) if count[name] == 1 and name not in taken)
+        name = next(free, f"{names[2]}#{len(taken)}")
+        taken.add(name)
+        result.append((item, name, tuple(sorted({*names, *item.others} - {name}))))
+    return result

@@ -1,0 +1,143 @@
+"""The graphs of an ONNX model: what a name stands for, in which scope, and the attributes of a node."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from fastlstm.errors import FormatError
+from fastlstm.loaders.found import quoted
+
+__all__ = ["Scope", "attributes", "import_onnx", "label", "scopes"]
+
+# AttributeProto: the field that holds a value, and the number of its type
+KINDS = {"f": 1, "i": 2, "s": 3, "t": 4, "floats": 6, "ints": 7, "strings": 8}
+MAX_LIST = 1000  # numbers in one attribute; weights are tensors
+
+
+def import_onnx() -> Any:
+    """The onnx package.
+
+    Raises
+    ------
+    ImportError
+        If it is not installed; the message says how to.
+    """
+    try:
+        return import_module("onnx")
+    except ImportError as error:
+        raise ImportError(f'ONNX models need the onnx package: pip install "fastlstm[onnx]" ({error})') from error
+
+
+@dataclass(eq=False)
+class Scope:
+    """One graph: what its names stand for. A name that is not here is one of the graph around it.
+
+    Attributes
+    ----------
+    graph : GraphProto
+    outer : Scope or None
+    path : str
+        Which subgraph this is: ``"node.then_branch."``; empty for the main graph.
+    inputs, sparse : set of str
+        Graph inputs without a constant default, and sparse initializers.
+    tensors : dict of str to TensorProto
+        The initializers.
+    producers : dict of str to (NodeProto, index)
+        Which output of which node a name is.
+    uses : Counter of str
+        How often a name is read, here and in subgraphs, or given out.
+    """
+
+    graph: Any
+    outer: Scope | None = None
+    path: str = ""
+    inputs: set[str] = field(default_factory=set)
+    sparse: set[str] = field(default_factory=set)
+    tensors: dict[str, Any] = field(default_factory=dict)
+    producers: dict[str, tuple[Any, int]] = field(default_factory=dict)
+    uses: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        for tensor in self.graph.initializer:
+            self._define(tensor.name, "initializer")
+            self.tensors[tensor.name] = tensor
+        for tensor in self.graph.sparse_initializer:
+            self._define(tensor.values.name, "sparse initializer")
+            self.sparse.add(tensor.values.name)
+        # Until IR version 3 every initializer was an input as well
+        self.inputs = {value.name for value in self.graph.input} - self.tensors.keys() - self.sparse
+        for node in self.graph.node:
+            for index, name in enumerate(node.output):
+                if name:  # an empty one is an output nobody wants
+                    self._define(name, "output")
+                    self.producers[name] = node, index
+
+    def _define(self, name: str, what: str) -> None:
+        if name in self.tensors or name in self.sparse or name in self.inputs or name in self.producers:
+            raise FormatError(f"{what} {quoted(name)} of the graph {quoted(self.path + self.graph.name)} has a name given before")
+
+    def owner(self, name: str) -> Scope | None:
+        """The innermost scope that knows the name."""
+        scope: Scope | None = self
+        while scope is not None and not (
+            name in scope.producers or name in scope.tensors or name in scope.inputs or name in scope.sparse
+        ):
+            scope = scope.outer
+        return scope
+
+    def use(self, name: str) -> None:
+        owner = self.owner(name)
+        if owner is not None:
+            owner.uses[name] += 1
+
+
+def scopes(graph: Any, outer: Scope | None = None, path: str = "") -> Iterator[Scope]:
+    """The graph and all graphs inside its nodes (If, Loop, Scan); protobuf itself allows no more than 100 levels."""
+    scope = Scope(graph, outer, path)
+    for value in graph.output:
+        scope.use(value.name)
+    yield scope
+    for node in graph.node:
+        for name in node.input:
+            scope.use(name)
+        for attribute in node.attribute:
+            inner = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+            for index, subgraph in enumerate(inner):
+                number = f"[{index}]" if attribute.graphs else ""
+                yield from scopes(subgraph, scope, f"{path}{label(node)}.{attribute.name}{number}."[-1000:])
+
+
+def label(node: Any) -> str:
+    """The node's name, or that of its first output: ONNX asks for no names of nodes."""
+    return str(node.name or next((name for name in node.output if name), ""))
+
+
+def attributes(node: Any, known: Mapping[str, str]) -> dict[str, Any]:
+    """The attributes of a node, each of its ``known`` kind: a key of ``KINDS``.
+
+    Raises
+    ------
+    FormatError
+        If one is unknown, of another kind, or there twice.
+    """
+    result: dict[str, Any] = {}
+    for attribute in node.attribute:
+        kind = known.get(attribute.name)
+        if kind is None:
+            expected = ", ".join(known) or "none"
+            raise FormatError(f"attribute {quoted(attribute.name)} is not understood; expected {expected}")
+        if attribute.type != KINDS[kind] or attribute.ref_attr_name:
+            raise FormatError(f"attribute {attribute.name} must be a value of type {kind}, got type {attribute.type}")
+        if attribute.name in result:
+            raise FormatError(f"attribute {attribute.name} is there twice")
+        value = getattr(attribute, kind)
+        if kind in ("floats", "ints", "strings"):
+            if len(value) > MAX_LIST:
+                raise FormatError(f"attribute {attribute.name} has {len(value)} values, more than {MAX_LIST}")
+            value = list(value)
+        result[attribute.name] = value
+    return result

@@ -1,0 +1,394 @@
+"""From the nodes of an ONNX graph to LSTMs: attributes, shapes, the order of gates, and nodes that are layers of one network.
+
+References
+----------
+https://onnx.ai/onnx/operators/onnx__LSTM.html, versions 7, 14 and 22, and ``com.microsoft.DynamicQuantizeLSTM`` in
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from fastlstm.cell import Activation, Cell
+from fastlstm.errors import FormatError
+from fastlstm.loaders.floats import STORED, to_floats
+from fastlstm.loaders.found import Found, LSTMInfo, quoted
+from fastlstm.loaders.onnx_constants import Call, Constants, RunTime, Value, dequantized, read
+from fastlstm.loaders.onnx_graph import Scope, attributes, label
+from fastlstm.weights import MAX_SIZE, LayerWeights, Weights
+
+__all__ = ["ACTIVATIONS", "GATES", "PEEPHOLES", "Layer", "chains", "found", "layer"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+GATES = (0, 2, 3, 1)  # where i, f, g, o are in ONNX's i, o, f, c
+PEEPHOLES = (0, 2, 1)  # where i, f, o are in ONNX's i, o, f
+
+INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+QUANTIZED_INPUTS = (*INPUTS, "W_scale", "W_zero_point", "R_scale", "R_zero_point")
+KNOWN = {
+    "activation_alpha": "floats",
+    "activation_beta": "floats",
+    "activations": "strings",
+    "clip": "f",
+    "direction": "s",
+    "hidden_size": "i",
+    "input_forget": "i",
+}
+DIRECTIONS = ("forward", "reverse", "bidirectional")
+
+# By their names in lower case, as ONNX Runtime reads them
+ACTIVATIONS = {
+    "relu": "relu",
+    "tanh": "tanh",
+    "sigmoid": "sigmoid",
+    "affine": "affine",
+    "leakyrelu": "leaky_relu",
+    "thresholdedrelu": "thresholded_relu",
+    "scaledtanh": "scaled_tanh",
+    "hardsigmoid": "hard_sigmoid",
+    "elu": "elu",
+    "softsign": "softsign",
+    "softplus": "softplus",
+}
+DEFAULT_ACTIVATIONS = ["Sigmoid", "Tanh", "Tanh"]
+TAKES_BOTH = ("affine", "scaled_tanh", "hard_sigmoid")  # alpha and beta
+TAKES_ALPHA = (*TAKES_BOTH, "leaky_relu", "thresholded_relu", "elu")
+NO_DEFAULTS = ("affine", "scaled_tanh")
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One LSTM node, checked; its weights are not read yet. Shapes are ONNX's, gates first: W (D, 4*H, I), R (D, 4*H, H)."""
+
+    node: Any
+    scope: Scope
+    W: Value
+    R: Value
+    B: Value | None
+    P: Value | None
+    initial: tuple[Value | None, Value | None]  # h and c, (D, B, H)
+    direction: str
+    cells: tuple[Cell, ...]
+    layout: int
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        return label(self.node)
+
+    @property
+    def input_size(self) -> int:
+        return self.W.shape[2]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.R.shape[2]
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Equal for nodes that compute the same: equal constants are one object."""
+        return self.W, self.R, self.B, self.P, self.initial, self.direction, self.cells, self.layout
+
+
+# ---- One node ------------------------------------------------------------------------------------------------------------------
+
+
+def layer(node: Any, scope: Scope, constants: Constants, opset: int) -> Layer:
+    """Check an LSTM or DynamicQuantizeLSTM node.
+
+    Raises
+    ------
+    FormatError
+        If it cannot be read exactly; the message names the node.
+    """
+    try:
+        return _layer(node, scope, constants, opset)
+    except FormatError as error:
+        raise FormatError(f"LSTM node {quoted(label(node))} {error}") from None
+
+
+def _layer(node: Any, scope: Scope, constants: Constants, opset: int) -> Layer:
+    quantized = node.op_type == "DynamicQuantizeLSTM"
+    if opset < 7:
+        raise FormatError(f"is of operator set {opset}: convert the model to 7 or newer with onnx.version_converter")
+    if len(node.input) > len(QUANTIZED_INPUTS if quantized else INPUTS) or len(node.output) > 3:
+        raise FormatError(f"has {len(node.input)} inputs and {len(node.output)} outputs")
+    try:
+        given = attributes(node, KNOWN if quantized or opset < 14 else {**KNOWN, "layout": "i"})
+    except FormatError as error:
+        raise FormatError(f"of operator set {opset}: {error}") from None
+    direction = given.get("direction", b"forward").decode("utf-8", "replace")
+    if direction not in DIRECTIONS:
+        raise FormatError(f"has direction {quoted(direction)}; expected one of {', '.join(DIRECTIONS)}")
+    layout, H = given.get("layout", 0), given.get("hidden_size", 0)
+    if layout not in (0, 1):
+        raise FormatError(f"has layout {layout}; expected 0 or 1")
+    if not 1 <= H <= MAX_SIZE:
+        raise FormatError(f"has {f'hidden_size {H}' if 'hidden_size' in given else 'no hidden_size'}; expected 1 to {MAX_SIZE}")
+    D = 2 if direction == "bidirectional" else 1
+    cells = _cells(given, D)
+
+    values = _constants(node, scope, constants)
+    W, R, initial = values["W"], values["R"], (values["initial_h"], values["initial_c"])
+    if W is None or R is None:
+        raise FormatError(f"lacks {'W' if W is None else 'R'}")
+    dtype = W.dtype
+    if quantized:
+        W, R = (_dequantized(name, values, constants) for name in ("W", "R"))
+    B = (D, -1, H) if layout == 0 else (-1, D, H)
+    for name, value, expected in (
+        ("R", R, (D, 4 * H, H)),
+        ("W", W, (D, 4 * H, -1)),
+        ("B", values["B"], (D, 8 * H)),
+        ("P", values["P"], (D, 3 * H)),
+        ("initial_h", initial[0], B),
+        ("initial_c", initial[1], B),
+    ):
+        _check(name, value, expected, W.dtype)
+    return Layer(node, scope, W, R, values["B"], values["P"], initial, direction, cells, layout, dtype)
+
+
+def _constants(node: Any, scope: Scope, constants: Constants) -> dict[str, Value | None]:
+    """The constants by ONNX's names of the inputs; a state that is computed at run time is the caller's to give."""
+    values: dict[str, Value | None] = dict.fromkeys(QUANTIZED_INPUTS)
+    computed = set()
+    for name, given in zip(QUANTIZED_INPUTS, node.input, strict=False):
+        if not given or name in ("X", "sequence_lens"):
+            continue
+        try:
+            values[name] = constants.get(scope, given)
+        except RunTime as error:
+            if not name.startswith("initial"):
+                raise FormatError(f"has no constant {name}: {error}") from None
+            computed.add(name)
+        except FormatError as error:
+            raise FormatError(f"cannot be read, because of its {name}: {error}") from None
+    if len(computed) == 1 and (values["initial_h"] or values["initial_c"]):
+        raise FormatError(f"has one state as a constant and {computed.pop()} at run time; both or neither expected")
+    return values
+
+
+def _dequantized(name: str, values: dict[str, Value | None], constants: Constants) -> Value:
+    """W or R of DynamicQuantizeLSTM as LSTM has them: stored are (D, I, 4*H) and a scale per direction, or per gate and unit."""
+    stored, scale, zero = (values[name + end] for end in ("", "_scale", "_zero_point"))
+    assert stored is not None
+    if scale is None or zero is None or len(stored.shape) != 3:
+        raise FormatError(f"needs {name} with 3 dimensions, {name}_scale and {name}_zero_point")
+    D, _, rows = stored.shape
+    try:
+        floats = dequantized(constants, stored, scale, zero, (D, 1, rows if len(scale.shape) == 2 else 1))
+    except FormatError as error:
+        raise FormatError(f"cannot be read, because of its {name}: {error}") from None
+    shape = (D, rows, stored.shape[1])
+    turned = Value(shape, "float32", lambda array: array.transpose(0, 2, 1), (floats,), False, floats.depth + 1)
+    return constants.make(("turned", id(floats)), turned)
+
+
+def _check(name: str, value: Value | None, expected: tuple[int, ...], dtype: str) -> None:
+    """Refuse a wrong shape, where -1 stands for any size, or dtype."""
+    if value is None:
+        return
+    fits = len(value.shape) == len(expected) and all(
+        size == wanted or wanted < 0 <= size for size, wanted in zip(value.shape, expected, strict=True)
+    )
+    if not fits or (name == "W" and value.shape[2] < 1):
+        free = {"W": "I"}.get(name, "B")
+        wanted = ", ".join(free if size < 0 else str(size) for size in expected)
+        raise FormatError(f"has {name} of shape {value.shape!s:.100}; by hidden_size and direction ({wanted}) is expected")
+    if value.dtype not in STORED or value.dtype != dtype:
+        kind = dtype if dtype in STORED else f"one of {', '.join(STORED)}"
+        raise FormatError(f"has {name} of {value.dtype}; expected {kind}")
+
+
+def _cells(given: dict[str, Any], D: int) -> tuple[Cell, ...]:
+    names = [name.decode("utf-8", "replace") for name in given.get("activations", [])] or DEFAULT_ACTIVATIONS * D
+    if len(names) != 3 * D:
+        raise FormatError(f"has {len(names)} activations; expected {3 * D}")
+    # Each function takes the next values of those that it has
+    alphas, betas = (given.get(name, []) for name in ("activation_alpha", "activation_beta"))
+    alpha, beta = iter(alphas), iter(betas)
+    functions = [_activation(name, alpha, beta) for name in names]
+    for what, rest in (("activation_alpha", alpha), ("activation_beta", beta)):
+        if next(rest, None) is not None:
+            raise FormatError(f"has more values of {what} than its activations {', '.join(map(quoted, names))} take")
+    input_forget, clip = given.get("input_forget", 0), given.get("clip", math.inf)
+    if input_forget not in (0, 1):
+        raise FormatError(f"has input_forget {input_forget}; expected 0 or 1")
+    if not clip > 0:
+        raise FormatError(f"has clip {clip}; expected a positive number")
+    coupled: Literal["forget"] | None = "forget" if input_forget else None
+    bound = None if clip == math.inf else clip
+    triples = zip(*(functions[start::3] for start in range(3)), strict=True)
+    return tuple(Cell(f, g, h, coupled=coupled, gate_clip=bound) for f, g, h in triples)
+
+
+def _activation(name: str, alpha: Iterator[float], beta: Iterator[float]) -> Activation:
+    function = ACTIVATIONS.get(name.lower())
+    if function is None:
+        raise FormatError(f"has the activation {quoted(name)}, which is none of ONNX's")
+    takes = [values for values, takers in ((alpha, TAKES_ALPHA), (beta, TAKES_BOTH)) if function in takers]
+    parameters = [value for value in (next(values, None) for values in takes) if value is not None]
+    if len(parameters) < len(takes) and (parameters or function in NO_DEFAULTS):
+        raise FormatError(f"has too few values in activation_alpha or activation_beta for {name}")
+    try:
+        return Activation(function, tuple(parameters))
+    except ValueError as error:
+        raise FormatError(f"has a wrong activation: {error}") from None
+
+
+# ---- Networks ------------------------------------------------------------------------------------------------------------------
+
+BETWEEN = ("Dropout", "Identity", "Reshape", "Squeeze", "Transpose")
+MAX_BETWEEN = 8
+
+
+def chains(layers: Sequence[Layer], constants: Constants) -> list[list[Layer]]:
+    """The layers, those together that are one network of several layers.
+
+    That is so where a node's output goes to the next node and nowhere else, with its axis of directions folded, and both are
+    alike in all that a network has once. Nodes with paths as names (``/encoder/rnn/LSTM_1``) must be of one module.
+    """
+    outputs = {(id(each.scope), name): each for each in layers for name in each.node.output[:1] if name}
+    result: list[list[Layer]] = []
+    ends: dict[int, list[Layer]] = {}  # the chain that ends with a layer
+    pending = {id(each): _before(each, outputs, constants) for each in layers}
+    for each in layers:  # a node comes after all that it reads, or else begins a chain
+        before = pending[id(each)]
+        chain = ends.pop(id(before), None) if before is not None else None
+        if chain is None:
+            chain = []
+            result.append(chain)
+        chain.append(each)
+        ends[id(each)] = chain
+    return result
+
+
+def _before(layer: Layer, outputs: dict[tuple[int, str], Layer], constants: Constants) -> Layer | None:
+    """The layer below, if there is one in the same network."""
+    scope, path, name = layer.scope, list[tuple[Any, str]](), layer.node.input[0]
+    while len(path) <= MAX_BETWEEN and scope.uses[name] == 1:
+        below = outputs.get((id(scope), name))
+        if below is not None:
+            return below if _alike(below, layer) and _folded(below, path[::-1], constants) else None
+        node, output = scope.producers.get(name, (None, 0))
+        if node is None or output or node.op_type not in BETWEEN or node.domain not in ("", "ai.onnx") or not node.input:
+            return None
+        path.append((node, name))
+        name = node.input[0]
+    return None
+
+
+def _alike(below: Layer, layer: Layer) -> bool:
+    def what(each: Layer) -> tuple[object, ...]:
+        lengths, module = [*each.node.input[4:5], ""][0], each.node.name.rpartition("/")[0]
+        return each.hidden_size, each.direction, each.dtype, each.layout, lengths, module
+
+    return what(below) == what(layer) and layer.input_size == len(below.cells) * below.hidden_size
+
+
+def _folded(below: Layer, path: Sequence[tuple[Any, str]], constants: Constants) -> bool:
+    """Whether the nodes of the path turn Y, (T, D, B, H) or (B, T, D, H), into X for a next layer, (T, B, D*H) or (B, T, D*H)."""
+    D, H, axes = len(below.cells), below.hidden_size, list("TDBH" if below.layout == 0 else "BTDH")
+    try:
+        for node, name in path:
+            inputs = [constants.get(below.scope, given) for given in node.input[1:] if given]
+            call = Call(constants, node, name, 0, [None, *inputs])
+            if node.op_type == "Transpose":
+                perm = call.attributes(perm="ints").get("perm", [])
+                axes = [axes[axis] for axis in perm] if sorted(perm) == list(range(len(axes))) else []
+            elif node.op_type == "Squeeze":
+                gone = call.numbers(1, call.attributes(axes="ints").get("axes")) or [0]
+                axis = gone[0] % len(axes)
+                if D != 1 or len(gone) != 1 or axes[axis] != "D":
+                    return False
+                del axes[axis]
+            elif node.op_type == "Reshape":
+                shape = call.numbers(1)
+                if call.attributes(allowzero="i").get("allowzero") or shape not in ([0, 0, -1], [0, 0, D * H]):
+                    return False
+                axes = [*axes[:2], "DH"] if axes[2:] in (["D", "H"], ["H"]) else []
+            elif node.op_type == "Dropout" and len(inputs) > 1:
+                return False  # perhaps in training mode
+    except FormatError:
+        return False
+    start = ["T", "B"] if below.layout == 0 else ["B", "T"]
+    return axes in ([*start, "DH"], [*start, "H"] if D == 1 else [])
+
+
+def found(
+    chain: Sequence[Layer], name: str, aliases: tuple[str, ...], limit: int, room: int, batch_first: bool | None = None
+) -> Found:
+    """Describe a network whose weights may take ``limit`` bytes, and ``room`` while they are computed."""
+    first = chain[0]
+    parts = [part for each in chain for part in (each.W, each.R, each.B, each.P) if part is not None]
+    size = sum(math.prod(part.shape) for part in parts) * (8 if first.dtype == "float64" else 4)
+    if size > limit:
+        problem = f"the weights of LSTM node {quoted(first.name)} take {size} bytes, more than {limit} for this file"
+        return Found(name, problem=problem, aliases=aliases)
+    info = LSTMInfo(
+        name,
+        first.input_size,
+        first.hidden_size,
+        len(chain),
+        len(first.cells) == 2,
+        0,
+        any(each.B for each in chain),
+        first.dtype,
+        first.layout == 1 if batch_first is None else batch_first,
+    )
+    return Found(name, info, lambda: _weights(chain, room - size), aliases=aliases)
+
+
+def _weights(chain: Sequence[Layer], room: int) -> Weights:
+    bias, peephole = any(each.B for each in chain), any(each.P for each in chain)
+    kind = np.dtype(np.float64 if chain[0].dtype == "float64" else np.float32)
+    records, initial = list[LayerWeights](), False
+    for each in chain:
+        H = each.hidden_size
+        try:
+            W, R = (_ordered(each.W, GATES, room), _ordered(each.R, GATES, room))
+            zeros = [_frozen(np.zeros(n * H, kind)) for n in (8, 3, 1)]
+            B = _ordered(each.B, (*GATES, *(4 + gate for gate in GATES)), room) if each.B else zeros[:1] * len(W)
+            P = _ordered(each.P, PEEPHOLES, room) if each.P else zeros[1:2] * len(W)
+            h, c = (_state(value, each.layout, room) if value else zeros[2:] * len(W) for value in each.initial)
+        except FormatError as error:
+            raise FormatError(f"LSTM node {quoted(each.name)}: {error}") from None
+        for d, cell in enumerate(each.cells):
+            b_ih, b_hh = (_frozen(half.copy()) if bias else None for half in np.split(B[d], 2))
+            records.append(LayerWeights(W[d], R[d], b_ih, b_hh, None, P[d] if peephole else None, h[d], c[d], cell))
+            initial |= bool(h[d].any() or c[d].any())
+    if not initial:  # zeros are what there is without any
+        records = [replace(record, h_0=None, c_0=None) for record in records]
+    return Weights(tuple(records), len(chain[0].cells) == 2, chain[0].direction == "reverse")
+
+
+def _ordered(value: Value, order: Sequence[int], room: int) -> list[Array]:
+    """For each direction the blocks of its rows in that order, as new float32 or float64 arrays."""
+    result = []
+    for rows in read(value, room):
+        n = len(rows) // len(order)
+        array: Array = np.empty(rows.shape, np.float64 if value.dtype == "float64" else np.float32)
+        for index, place in enumerate(order):
+            array[index * n : (index + 1) * n] = to_floats(rows[place * n : (place + 1) * n], value.dtype)
+        result.append(_frozen(array))
+    return result
+
+
+def _state(value: Value, layout: int, room: int) -> list[Array]:
+    """The state of each direction, if it is the same for all rows."""
+    rows = read(value, room).swapaxes(0, layout)  # (D, B, H)
+    if rows.shape[1] < 1 or (rows != rows[:, :1]).any():
+        raise FormatError(f"a constant initial state of shape {value.shape}, not one for all rows of a batch; make it an input")
+    return [_frozen(to_floats(row[0], value.dtype)) for row in rows]
+
+
+def _frozen(array: Array) -> Array:
+    array.flags.writeable = False  # handed over: whoever needs a private array need not copy it
+    return array
