@@ -491,6 +491,27 @@ class LSTM:
 
         write_safetensors(path, self.weights, self.batch_first)
 
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write the network as an ONNX model of standard operators (operator set 17), which :func:`fastlstm.load` reads, too.
+
+        Inputs are ``x``, ``h_0`` and ``c_0``, outputs ``output``, ``h_n`` and ``c_n``, in the shapes of a call with a batch.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Replaced if it exists; never holds half a file.
+
+        Raises
+        ------
+        ValueError
+            If the operator cannot express the network: with a projection, for example.
+        ImportError
+            If the onnx package is missing.
+        """
+        from fastlstm.export_onnx import write_onnx
+
+        write_onnx(path, self.weights, self.batch_first)
+
 
 _KINDS = tuple(ACTIVATIONS)  # by the engine's numbers
 _FORWARD = {"float32": _engine.forward["float"], "float64": _engine.forward["double"]}

@@ -23,7 +23,7 @@ from fastlstm.loaders.onnx_constants import Call, Constants, RunTime, Value, deq
 from fastlstm.loaders.onnx_graph import Scope, attributes, label
 from fastlstm.weights import MAX_SIZE, LayerWeights, Weights
 
-__all__ = ["ACTIVATIONS", "GATES", "PEEPHOLES", "Layer", "chains", "found", "layer"]
+__all__ = ["ACTIVATIONS", "GATES", "PEEPHOLES", "TAKES_ALPHA", "TAKES_BOTH", "Layer", "chains", "found", "layer"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -43,20 +43,21 @@ KNOWN = {
 }
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 
-# By their names in lower case, as ONNX Runtime reads them
+# ONNX Runtime reads them in any case
 ACTIVATIONS = {
-    "relu": "relu",
-    "tanh": "tanh",
-    "sigmoid": "sigmoid",
-    "affine": "affine",
-    "leakyrelu": "leaky_relu",
-    "thresholdedrelu": "thresholded_relu",
-    "scaledtanh": "scaled_tanh",
-    "hardsigmoid": "hard_sigmoid",
-    "elu": "elu",
-    "softsign": "softsign",
-    "softplus": "softplus",
+    "Relu": "relu",
+    "Tanh": "tanh",
+    "Sigmoid": "sigmoid",
+    "Affine": "affine",
+    "LeakyRelu": "leaky_relu",
+    "ThresholdedRelu": "thresholded_relu",
+    "ScaledTanh": "scaled_tanh",
+    "HardSigmoid": "hard_sigmoid",
+    "Elu": "elu",
+    "Softsign": "softsign",
+    "Softplus": "softplus",
 }
+BY_LOWER_CASE = {name.lower(): ours for name, ours in ACTIVATIONS.items()}
 DEFAULT_ACTIVATIONS = ["Sigmoid", "Tanh", "Tanh"]
 TAKES_BOTH = ("affine", "scaled_tanh", "hard_sigmoid")  # alpha and beta
 TAKES_ALPHA = (*TAKES_BOTH, "leaky_relu", "thresholded_relu", "elu")
@@ -230,7 +231,7 @@ def _cells(given: dict[str, Any], D: int) -> tuple[Cell, ...]:
 
 
 def _activation(name: str, alpha: Iterator[float], beta: Iterator[float]) -> Activation:
-    function = ACTIVATIONS.get(name.lower())
+    function = BY_LOWER_CASE.get(name.lower())
     if function is None:
         raise FormatError(f"has the activation {quoted(name)}, which is none of ONNX's")
     takes = [values for values, takers in ((alpha, TAKES_ALPHA), (beta, TAKES_BOTH)) if function in takers]

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fastlstm.errors import FormatError
+from fastlstm.files import write_whole
 from fastlstm.loaders import nested
 from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import Contents, quoted
@@ -166,17 +166,6 @@ def write_safetensors(path: str | os.PathLike[str], weights: Weights, batch_firs
     """
     from safetensors.numpy import save
 
-    target = os.path.realpath(path)
-    temporary = f"{target}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
+    # Not safetensors' save_file: that makes files which only their owner may read
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in weights.named_tensors()}
-    data = save(tensors, {METADATA_KEY: json.dumps({"batch_first": bool(batch_first)})})
-    try:
-        # Not safetensors' save_file: that makes files which only their owner may read
-        with open(temporary, "xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+    write_whole(path, save(tensors, {METADATA_KEY: json.dumps({"batch_first": bool(batch_first)})}))
