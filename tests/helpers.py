@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,11 @@ def assert_same_bytes(given: tuple[Any, ...], expected: tuple[Any, ...], what: o
             raise AssertionError(
                 f"{what}: {name} differs in {len(at)} of {a.size} elements, first at {list(first)}: {a[first]!r} != {b[first]!r}"
             )
+
+
+def import_needed(name: str) -> Any:
+    """A module of another framework, or skip what asks for it; with FASTLSTM_TEST_STRICT=1 its absence is a failure."""
+    return import_module(name) if os.environ.get("FASTLSTM_TEST_STRICT") == "1" else pytest.importorskip(name)
 
 
 def import_torch() -> Any:
