@@ -6,11 +6,11 @@ The golden files are made by ``golden/make_onnx.py`` with PyTorch's exporter.
 from __future__ import annotations
 
 import os
-import stat
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ import fastlstm
 from fastlstm import FormatError, Weights
 from fastlstm.cell import SIGMOID, TANH, Activation, Cell
 from fastlstm.loaders import LSTMInfo, from_onnx, load, scan
-from fastlstm.weights import LayerWeights, parameter_shapes
+from fastlstm.weights import parameter_shapes
 
 onnx = import_needed("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from fastlstm.export_onnx import onnx_model  # noqa: E402
-from fastlstm.loaders import onnx_file, onnx_lstm  # noqa: E402
+from fastlstm.loaders import onnx_constants, onnx_file, onnx_lstm  # noqa: E402
+from fastlstm.loaders.onnx_graph import scopes  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 SILERO = Path(__file__).parents[2] / "shared" / "data" / "silero_vad_16k_op15.onnx"
@@ -239,7 +240,12 @@ def random_operator(rng: np.random.Generator) -> tuple[Any, dict[str, np.ndarray
     D, T, B = int(rng.integers(1, 3)), int(rng.integers(1, 7)), int(rng.integers(1, 4))
     inputs, hidden = int(rng.integers(1, 6)), int(rng.integers(1, 6))
     direction = "bidirectional" if D == 2 else "forward" if plain else str(rng.choice(["forward", "reverse"]))
-    shapes = {"W": (D, 4 * hidden, inputs), "R": (D, 4 * hidden, hidden), "B": maybe((D, 8 * hidden)), "P": maybe(None if plain else (D, 3 * hidden))}
+    shapes = {
+        "W": (D, 4 * hidden, inputs),
+        "R": (D, 4 * hidden, hidden),
+        "B": maybe((D, 8 * hidden)),
+        "P": maybe(None if plain else (D, 3 * hidden)),
+    }
     constants = {n: rng.uniform(-1, 1, s).astype(np.float32) / 2 for n, s in shapes.items() if s}
     feeds = {"X": rng.standard_normal((T, B, inputs)).astype(np.float32)}
     lengths = maybe(rng.integers(1, T + 1, B).astype(np.int32))
@@ -324,3 +330,686 @@ def test_the_standards_own_cases() -> None:
             np.testing.assert_allclose(ours[value.name], expected, rtol=0, atol=TOLERANCE, err_msg=case.name)
         cases += 1
     assert cases >= 4
+
+
+def test_layout_1_is_batch_first() -> None:
+    assert from_onnx(model(node(layout=1))).batch_first
+    assert not from_onnx(model(node(layout=0))).batch_first
+    assert not from_onnx(model(node(layout=1)), batch_first=False).batch_first
+    rows = {"initial_h": np.ones((5, 1, H), np.float32), "initial_c": np.zeros((5, 1, H), np.float32)}
+    weights = read(model(node(["X", "W", "R", "B", "", "initial_h", "initial_c"], layout=1), tensors() | rows))
+    assert weights.layers[0].h_0 is not None
+    assert (weights.layers[0].h_0 == 1).all()
+
+
+def test_zero_states_are_none() -> None:
+    zeros = {name: np.zeros((1, 2, H), np.float32) for name in ("initial_h", "initial_c")}
+    assert not read(model(node(["X", "W", "R", "B", "", *zeros]), tensors() | zeros)).is_variant
+
+
+def test_states_of_the_model() -> None:
+    """A constant for one row, spread over those of the batch when it is known; others are the caller's to give."""
+    row = numbers((1, 1, H))
+    states = ["X", "W", "R", "B", "", "h", "h"]
+    spread = model([step("Expand", "row", "shape", "h"), node(states)], tensors() | {"row": row})
+    assert (read(spread).layers[0].h_0, read(spread).layers[0].c_0) == (pytest.approx(row[0, 0]), pytest.approx(row[0, 0]))
+    for before in (step("Expand", "S", "shape", "h"), step("Relu", "S", "h")):
+        assert not read(model([before, node(states)], tensors())).is_variant
+
+
+def test_dynamic_quantization() -> None:
+    """The integers are multiplied out; ONNX Runtime rounds the inputs too, so only the formula can be compared."""
+    rng = np.random.default_rng(0)
+    for kind, per_channel, D in ((np.int8, True, 2), (np.uint8, False, 1), (np.int8, False, 2)):
+        low, high = np.iinfo(kind).min, np.iinfo(kind).max
+        constants, floats = {}, {}
+        for name, columns in (("W", I), ("R", H)):
+            stored = rng.integers(low, high + 1, (D, columns, 4 * H)).astype(kind)
+            shape = (D, 4 * H) if per_channel else (D,)
+            scale = rng.uniform(0.001, 0.01, shape).astype(np.float32)
+            zero = np.zeros(shape, kind) if per_channel else rng.integers(low, high + 1, shape).astype(kind)
+            constants |= {name: stored, f"{name}_scale": scale, f"{name}_zero_point": zero}
+            spread = (D, 1, -1)
+            exact = (stored.astype(np.float32) - zero.reshape(spread).astype(np.float32)) * scale.reshape(spread)
+            floats[name] = exact.transpose(0, 2, 1)
+        floats["B"] = constants["B"] = numbers((D, 8 * H))
+        inputs = ["X", "W", "R", "B", "", "", "", "", "W_scale", "W_zero_point", "R_scale", "R_zero_point"]
+        direction = "bidirectional" if D == 2 else "forward"
+        one = model(node(inputs, op_type="DynamicQuantizeLSTM", domain="com.microsoft", direction=direction), constants)
+        assert onnx_file.find_live(one).infos()[0].dtype == kind.__name__
+        assert_same_weights(read(one), expected_weights(floats))
+        x = numbers((5, 2, I))
+        output = run(one, {"X": x})[0].transpose(0, 2, 1, 3).reshape(5, 2, -1)
+        assert np.abs(from_onnx(one)(x)[0] - output).max() < 0.05
+
+
+def test_other_types() -> None:
+    values = {name: array.astype(np.float16).astype(np.float32) for name, array in tensors().items()}
+    for kind in ("FLOAT16", "BFLOAT16", "DOUBLE", "FLOAT"):
+        number = getattr(TensorProto, kind)
+        constants = {}
+        for name, array in values.items():
+            exact = (array.view(np.uint32) & 0xFFFF0000).view(np.float32) if kind == "BFLOAT16" else array
+            values[name] = exact
+            constants[name] = helper.make_tensor(name, number, exact.shape, exact.ravel())
+        weights = read(model(constants=constants))
+        assert weights.dtype == (np.float64 if kind == "DOUBLE" else np.float32)
+        expected = {name: array.astype(weights.dtype) for name, array in expected_weights(values).items()}
+        assert_same_weights(weights, expected)
+
+
+# ---- Constants -----------------------------------------------------------------------------------------------------------------
+
+X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+ROWS = np.arange(3, dtype=np.float32).reshape(3, 1)
+
+# operator set, operator, inputs, attributes
+CHAINS: list[tuple[int, str, tuple[Any, ...], dict[str, Any]]] = [
+    (17, "Identity", (X,), {}),
+    (17, "Transpose", (X,), {}),
+    (17, "Transpose", (X,), {"perm": [1, 2, 0]}),
+    (17, "Reshape", (X, [4, -1]), {}),
+    (17, "Reshape", (X, [0, 0, 2, -1]), {}),
+    (17, "Reshape", (X[:0], [0, 5]), {"allowzero": 1}),
+    (17, "Squeeze", (X[:1], [0]), {}),
+    (17, "Squeeze", (X[:1, :, :1],), {}),
+    (11, "Squeeze", (X[:1],), {"axes": [0]}),
+    (17, "Unsqueeze", (X, [0, -1]), {}),
+    (11, "Unsqueeze", (X,), {"axes": [1, 3]}),
+    (9, "Slice", (X,), {"starts": [1, -3], "ends": [3, 2**31], "axes": [1, 2]}),
+    (17, "Slice", (X, [3, 0], [-9, 9], [2, 0], [-2, 1]), {}),
+    (17, "Slice", (X, [-1], [-(2**40)], [-1], [-1]), {}),
+    (17, "Slice", (X, [1], [1]), {}),
+    (17, "Concat", (X, X[:, :1], X), {"axis": 1}),
+    (17, "Concat", (X, X), {"axis": -3}),
+    (17, "Gather", (X, [[2, 0], [-1, 1]]), {"axis": 1}),
+    (17, "Gather", (X, 1), {}),
+    (17, "Split", (X,), {"axis": 2}),
+    (17, "Split", (X, [1, 3]), {"axis": 2}),
+    (11, "Split", (X,), {"axis": -1, "split": [3, 1]}),
+    (18, "Split", (X,), {"axis": 1, "num_outputs": 2}),
+    (17, "Expand", (ROWS, [2, 1, 4]), {}),
+    (17, "Add", (X, ROWS), {}),
+    (17, "Sub", (ROWS, X), {}),
+    (17, "Mul", (X, X[0]), {}),
+    (17, "Div", (X, X), {}),
+    (17, "Add", (np.array([1, 2]), np.array([3, 4])), {}),
+    (17, "Cast", (X,), {"to": TensorProto.FLOAT16}),
+    (17, "Cast", (X.astype(np.float16),), {"to": TensorProto.DOUBLE}),
+    (17, "Cast", (np.arange(4, dtype=np.int8),), {"to": TensorProto.FLOAT}),
+    (17, "Constant", (), {"value": numpy_helper.from_array(X)}),
+    (17, "Constant", (), {"value_floats": [1.0, 2.5]}),
+    (17, "Constant", (), {"value_int": 7}),
+    (17, "ConstantOfShape", ([2, 3],), {}),
+    (17, "ConstantOfShape", ([2, 3],), {"value": numpy_helper.from_array(np.array([2.5]))}),
+    (17, "DequantizeLinear", (X.astype(np.int8), np.float32(0.5), np.int8(3)), {}),
+    (17, "DequantizeLinear", (X.astype(np.uint8), ROWS[:, 0] + 1, np.uint8([1, 2, 3])), {"axis": 1}),
+    (17, "DequantizeLinear", (X.astype(np.uint8), np.float32(0.5)), {}),
+]
+
+
+@pytest.mark.parametrize(("opset", "operator", "inputs", "attributes"), CHAINS)
+def test_operator_beside_onnx_runtime(opset: int, operator: str, inputs: Any, attributes: Any) -> None:
+    """Each output of the operator, as constants here, as inputs there; and again behind a bfloat16-sized step of views."""
+    names = [f"in{index}" for index in range(len(inputs))]
+    arrays = [np.asarray(value, np.int64 if isinstance(value, (list, int)) else None) for value in inputs]
+    outputs = ["out0", "out1"] if operator == "Split" else ["out0"]
+    one = helper.make_node(operator, names, outputs, **attributes)
+    constants = dict(zip(names, arrays, strict=True))
+    opsets, kinds = [helper.make_opsetid("", opset)], [helper.np_dtype_to_tensor_dtype(array.dtype) for array in arrays]
+    values = [helper.make_tensor_value_info(*pair, array.shape) for *pair, array in zip(names, kinds, arrays, strict=True)]
+    free = [helper.make_empty_tensor_value_info(name) for name in outputs]
+    theirs = run(helper.make_model(helper.make_graph([one], "g", values, free), opset_imports=opsets, ir_version=8), constants)
+    ((scope,), known) = (scopes(model(one, constants).graph), onnx_constants.Constants())
+    for name, expected in zip(outputs, theirs, strict=True):
+        value = known.get(scope, name)
+        array = onnx_constants.read(value, 1 << 20)
+        assert (value.shape, value.dtype) == (expected.shape, expected.dtype.name)
+        np.testing.assert_array_equal(array, expected, strict=True)
+
+
+def test_equal_chains_are_one_value() -> None:
+    nodes = [helper.make_node("Transpose", ["x"], [name], perm=[1, 0]) for name in "ab"]
+    nodes += [helper.make_node("Unsqueeze", [name, f"axis_{name}"], [name * 2]) for name in "ab"]
+    (scope,) = scopes(model(nodes, {"x": ROWS, "axis_a": [0], "axis_b": [0]}).graph)
+    known = onnx_constants.Constants()
+    assert known.get(scope, "aa") is known.get(scope, "bb")
+    assert known.get(scope, "a") is not known.get(scope, "aa")
+
+
+def test_subgraphs_see_the_names_around_them() -> None:
+    """An LSTM in a branch in a branch: W is outside, R at its side, B a Constant between them."""
+    constants = tensors()
+    for branch in ("then", "else"):
+        inner = helper.make_graph([node(name=branch)], "inner", [], [], [numpy_helper.from_array(constants["R"], "R")])
+        bias = helper.make_node("Constant", [], ["B"], value=numpy_helper.from_array(constants["B"]))
+        empty = helper.make_graph([], "empty", [], [])
+        middle = [bias, helper.make_node("If", ["x"], ["Y"], "inside", then_branch=inner, else_branch=empty)]
+        outer = helper.make_graph(middle, "middle", [], [])
+        one = model(helper.make_node("If", ["x"], ["Y"], "If", then_branch=outer, else_branch=outer), {"W": constants["W"]})
+        assert_same_weights(read(one), expected_weights(constants))
+        long = f"If.else_branch.inside.then_branch.{branch}"
+        assert onnx_file.find_live(one).choose(long).name == branch  # the same weights: the same network
+
+
+# ---- Networks of several nodes -------------------------------------------------------------------------------------------------
+
+
+def stacked(
+    between: Sequence[Any], second: Mapping[str, Any] = {}, D: int = 1, names: Sequence[str] = ("a", "b"), **more: Any
+) -> Any:
+    """Two nodes, and what is between Y and X2."""
+    constants = tensors(D) | {f"{name}2": array for name, array in tensors(D, D * H, seed=1).items()}
+    constants |= {"folded": np.array([0, 0, -1]), "axis": np.array([1])}
+    options = {"direction": "bidirectional" if D == 2 else "forward", **more}
+    first = node(name=names[0], **options)
+    last = node(["X2", "W2", "R2", "B2"], ["Z"], **{"name": names[1], **options, **second})
+    return model([first, *between, last], constants, outputs="Z"), constants
+
+
+def step(operator: str, *names: str, **attributes: Any) -> Any:
+    return helper.make_node(operator, names[:-1], names[-1:], **attributes)
+
+
+FOLDED = [step("Transpose", "Y", "t", perm=[0, 2, 1, 3]), step("Reshape", "t", "folded", "X2")]
+SQUEEZED = [step("Squeeze", "Y", "axis", "X2")]
+KERAS = [  # batch first and back
+    step("Transpose", "Y", "t", perm=[2, 0, 1, 3]),
+    step("Reshape", "t", "folded", "u"),
+    step("Transpose", "u", "X2", perm=[1, 0, 2]),
+]
+
+
+@pytest.mark.parametrize(
+    ("between", "D"),
+    [
+        (FOLDED, 2),
+        (FOLDED, 1),
+        (SQUEEZED, 1),
+        (KERAS, 2),
+        ([*FOLDED[:1], step("Reshape", "t", "folded", "u"), step("Identity", "u", "v"), step("Dropout", "v", "X2")], 2),
+    ],
+)
+@pytest.mark.parametrize("layout", [0, 1])
+def test_nodes_of_one_network(between: Sequence[Any], D: int, layout: int) -> None:
+    if layout == 1:
+        if between is not FOLDED:
+            pytest.skip("other axes")
+        between = [step("Reshape", "Y", "folded", "X2")]
+    one, constants = stacked(between, D=D, layout=layout)
+    assert onnx_file.find_live(one).infos() == [LSTMInfo("a", I, H, 2, D == 2, 0, True, "float32", layout == 1)]
+    second = {name: constants[f"{name}2"] for name in "WRB"}
+    assert_same_weights(read(one), expected_weights(constants) | expected_weights(second, 1))
+    assert_same_weights(read(one, "b"), expected_weights(second))  # asked for by name, a layer comes alone
+    if layout == 0:
+        x = numbers((5, 3, I))
+        output = run(one, {"X": x})[0].transpose(0, 2, 1, 3).reshape(5, 3, -1)
+        assert np.abs(from_onnx(one)(x)[0] - output).max() < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "apart",
+    [
+        lambda: stacked([step("Relu", "Y", "u"), step("Squeeze", "u", "axis", "X2")]),
+        lambda: stacked([*SQUEEZED, step("Identity", "X2", "other")]),
+        lambda: stacked([step("Transpose", "Y", "t", perm=[1, 0, 2, 3]), step("Reshape", "t", "folded", "X2")]),
+        lambda: stacked([step("Reshape", "Y", "folded", "X2")]),
+        lambda: stacked([step("Squeeze", "Y", "X2")]),
+        lambda: stacked(SQUEEZED, {"direction": "reverse"}),
+        lambda: stacked(SQUEEZED, names=("/a/LSTM", "/b/LSTM")),
+    ],
+)
+def test_nodes_that_are_apart(apart: Callable[[], Any]) -> None:
+    one, _ = apart()
+    assert len(onnx_file.find_live(one).infos()) == 2
+
+
+def test_names() -> None:
+    """The node's name; where it has none, that of its output; where two are equal, what tells them apart."""
+    twice = tensors() | {f"{name}2": array for name, array in tensors(seed=1).items()}
+    second = ["X", "W2", "R2", "B2"]
+
+    def names(*nodes: Any) -> list[str]:
+        return [info.name for info in onnx_file.find_live(model(nodes, twice)).infos()]
+
+    assert names(node(), node(second, ["Z"], "other")) == ["lstm", "other"]
+    assert names(node(name=""), node(second, ["", "Z_h"], "")) == ["Y", "Z_h"]
+    assert names(node(), node(second, ["Z"])) == ["Y", "Z"]
+    assert names(node(), node(outputs=["Z"], name="same")) == ["lstm"]  # the same weights: the same network
+    two = model([node(), node(second, ["Z"], "other")], twice)
+    refused(lambda: from_onnx(two), "2 LSTMs", "name=", "'lstm', 'other'")
+    refused(lambda: from_onnx(two, "third"), "'third'", "'lstm', 'other'")
+
+
+def test_a_cell_taken_apart() -> None:
+    """By the names that PyTorch's exporter keeps; unless a node has the weights, which then is the LSTM."""
+    shapes = parameter_shapes(I, H, 1, bias=True, bidirectional=False, proj_size=0)
+    cell = {f"model.rnn.{name.removesuffix('_l0')}": numbers(shape) for name, shape in shapes.items()}
+    steps = [step("Gemm", "X", "model.rnn.weight_ih", "model.rnn.bias_ih", "Y")]
+    assert_same_weights(
+        read(model(steps, cell), "model.rnn"), {f"{name.rpartition('.')[2]}_l0": array for name, array in cell.items()}
+    )
+    both = model([node(["X", "lstm.weight_ih_l0", "lstm.weight_hh_l0"])], {
+        "lstm.weight_ih_l0": tensors()["W"], "lstm.weight_hh_l0": tensors()["R"]
+    })  # fmt: skip
+    assert [info.name for info in onnx_file.find_live(both).infos()] == ["lstm"]
+
+
+# ---- What is refused -----------------------------------------------------------------------------------------------------------
+
+
+def without(*names: str) -> list[str]:
+    return [name if name not in names else "" for name in ("X", "W", "R", "B")]
+
+
+def with_tensor(name: str, **fields: Any) -> Callable[[], Any]:
+    """The model in which a tensor is described otherwise."""
+
+    def build() -> Any:
+        tensor = numpy_helper.from_array(tensors()[name], name)
+        for field, value in fields.items():
+            if isinstance(value, list):
+                tensor.ClearField(field)
+                getattr(tensor, field).extend(value)
+            else:
+                setattr(tensor, field, value)
+        return model(constants=tensors() | {name: tensor})
+
+    return build
+
+
+def with_array(**arrays: Any) -> Callable[[], Any]:
+    extra = [name for name in arrays if name not in ("W", "R", "B")]
+    inputs = ["X", "W", "R", "B", "", *(name if name in arrays else "" for name in ("initial_h", "initial_c", "P"))]
+    return lambda: model(node(inputs if extra else inputs[:4]), tensors() | arrays)
+
+
+def chain(*steps: Any, **constants: Any) -> Callable[[], Any]:
+    """The model in which W is computed from w."""
+    return lambda: model([*steps, node()], {n: a for n, a in tensors().items() if n != "W"} | {"w": tensors()["W"]} | constants)
+
+
+def long_chain() -> Any:
+    names = ["w", *(f"w{index}" for index in range(70)), "W"]
+    return chain(*(step("Add", *pair[:1] * 2, pair[1]) for pair in pairwise(names)))()
+
+
+def in_a_function() -> Any:
+    inner = helper.make_function("own", "f", ["X", "W", "R", "B"], ["Y"], [node()], [helper.make_opsetid("", 17)])
+    return helper.make_model(
+        helper.make_graph([helper.make_node("f", ["X", "W", "R", "B"], ["Y"], domain="own")], "graph", [], []), functions=[inner]
+    )
+
+
+def duplicated() -> Any:
+    one = model()
+    one.graph.initializer.append(one.graph.initializer[0])
+    return one
+
+
+def twice(attribute: Any) -> Any:
+    one = model()
+    one.graph.node[0].attribute.append(helper.make_attribute(*attribute))
+    return one
+
+
+SCALE = {"W_scale": np.ones(1, np.float32), "W_zero_point": np.zeros(1, np.int8)}
+
+# what it is: (the model, what the message must hold (all of it))
+REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
+    "R missing": (lambda: model(node(without("R"))), ("LSTM node 'lstm' lacks R",)),
+    "R left out": (lambda: model(node(["X", "W"])), ("LSTM node 'lstm' lacks R",)),
+    "W missing": (lambda: model(node(without("W"))), ("LSTM node 'lstm' lacks W",)),
+    "a node without a name": (lambda: model(node(without("R"), name="")), ("LSTM node 'Y' lacks R",)),
+    "W with 3H rows": (with_array(W=numbers((1, 3 * H, I))), ("'lstm'", "W of shape (1, 12, 3)", "(1, 16, I)")),
+    "R wrong": (with_array(R=numbers((1, 4 * H, H + 1))), ("R of shape (1, 16, 5)", "(1, 16, 4)")),
+    "B short": (with_array(B=numbers((1, 4 * H))), ("B of shape (1, 16)", "(1, 32)")),
+    "P wrong": (with_array(P=numbers((1, 4 * H))), ("P of shape (1, 16)", "(1, 12)")),
+    "W without columns": (with_array(W=numbers((1, 4 * H, 0))), ("W of shape (1, 16, 0)",)),
+    "W for two directions": (with_array(W=numbers((2, 4 * H, I))), ("W of shape (2, 16, 3)",)),
+    "R of another type": (with_array(R=numbers((1, 4 * H, H)).astype(np.float64)), ("R of float64", "expected float32")),
+    "W of integers": (with_array(W=np.zeros((1, 4 * H, I), np.int8)), ("W of int8", "float32")),
+    "hidden_size 0": (lambda: model(node(hidden_size=0)), ("'lstm'", "hidden_size 0")),
+    "hidden_size -5": (lambda: model(node(hidden_size=-5)), ("hidden_size -5",)),
+    "hidden_size 2^40": (lambda: model(node(hidden_size=2**40)), ("hidden_size 1099511627776",)),
+    "hidden_size of another network": (lambda: model(node(hidden_size=5)), ("W of shape (1, 16, 3)", "(1, 20, I)")),
+    "hidden_size absent": (lambda: model(node(hidden_size=None)), ("no hidden_size",)),
+    "direction unknown": (lambda: model(node(direction="sideways")), ("direction 'sideways'", "bidirectional")),
+    "layout 7": (lambda: model(node(layout=7)), ("layout 7",)),
+    "layout before it existed": (lambda: model(node(layout=1), opset=13), ("operator set 13", "'layout'")),
+    "activation unknown": (lambda: model(node(activations=["Sigmoid", "Swish", "Tanh"])), ("'Swish'",)),
+    "activations too few": (lambda: model(node(activations=["Sigmoid", "Tanh"])), ("2 activations", "expected 3")),
+    "activation without its alpha": (lambda: model(node(activations=["Affine", "Tanh", "Tanh"])), ("too few", "Affine")),
+    "activation with half of its values": (
+        lambda: model(node(activations=["HardSigmoid", "Tanh", "Tanh"], activation_alpha=[0.2])),
+        ("too few", "HardSigmoid"),
+    ),
+    "more values than activations": (lambda: model(node(activation_alpha=[0.5])), ("activation_alpha", "more values")),
+    "activation of infinity": (
+        lambda: model(node(activations=["Elu", "Tanh", "Tanh"], activation_alpha=[float("inf")])),
+        ("finite",),
+    ),
+    "input_forget 2": (lambda: model(node(input_forget=2)), ("input_forget 2",)),
+    "clip 0": (lambda: model(node(clip=0.0)), ("clip 0.0",)),
+    "clip that is no number": (lambda: model(node(clip=float("nan"))), ("clip nan",)),
+    "attribute unknown": (lambda: model(node(speed=3)), ("'speed'", "hidden_size")),
+    "attribute of the first version": (lambda: model(node(output_sequence=1)), ("'output_sequence'",)),
+    "attribute of another type": (lambda: model(node(clip=3)), ("attribute clip", "type")),
+    "attribute twice": (lambda: twice(("hidden_size", H)), ("hidden_size is there twice",)),
+    "operator set 1": (lambda: model(opset=1), ("operator set 1", "onnx.version_converter")),
+    "too many inputs": (lambda: model(node(["X", "W", "R", *[""] * 5, "W"])), ("9 inputs",)),
+    "too many outputs": (lambda: model(node(outputs=["Y", "a", "b", "c"])), ("4 outputs",)),
+    "LSTM of another domain": (lambda: model(node(domain="my.ops")), ("'my.ops.LSTM'", "not understood")),
+    "AttnLSTM": (lambda: model(node(op_type="AttnLSTM", domain="com.microsoft")), ("'com.microsoft.AttnLSTM'",)),
+    "in a function": (in_a_function, ("'lstm' is inside the function 'f'", "inline_local_functions")),
+    "weights that are inputs": (lambda: model(constants={}), ("no constant W", "'W' is an input of the model")),
+    "weights computed at run time": (
+        lambda: model([step("Relu", "X", "W"), node()], {"R": tensors()["R"]}),
+        ("'W' is computed at run time", "'X' is an input"),
+    ),
+    "weights from nowhere": (lambda: model(node(["X", "W", "R", "B"]), {}, opset=17), ("'W' is an input",)),
+    "one state at run time": (
+        lambda: model(node(["X", "W", "R", "B", "", "initial_h", "S"]), tensors() | {"initial_h": numbers((1, 1, H))}),
+        ("one state as a constant", "initial_c at run time"),
+    ),
+    "states of several rows": (with_array(initial_h=numbers((1, 3, H))), ("not one for all rows", "make it an input")),
+    "states of no row": (with_array(initial_h=numbers((1, 0, H))), ("not one for all rows",)),
+    "states of another size": (with_array(initial_c=numbers((1, 1, H + 1))), ("initial_c of shape (1, 1, 5)", "(1, B, 4)")),
+    "raw_data short": (with_tensor("W", raw_data=bytes(188)), ("tensor 'W'", "must have 192 bytes, got 188")),
+    "raw_data long": (with_tensor("W", raw_data=bytes(196)), ("tensor 'W'", "must have 192 bytes, got 196")),
+    "raw_data and floats": (with_tensor("W", float_data=[1.0]), ("'W' holds its numbers twice",)),
+    "no data": (lambda: _bare(dims=[1, 16, 3]), ("192 bytes, got 0",)),
+    "floats in the wrong list": (
+        lambda: _bare(dims=[1], int64_data=[1]),
+        ("raw_data or float_data, got int64_data",),
+    ),
+    "halves that are none": (
+        lambda: _bare(dims=[1], data_type=10, int32_data=[70000]),
+        ("outside of float16",),
+    ),
+    "dimension negative": (with_tensor("W", dims=[1, -16, 3]), ("tensor 'W' has shape (1, -16, 3)", "negative")),
+    "dimensions too large": (with_tensor("W", dims=[2**62, 2**62]), ("no dimension may",)),
+    "dimensions that overflow": (with_tensor("W", dims=[2**31 - 1] * 3), ("must have", "bytes, got 192")),
+    "2^33 numbers": (with_tensor("W", dims=[1, 2**30, 8]), ("must have 34359738368 bytes, got 192",)),
+    "type unknown": (with_tensor("W", data_type=99), ("data type 99", "float32")),
+    "text": (with_tensor("W", data_type=8), ("data type 8",)),
+    "segment": (lambda: _segment(), ("'W' is only a segment",)),
+    "sparse": (lambda: _sparse(), ("'W' is sparse",)),
+    "external": (lambda: _external(), ("'W' lie in another file", "external_data=True")),
+    "initializer twice": (duplicated, ("initializer 'W'", "given before")),
+    "output twice": (lambda: model([node(), node(name="b")]), ("output 'Y'", "given before")),
+    "output of an initializer's name": (lambda: model(node(outputs=["W"])), ("output 'W'", "given before")),
+    "operator unknown": (chain(step("Sin", "w", "W")), ("'Sin' node 'W'", "constant folding")),
+    "tile bomb": (chain(step("Tile", "w", "r", "W"), r=np.array([2**30, 1, 1])), ("'Tile' node 'W'", "constant folding")),
+    "expand bomb": (chain(step("Expand", "w", "r", "W"), r=np.array([2**31 - 1, 16, 3])), ("larger than any weights",)),
+    "long chain": (long_chain, ("more than 64 operators",)),
+    "chain in a circle": (chain(step("Identity", "v", "W"), step("Identity", "W", "v")), ("more than 64 operators",)),
+    "perm wrong": (chain(step("Transpose", "w", "W", perm=[0, 1, 1])), ("perm [0, 1, 1]",)),
+    "reshape wrong": (chain(step("Reshape", "w", "r", "W"), r=np.array([5, -1])), ("shape [5, -1]",)),
+    "slice with step 0": (
+        chain(step("Slice", "w", "a", "b", "a", "a", "W"), a=np.array([0]), b=np.array([1])),
+        ("no step 0",),
+    ),
+    "gather beyond the end": (chain(step("Gather", "w", "i", "W", axis=1), i=np.full(16, 16)), ("'lstm'", "beyond 16")),
+    "cast to integers": (chain(step("Cast", "w", "W", to=7)), ("'Cast' node 'W'", "a cast from float32 to int64")),
+    "attribute of an operator unknown": (chain(step("Identity", "w", "W", fast=1)), ("'Identity' node 'W'", "'fast'")),
+    "DynamicQuantizeLSTM without a scale": (
+        lambda: model(node(op_type="DynamicQuantizeLSTM", domain="com.microsoft")),
+        ("needs W with 3 dimensions, W_scale and W_zero_point",),
+    ),
+    "DynamicQuantizeLSTM of floats": (
+        lambda: model(
+            node([*"XWRB", *[""] * 4, *SCALE, *SCALE], op_type="DynamicQuantizeLSTM", domain="com.microsoft"), tensors() | SCALE
+        ),
+        ("because of its W", "8-bit integers"),
+    ),
+    "no LSTM": (lambda: model(step("Relu", "X", "Y"), {}), ("no LSTM found", "an ONNX model with 1 nodes: 'Relu'")),
+    "GRU": (lambda: model(node(op_type="GRU")), ("no LSTM found", "'lstm': this is a GRU")),
+    "a long name": (lambda: model(node(without("R"), name="x" * 5000)), ("'" + "x" * 96 + "...",)),
+}  # fmt: skip
+
+
+def _bare(**fields: Any) -> Any:
+    return model(constants=tensors() | {"W": TensorProto(**{"name": "W", "data_type": 1, **fields})})
+
+
+def _external(**place: str) -> Any:
+    one = with_tensor("W", data_location=1)()
+    one.graph.initializer[0].ClearField("raw_data")
+    for key, value in place.items():
+        one.graph.initializer[0].external_data.add(key=key, value=value)
+    return one
+
+
+def _segment() -> Any:
+    one = with_tensor("W")()
+    one.graph.initializer[0].segment.begin = 0
+    return one
+
+
+def _sparse() -> Any:
+    one = model(constants={name: array for name, array in tensors().items() if name != "W"})
+    del one.graph.input[:]
+    values = numpy_helper.from_array(np.ones(1, np.float32), "W")
+    one.graph.sparse_initializer.append(
+        helper.make_sparse_tensor(values, numpy_helper.from_array(np.zeros(1, np.int64)), [1, 16, 3])
+    )
+    return one
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case: str, tmp_path: Path) -> None:
+    build, parts = REFUSED[case]
+    refused(lambda: from_onnx(build()), *parts)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(build().SerializeToString())
+    refused(lambda: load(path), *parts, str(path)[:100])
+
+
+def test_a_gru_is_named() -> None:
+    assert onnx_file.find_live(model(node(op_type="GRU"))).infos() == []
+    refused(lambda: from_onnx(model(node(op_type="RNN")), "lstm"), "'lstm': this is a plain RNN, not an LSTM")
+
+
+def test_not_finite(tmp_path: Path) -> None:
+    one = with_array(B=np.full((1, 8 * H), np.nan, np.float32))()
+    refused(lambda: from_onnx(one), "bias_ih_l0", "allow_nonfinite")
+    assert from_onnx(one, allow_nonfinite=True).hidden_size == H
+
+
+def test_other_objects(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="ModelProto or a path expected, got dict"):
+        from_onnx({})
+    path = tmp_path / "model.onnx"
+    path.write_bytes((GOLDEN / "cell.pt").read_bytes())
+    refused(lambda: from_onnx(path), "not an ONNX model", "fastlstm.load")
+    assert load(path).hidden_size == 5  # the content decides, not the suffix
+
+
+def test_onnx_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    for act in (lambda: load(GOLDEN / "cell.onnx"), lambda: scan(GOLDEN / "cell.onnx"), lambda: from_onnx(GOLDEN / "cell.onnx")):
+        with pytest.raises(ImportError, match=r'pip install "fastlstm\[onnx\]"'):
+            act()
+    with pytest.raises(ImportError, match=r'pip install "fastlstm\[onnx\]"'):
+        fastlstm.LSTM(2, 3).to_onnx("x.onnx")
+
+
+# ---- External data -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a model whose W lies in ``weights/w.bin``; fields of its place may be given."""
+
+    def write(**place: str | None) -> Path:
+        W = tensors()["W"].tobytes()
+        (tmp_path / "weights").mkdir(exist_ok=True)
+        (tmp_path / "weights" / "w.bin").write_bytes(b"1234" + W)
+        given = {"location": "weights/w.bin", "offset": "4", "length": str(len(W)), **place}
+        one = _external(**{key: value for key, value in given.items() if value is not None})
+        path = tmp_path / "model.onnx"
+        path.write_bytes(one.SerializeToString())
+        return path
+
+    return write
+
+
+def test_external_data(outside: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ({}, {"length": None}, {"checksum": "?"}):
+        path = outside(**place)
+        assert_same_weights(from_onnx(path, external_data=True).weights, expected_weights(tensors()))
+        refused(lambda path=path: load(path), "another file", "'W'", "external_data=True")
+        refused(lambda path=path: from_onnx(path), "another file", "'W'", "external_data=True")
+    monkeypatch.chdir(path.parent)
+    assert from_onnx("model.onnx", external_data=True).hidden_size == H
+    refused(lambda: from_onnx(onnx.load("model.onnx", load_external_data=False), external_data=True), "another file")
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["../w.bin", "weights/../../w.bin", "/etc/passwd", "/dev/zero", "", ".", "weights//w.bin", "a\\w.bin", "x\0", "./w"],
+)
+def test_external_data_outside_of_the_folder(location: str, outside: Callable[..., Path]) -> None:
+    path = outside(location=location)
+    (path.parents[1] / "w.bin").write_bytes(bytes(300))
+    refused(lambda: from_onnx(path, external_data=True), "no plain path below")
+
+
+def test_external_data_that_is_no_file_of_its_own(outside: Callable[..., Path]) -> None:
+    path = outside()
+    file, folder = path.parent / "weights" / "w.bin", path.parent / "weights"
+
+    def attempt(*parts: str) -> None:
+        refused(lambda: from_onnx(path, external_data=True), "'weights/w.bin'", *parts)
+
+    os.link(file, path.parent / "second")
+    attempt("hard link")
+    (path.parent / "second").unlink()
+    file.rename(path.parent / "real")
+    attempt("cannot be opened")
+    file.symlink_to(path.parent / "real")
+    attempt("links are not followed")
+    file.unlink()
+    os.mkfifo(file)
+    attempt("no regular file")
+    file.unlink()
+    file.mkdir()
+    attempt("beside the model")
+    file.rmdir()
+    folder.rmdir()
+    (path.parent / "elsewhere").mkdir()
+    (path.parent / "real").rename(path.parent / "elsewhere" / "w.bin")
+    folder.symlink_to(path.parent / "elsewhere")
+    attempt("links are not followed")
+
+
+@pytest.mark.parametrize(
+    ("place", "parts"),
+    [
+        ({"length": "191"}, ("must have 192 bytes, got 191",)),
+        ({"length": "193"}, ("193 bytes expected at offset 4 of 'weights/w.bin', which has 196",)),
+        ({"offset": "0", "length": "196"}, ("must have 192 bytes, got 196",)),
+        ({"offset": "8"}, ("192 bytes expected at offset 8",)),
+        ({"offset": "8", "length": None}, ("192 bytes expected at offset 8",)),
+        ({"offset": "9" * 18}, ("at offset 999999999999999999",)),
+        ({"offset": "-4"}, ("offset must be a number", "'-4'")),
+        ({"offset": "9" * 19}, ("offset must be a number",)),
+        ({"length": "x"}, ("length must be a number",)),
+        ({"location": None}, ("no location",)),
+        ({"colour": "red"}, ("'colour' is unknown",)),
+    ],
+)
+def test_external_data_at_a_wrong_place(place: dict[str, Any], parts: tuple[str, ...], outside: Callable[..., Path]) -> None:
+    path = outside(**place)
+    refused(lambda: from_onnx(path, external_data=True), "'W'", *parts)
+
+
+# ---- Export --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_export(layers: int, bidirectional: bool, bias: bool, batch_first: bool, tmp_path: Path) -> None:
+    """Checked by the onnx package, run by ONNX Runtime, read back to the byte."""
+    path, D = tmp_path / "model.onnx", 1 + bidirectional
+    for dtype in ("float32", "float64"):
+        options = {"bias": bias, "bidirectional": bidirectional, "batch_first": batch_first}
+        lstm = fastlstm.LSTM(I, H, layers, dtype=dtype, seed=1, **options)
+        lstm.to_onnx(path)
+        onnx.checker.check_model(onnx.load(path), full_check=True)
+        again = load(path)
+        assert repr(again) == repr(lstm)
+        assert_same_weights(again.weights, lstm.state_dict())
+        assert_same_weights(from_onnx(onnx.load(path)).weights, lstm.state_dict())
+    lstm = fastlstm.LSTM(I, H, layers, seed=1, **options)
+    x, state = numbers((5, 2, I)), numbers((2, layers * D, 5 if batch_first else 2, H))
+    theirs = run(onnx_model(lstm.weights, batch_first), {"x": x, "h_0": state[0], "c_0": state[1]})
+    assert_close(flat(lstm(x, tuple(state))), tuple(theirs), TOLERANCE)
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_export_of_variants() -> None:
+    """What the operator has words for comes back as it was; the rest is refused."""
+    plain = fastlstm.LSTM(I, H, seed=2).weights.layers[0]
+    peephole = numbers((3 * H,))
+    alpha, beta = np.float32([0.3, 0.7]).tolist()
+    cells = [
+        Cell(Activation("hard_sigmoid", (alpha, beta)), Activation("relu"), Activation("elu", (beta,)), "forget", 2.5),
+        Cell(SIGMOID, Activation("scaled_tanh", (beta, alpha)), Activation("softsign"), "forget", 2.5),
+        Cell(TANH, Activation("leaky_relu", (alpha,)), Activation("affine", (alpha, beta))),
+    ]
+    for directions, options in ((cells[:2], {"bidirectional": True}), (cells[2:], {"reverse": True}), (cells[:1], {})):
+        layers = tuple(replace(plain, cell=cell, weight_peephole=peephole * n) for n, cell in enumerate(directions, 1))
+        weights = Weights(layers, **options)
+        again = read(onnx_model(weights))
+        assert_same_weights(again, dict(weights.named_tensors()))
+        assert [layer.cell for layer in again.layers] == directions
+        assert (again.bidirectional, again.reverse) == (weights.bidirectional, weights.reverse)
+    linear = Weights((replace(plain, cell=Cell(hidden=Activation("linear"))),))
+    assert read(onnx_model(linear)).layers[0].cell.hidden == Activation("affine", (1.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"cell": Cell(coupled="input")}, "i = 1 - f"),
+        ({"cell": Cell(cell_clip=1.0)}, "clipped cell state"),
+        ({"h_0": np.ones(H, np.float32), "c_0": np.ones(H, np.float32)}, "initial states of its own"),
+    ],
+)
+def test_what_the_operator_has_no_words_for(change: dict[str, Any], part: str) -> None:
+    weights = Weights((replace(fastlstm.LSTM(I, H).weights.layers[0], **change),))
+    with pytest.raises(ValueError, match=f"has no .*{part}.*safetensors"):
+        onnx_model(weights)
+
+
+def test_export_of_other_networks(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no a projection \(proj_size\)"):
+        fastlstm.LSTM(I, H, proj_size=2).to_onnx(tmp_path / "x")
+    both = fastlstm.LSTM(I, H, bidirectional=True).weights
+    clipped = Weights((replace(both.layers[0], cell=Cell(gate_clip=1.0)), both.layers[1]), True)
+    with pytest.raises(ValueError, match="directions with different clips"):
+        onnx_model(clipped)
+    flipped = Weights(fastlstm.LSTM(I, H).weights.layers, reverse=True, flipped=True)
+    with pytest.raises(ValueError, match="flipped"):
+        onnx_model(flipped)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- PyTorch's exporter, where it is installed ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"num_layers": 3, "batch_first": True}])
+def test_live_export(options: dict[str, Any], dynamo: bool, tmp_path: Path) -> None:
+    torch = import_torch()
+    if dynamo:
+        pytest.importorskip("onnxscript")
+    module, path = torch.nn.LSTM(I, H, **options).eval(), tmp_path / "model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (torch.zeros(5, 2, I),), path, dynamo=dynamo, verbose=False)
+    assert_same_weights(load(path).weights, {name: value.numpy() for name, value in module.state_dict().items()})

@@ -31,11 +31,17 @@ class Folder:
         return sum(self._sizes.values())
 
     def size(self, tensor: Any, expected: int) -> int:
-        """Bytes that the file holds for a tensor, by its declared length or, without one, to its expected end."""
+        """Bytes declared for a tensor, ``expected`` if none are; they are in the file."""
         location, offset, length = _place(tensor)
         with self._opened(location) as stream:
             self._sizes[location] = os.fstat(stream.fileno()).st_size
-        return min(max(0, self._sizes[location] - offset), expected if length is None else length)
+        declared = expected if length is None else length
+        if offset + declared > self._sizes[location]:
+            raise FormatError(
+                f"external data of {quoted(tensor.name)}: {declared} bytes expected at offset {offset} of {quoted(location)}, "
+                f"which has {self._sizes[location]}"
+            )
+        return declared
 
     def read(self, tensor: Any, expected: int) -> bytes:
         location, offset, _ = _place(tensor)
@@ -65,10 +71,13 @@ class Folder:
             ) from None
         finally:
             os.close(folder)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            os.close(descriptor)
+            raise FormatError(
+                f"{quoted(location)} beside the model is no regular file of its own (a folder, device or hard link)"
+            )
         with open(descriptor, "rb") as stream:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-                raise FormatError(f"{quoted(location)} beside the model is no regular file of its own (a device or a hard link)")
             yield stream
 
 

@@ -49,7 +49,7 @@ class Scope:
     producers : dict of str to (NodeProto, index)
         Which output of which node a name is.
     uses : Counter of str
-        How often a name is read, here and in subgraphs, or given out.
+        How often a name's numbers are read, here and in subgraphs, or given out; its shape is not counted.
     """
 
     graph: Any
@@ -102,7 +102,7 @@ def scopes(graph: Any, outer: Scope | None = None, path: str = "") -> Iterator[S
         scope.use(value.name)
     yield scope
     for node in graph.node:
-        for name in node.input:
+        for name in node.input if node.op_type not in ("Shape", "Size") else ():
             scope.use(name)
         for attribute in node.attribute:
             inner = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)

@@ -145,8 +145,8 @@ def _layer(node: Any, scope: Scope, constants: Constants, opset: int) -> Layer:
         W, R = (_dequantized(name, values, constants) for name in ("W", "R"))
     B = (D, -1, H) if layout == 0 else (-1, D, H)
     for name, value, expected in (
-        ("R", R, (D, 4 * H, H)),
         ("W", W, (D, 4 * H, -1)),
+        ("R", R, (D, 4 * H, H)),
         ("B", values["B"], (D, 8 * H)),
         ("P", values["P"], (D, 3 * H)),
         ("initial_h", initial[0], B),
@@ -157,12 +157,18 @@ def _layer(node: Any, scope: Scope, constants: Constants, opset: int) -> Layer:
 
 
 def _constants(node: Any, scope: Scope, constants: Constants) -> dict[str, Value | None]:
-    """The constants by ONNX's names of the inputs; a state that is computed at run time is the caller's to give."""
+    """The constants by ONNX's names of the inputs; a state that is computed at run time is the caller's to give.
+
+    A constant that Expand spreads over the rows of a batch, which only the caller knows, is one all the same.
+    """
     values: dict[str, Value | None] = dict.fromkeys(QUANTIZED_INPUTS)
     computed = set()
     for name, given in zip(QUANTIZED_INPUTS, node.input, strict=False):
         if not given or name in ("X", "sequence_lens"):
             continue
+        node_before, _ = scope.producers.get(given, (None, 0))
+        if name.startswith("initial") and node_before is not None and node_before.op_type == "Expand" and node_before.input:
+            given = node_before.input[0]
         try:
             values[name] = constants.get(scope, given)
         except RunTime as error:
