@@ -1,6 +1,6 @@
 """Broken files, made with a plan: the crafted ones of ``test_hostile_files.py`` and mutations of good ones.
 
-Run alone it tries many more than the tests do: ``python tests/mutate.py --count 100000 --seed 1 zip legacy safetensors``.
+Run alone it tries many more than the tests do: ``python tests/mutate.py --count 100000 --seed 1 zip legacy safetensors onnx``.
 """
 
 from __future__ import annotations
@@ -160,6 +160,104 @@ def safetensors(header: object | None = None, data: bytes | None = None, length:
         + encoded
         + (b"".join(storages().values()) if data is None else data)
     )
+
+
+# ---- ONNX, field by field ------------------------------------------------------------------------------------------------------
+
+
+def varint(value: int) -> bytes:
+    value %= 2**64
+    data = b""
+    while value > 127:
+        data += bytes([value & 127 | 128])
+        value >>= 7
+    return data + bytes([value])
+
+
+def field(number: int, value: int | float | str | bytes) -> bytes:
+    """One field of a protobuf message: a number, a float32, a text, or bytes that may be a message."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    if isinstance(value, float):
+        return varint(number << 3 | 5) + struct.pack("<f", value)
+    data = value.encode() if isinstance(value, str) else value
+    return varint(number << 3 | 2) + varint(len(data)) + data
+
+
+def onnx_tensor(name: str, shape: tuple[int, ...], data: bytes, dtype: int = 1) -> bytes:
+    return b"".join(field(1, size) for size in shape) + field(2, dtype) + field(8, name) + field(9, data)
+
+
+def onnx_attribute(name: str, value: int | float | str | bytes) -> bytes:
+    """A message is given as bytes: a tensor."""
+    number, kind = {int: (3, 2), float: (2, 1), str: (4, 3), bytes: (5, 4)}[type(value)]
+    return field(1, name) + field(number, value) + field(20, kind)
+
+
+def onnx_node(operator: str, inputs: str, outputs: str, name: str = "", **attributes: int | float | str | bytes) -> bytes:
+    """Names of inputs and outputs in one text, ``-`` for an empty one."""
+    parts = [field(1, word.strip("-")) for word in inputs.split()] + [field(2, word.strip("-")) for word in outputs.split()]
+    parts += [field(3, name), field(4, operator), *(field(5, onnx_attribute(*pair)) for pair in attributes.items())]
+    return b"".join(parts)
+
+
+def onnx_model(graph: bytes, opset: int = 17) -> bytes:
+    return field(1, 8) + field(2, "mutate") + field(7, graph) + field(8, field(1, "") + field(2, opset))
+
+
+def onnx_weights() -> bytes:
+    """The tensors of :data:`SHAPES` as W, R and B: gates in ONNX's order, W behind an Identity node."""
+    rows = {}
+    for index, (name, shape) in enumerate(SHAPES.items()):
+        numbers, width = values(shape, index), product(shape[1:])
+        blocks = [struct.pack(f"<{2 * width}f", *numbers[start : start + 2 * width]) for start in range(0, 8 * width, 2 * width)]
+        rows[name] = b"".join(blocks[gate] for gate in (0, 3, 1, 2))
+    W, R, b_ih, b_hh = rows.values()
+    tensors = (("w", (1, 8, 3), W), ("R", (1, 8, 2), R), ("B", (1, 16), b_ih + b_hh))
+    return b"".join(field(5, onnx_tensor(*tensor)) for tensor in tensors)
+
+
+def onnx(more: bytes = b"", **attributes: int | float | str) -> bytes:
+    """A model of one LSTM node; ``more`` fields of its graph."""
+    nodes = [onnx_node("Identity", "w", "W"), onnx_node("LSTM", "X W R B", "Y", "lstm", hidden_size=2, **attributes)]
+    return onnx_model(b"".join(field(1, node) for node in nodes) + onnx_weights() + more)
+
+
+def onnx_chain() -> bytes:
+    """The same, as exporters write it that fold nothing: torch's matrices, turned by nodes; two directions."""
+    nodes, tensors = [], []
+
+    def constant(name: str, *numbers: int) -> str:
+        tensors.append(onnx_tensor(name, (len(numbers),), struct.pack(f"<{len(numbers)}q", *numbers), 7))
+        return name
+
+    for name, (H4, *columns) in SHAPES.items():
+        data = struct.pack(f"<{product((H4, *columns))}f", *values((H4, *columns), 1))
+        tensors.append(onnx_tensor(name, (H4, *columns), data))
+        for gate in range(4):
+            ends = (
+                f"{constant(f's{gate}', 2 * gate)} {constant(f'e{gate}', 2 * gate + 2)}"
+                if name == "weight_ih_l0"
+                else f"s{gate} e{gate}"
+            )
+            nodes.append(onnx_node("Slice", f"{name} {ends}", f"{name}{gate}"))
+        nodes.append(onnx_node("Concat", " ".join(f"{name}{gate}" for gate in (0, 3, 1, 2)), name + "_c", axis=0))
+    axis = constant("axis", 0)
+    for short, name in (("W", "weight_ih_l0"), ("R", "weight_hh_l0")):
+        nodes.append(onnx_node("Unsqueeze", f"{name}_c {axis}", short + "1"))
+        nodes.append(onnx_node("Concat", f"{short}1 {short}1", short, axis=0))
+    nodes.append(onnx_node("Concat", "bias_ih_l0_c bias_hh_l0_c", "b", axis=0))
+    nodes.append(onnx_node("Reshape", f"b {constant('row', 1, -1)}", "b1"))
+    nodes.append(onnx_node("Expand", f"b1 {constant('both', 2, 16)}", "b2"))
+    nodes.append(onnx_node("Split", "b2 two", "b3 b4", axis=1))
+    constant("two", 8, 8)
+    nodes.append(onnx_node("Add", "b4 b3", "b5"))
+    nodes.append(onnx_node("Concat", "b3 b5", "b6", axis=1))
+    nodes.append(onnx_node("Gather", f"b6 {constant('which', *range(16))}", "b7", axis=1))
+    nodes.append(onnx_node("Transpose", "b7", "b8"))
+    nodes.append(onnx_node("Transpose", "b8", "B"))
+    nodes.append(onnx_node("LSTM", "X W R B", "Y", "lstm", hidden_size=2, direction="bidirectional"))
+    return onnx_model(b"".join(field(1, node) for node in nodes) + b"".join(field(5, tensor) for tensor in tensors))
 
 
 # ---- Mutations -----------------------------------------------------------------------------------------------------------------
@@ -404,6 +502,93 @@ def mutate_safetensors(data: bytes, rng: Random) -> bytes:
     return struct.pack("<Q", len(encoded)) + encoded + data[8 + length :]
 
 
+# The fields that are messages, for each kind of message
+NESTED = {
+    "model": {7: "graph", 8: "opset"},
+    "graph": {1: "node", 5: "tensor", 11: "value", 12: "value"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"},
+}
+ONNX_WORDS = (
+    "LSTM", "GRU", "Slice", "Concat", "Unsqueeze", "Transpose", "Squeeze", "Reshape", "Gather", "Expand", "ConstantOfShape",
+    "Split", "Constant", "Cast", "Add", "Identity", "DequantizeLinear", "DynamicQuantizeLSTM", "If", "X", "W", "R", "B", "Y", "",
+    "w", "com.microsoft", "hidden_size", "direction", "bidirectional", "reverse", "layout", "clip", "input_forget", "activations",
+    "axis", "axes", "perm", "value", "to", "../x", "\0", "a" * 600, "cell.weight_ih", "cell.weight_hh_l0", "location", "fastlstm",
+)  # fmt: skip
+
+Field = tuple[int, int, "int | bytes"]  # number, wire type, value
+
+
+def fields_of(data: bytes) -> list[Field] | None:
+    """The fields of a message, or None if it is none."""
+    position, fields = 0, list[Field]()
+
+    def number() -> int:
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = data[position]
+            position, value, shift = position + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+
+    try:
+        while position < len(data):
+            tag = number()
+            wire = tag & 7
+            if wire == 0:
+                fields.append((tag >> 3, 0, number()))
+                continue
+            size = {1: 8, 5: 4}.get(wire) or number()
+            if wire not in (1, 2, 5) or position + size > len(data):
+                return None
+            fields.append((tag >> 3, wire, data[position : position + size]))
+            position += size
+    except IndexError:
+        return None
+    return fields
+
+
+def joined(fields: Iterable[Field]) -> bytes:
+    parts = []
+    for number, wire, value in fields:
+        data = varint(value) if isinstance(value, int) else value
+        parts.append(varint(number << 3 | wire) + (varint(len(data)) if wire == 2 else b"") + data)
+    return b"".join(parts)
+
+
+def mutate_onnx(data: bytes, rng: Random, kind: str = "model") -> bytes:
+    """Change a field of a message somewhere in the tree, so that all around it is still read as it was meant."""
+    fields = fields_of(data) if kind else None
+    if not fields or rng.random() < 0.03:
+        return mutate_bytes(data, rng)
+    index = rng.randrange(len(fields))
+    number, wire, value = fields[index]
+    inner = NESTED.get(kind, {}).get(number)
+    if inner and isinstance(value, bytes) and rng.random() < 0.85:
+        fields[index] = number, wire, mutate_onnx(value, rng, inner)
+        return joined(fields)
+    action = rng.randrange(9)
+    if action == 0:
+        del fields[index]
+    elif action == 1:
+        fields.insert(index, fields[index])
+    elif action == 2:
+        fields[index] = rng.choice(fields)
+    elif action == 3:
+        fields.insert(index, (rng.choice((*range(1, 17), 20, 25, 99)), wire, value))
+    elif action == 4:
+        fields[index] = rng.choice((*range(1, 17), 20, 25, 99)), wire, value
+    elif isinstance(value, int):
+        new = rng.choice((rng.choice(NUMBERS), -rng.choice(NUMBERS), value + 1, value - 1, rng.randrange(20)))
+        fields[index] = number, 0, new % 2**64
+    elif action < 8 and wire == 2 and len(value) < 40:
+        fields[index] = number, 2, rng.choice(ONNX_WORDS).encode()
+    else:
+        fields[index] = number, wire, mutate_bytes(value, rng) if wire == 2 else rng.randbytes(len(value))
+    return joined(fields)
+
+
 Mutation = Callable[[bytes, Random], bytes]
 
 
@@ -420,6 +605,7 @@ def formats() -> dict[str, tuple[list[bytes], Mutation]]:
             [safetensors(), *golden("bidirectional_projection.safetensors", "bfloat16.safetensors")],
             mutate_safetensors,
         ),
+        "onnx": ([onnx(), onnx_chain(), *golden("float16.onnx")], mutate_onnx),
     }
 
 

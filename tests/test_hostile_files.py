@@ -16,15 +16,18 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import mutate
 import numpy as np
 import pytest
+from helpers import import_needed
 from mutate import (
     SHAPES,
     call,
+    field,
     integer,
     legacy,
     mapping,
@@ -152,6 +155,14 @@ def alias_bomb(levels: int) -> bytes:
     )
 
 
+def nested_graphs(levels: int) -> bytes:
+    """An If in an If in an If: a field of a graph."""
+    graph = b""
+    for _ in range(levels):
+        graph = field(1, field(4, "If") + field(5, field(6, graph)))
+    return graph
+
+
 # what it is: (the file, what the message must hold (all of it))
 CONTAINER: dict[str, tuple[Build, tuple[str, ...]]] = {
     "empty": (lambda: b"", ("file is empty",)),
@@ -164,7 +175,6 @@ CONTAINER: dict[str, tuple[Build, tuple[str, ...]]] = {
     "XML": (lambda: b"<?xml version='1.0'?>", ("XML",)),
     "HDF5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(99), ("HDF5", "Keras")),
     "TFLite": (lambda: b"\x1c\0\0\0TFL3" + bytes(99), ("TFLite",)),
-    "ONNX": (lambda: b"\x08\x08\x12\x07pytorch\x3a\x02\0\0", ("ONNX",)),
     "npy": (lambda: b"\x93NUMPY\1\0", (".npy",)),
     "GGUF": (lambda: b"GGUF\3\0\0\0", ("GGUF",)),
     "gzip": (lambda: b"\x1f\x8b\x08" + bytes(99), ("gzip", "unpack")),
@@ -263,6 +273,26 @@ CONTAINER: dict[str, tuple[Build, tuple[str, ...]]] = {
     "legacy view of a storage": (
         lambda: legacy(network(weight_ih_l0=tensor("0", (8, 3)).replace(b"tQ", several(text("1"), b"K\0K\1") + b"tQ"))),
         ("a view of another",),
+    ),
+}
+
+ONNX: dict[str, tuple[Build, tuple[str, ...]]] = {
+    "cut off": (lambda: mutate.onnx()[:-1], ("broken ONNX model: truncated",)),
+    "cut in half": (lambda: mutate.onnx()[:300], ("broken ONNX model: truncated",)),
+    "cut off in a number": (lambda: mutate.onnx() + b"\x80", ("truncated: no end of the number",)),
+    "a number without an end": (lambda: mutate.onnx() + b"\x28" + b"\xff" * 50, ("no end of the number",)),
+    "garbage for a graph": (lambda: b"\x08\x08\x12\x07pytorch\x3a\x02\0\0", ("broken ONNX model",)),
+    "4 GB declared": (lambda: b"\x08\x08\x3a\xff\xff\xff\xff\x0f", ("broken ONNX model: truncated",)),
+    "groups": (lambda: mutate.onnx(mutate.varint(99 << 3 | 3)), ("wire type 3",)),
+    "another type": (lambda: mutate.onnx(field(1, 7)), ("broken ONNX model: a number at byte", "a message is expected")),
+    "a name that is not UTF-8": (lambda: mutate.onnx(field(5, field(8, b"\xff"))), ("broken ONNX model", "utf-8")),
+    "nested too deep": (lambda: mutate.onnx(nested_graphs(200)), ("broken ONNX model",)),
+    "no graph": (lambda: b"\x08\x08\x12\1a", ("no LSTM found: an ONNX model with 0 nodes",)),
+    "two graphs in one": (lambda: mutate.onnx() + mutate.onnx(), ("initializer 'w'", "given before")),
+    "a name with control characters": (lambda: mutate.onnx(field(5, field(8, "\x1b[31m") * 2) * 2), (r"'\x1b[31m'",)),
+    "metadata": (
+        lambda: mutate.onnx() + field(14, field(1, "fastlstm") + field(2, "[")),
+        ("metadata 'fastlstm'", "batch_first"),
     ),
 }
 
@@ -483,7 +513,8 @@ def refused(path: Path, data: bytes, parts: tuple[str, ...]) -> None:
 def test_the_files_are_good_before_they_are_broken(tmp_path: Path) -> None:
     """Else each would be refused for a reason that it shares with the others."""
     path = tmp_path / "x"
-    for data in (good_zip(), good_legacy(), safetensors(), zipped(network(), method=zipfile.ZIP_DEFLATED)):
+    deflated, onnx = zipped(network(), method=zipfile.ZIP_DEFLATED), [mutate.onnx()] if find_spec("onnx") else []
+    for data in (good_zip(), good_legacy(), safetensors(), deflated, *onnx):
         path.write_bytes(data)
         weights = load(path).weights
         for index, (name, given) in enumerate(weights.named_tensors()):
@@ -493,6 +524,14 @@ def test_the_files_are_good_before_they_are_broken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CONTAINER)
 def test_container(case: str, tmp_path: Path) -> None:
     build, parts = CONTAINER[case]
+    refused(tmp_path / "x", build(), parts)
+
+
+@pytest.mark.parametrize("case", ONNX)
+def test_onnx(case: str, tmp_path: Path) -> None:
+    """What is wrong with the message itself; what its tensors and nodes may be is in ``test_loaders_onnx.py``."""
+    import_needed("onnx")
+    build, parts = ONNX[case]
     refused(tmp_path / "x", build(), parts)
 
 
@@ -606,7 +645,7 @@ def test_no_permission(tmp_path: Path) -> None:
 
 def test_a_sparse_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    for start in (b"", safetensors(), good_zip(), good_legacy()):
+    for start in (b"", safetensors(), good_zip(), good_legacy(), *([mutate.onnx()] if find_spec("onnx") else [])):
         path.write_bytes(start)
         os.truncate(path, 1 << 40)
         with pytest.raises(FormatError):
@@ -616,7 +655,7 @@ def test_a_sparse_file(tmp_path: Path) -> None:
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts files as Linux does")
 def test_no_file_stays_open(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    for data in (good_zip(), good_zip()[:-1], safetensors(), good_legacy()):
+    for data in (good_zip(), good_zip()[:-1], safetensors(), good_legacy(), *([mutate.onnx()] if find_spec("onnx") else [])):
         path.write_bytes(data)
         before = len(os.listdir("/proc/self/fd"))
         with contextlib.suppress(FormatError):
@@ -649,6 +688,43 @@ def directory(count: int) -> bytes:
 def tiny_tensors(count: int) -> bytes:
     header = {f"{index:x}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for index in range(count)}
     return safetensors(json.dumps(header, separators=(",", ":")).encode(), b"")
+
+
+def lstm_nodes(count: int) -> bytes:
+    """Many LSTM nodes with the weights of one."""
+    nodes = (mutate.onnx_node("LSTM", "X W R", f"Y{n}", hidden_size=2) for n in range(count))
+    return b"".join(field(1, node) for node in nodes)
+
+
+def number_tensor(name: str, *numbers: int) -> bytes:
+    return field(5, mutate.onnx_tensor(name, (len(numbers),), struct.pack(f"<{len(numbers)}q", *numbers), 7))
+
+
+def expanded_model(inputs: int) -> bytes:
+    """W is one number, spread to (1, 4 * 256, inputs); R too."""
+    tensors = number_tensor("w_shape", 1, 1024, inputs) + number_tensor("r_shape", 1, 1024, 256)
+    tensors += field(5, mutate.onnx_tensor("one", (1,), struct.pack("<f", 1)))
+    nodes = [mutate.onnx_node("Expand", f"one {name.lower()}_shape", name) for name in "WR"]
+    return mutate.onnx_model(
+        b"".join(field(1, n) for n in [*nodes, mutate.onnx_node("LSTM", "X W R", "Y", "a", hidden_size=256)]) + tensors
+    )
+
+
+def joined_model(levels: int) -> bytes:
+    """W is added to itself: twice the size of it for each node, and all of them are needed."""
+    tensors = number_tensor("w_shape", 1, 8, 2**20) + field(5, mutate.onnx_tensor("one", (1,), struct.pack("<f", 1)))
+    nodes = [mutate.onnx_node("Expand", "one w_shape", "w0")]
+    nodes += [mutate.onnx_node("Add", f"w{n} w{n}", f"w{n + 1}") for n in range(levels)]
+    nodes.append(mutate.onnx_node("LSTM", f"X w{levels} R", "Y", "a", hidden_size=2))
+    return mutate.onnx(b"".join(field(1, n) for n in nodes) + tensors)
+
+
+def wide_model(kind: int) -> bytes:
+    """W and R of 40 MB together, in float32 (1) or float16 (10)."""
+    size, H = (4, 1024) if kind == 1 else (2, 1448)
+    tensors = [mutate.onnx_tensor(name, (1, 4 * H, n), bytes(4 * H * n * size), kind) for name, n in (("W", 1536), ("R", H))]
+    node = mutate.onnx_node("LSTM", "X W R", "Y", "a", hidden_size=H)
+    return mutate.onnx_model(field(1, node) + b"".join(field(5, tensor) for tensor in tensors))
 
 
 ORDERED = named("collections", "OrderedDict") + b"q\0"
@@ -703,6 +779,31 @@ BOMBS: dict[str, tuple[Build, bool]] = {
         lambda: safetensors(b'{"__metadata__":{"a":"' + b"a" * (5 * COUNT) + "\U0001f600".encode() + b'"}}', b""),
         False,
     ),
+    "ONNX: nodes": (lambda: mutate.onnx(field(1, b"") * (COUNT // 2)), False),
+    "ONNX: attributes": (lambda: mutate.onnx(field(1, field(5, b"") * (COUNT // 2))), False),
+    "ONNX: subgraphs": (lambda: mutate.onnx(field(1, field(5, field(6, b"")) * (COUNT // 4))), False),
+    "ONNX: initializers": (lambda: mutate.onnx(b"".join(field(5, field(8, f"{n:x}")) for n in range(COUNT // 9))), False),
+    "ONNX: outputs": (lambda: mutate.onnx(field(1, b"".join(field(2, f"{n:x}") for n in range(COUNT // 7)))), False),
+    "ONNX: outputs, fewer": (lambda: mutate.onnx(field(1, b"".join(field(2, f"{n:x}") for n in range(200_000)))), True),
+    "ONNX: inputs": (lambda: mutate.onnx(field(1, field(1, "x") * (COUNT // 3))), False),
+    "ONNX: graph inputs": (lambda: mutate.onnx(field(11, field(1, "x")) * (COUNT // 5)), False),
+    "ONNX: dimensions": (lambda: mutate.onnx(field(5, field(1, 1) * (COUNT // 2))), True),
+    "ONNX: packed integers": (lambda: mutate.onnx(field(5, field(7, bytes(COUNT)))), False),
+    "ONNX: packed integers, large": (lambda: mutate.onnx(field(5, field(5, bytes(10 * COUNT)))), False),
+    "ONNX: integers of an attribute": (lambda: mutate.onnx(field(1, field(5, field(8, bytes(COUNT))))), False),
+    "ONNX: floats": (lambda: mutate.onnx(field(5, field(4, bytes(4 * COUNT)))), True),
+    "ONNX: unknown fields": (lambda: mutate.onnx(field(99, b"") * (COUNT // 3)), True),
+    "ONNX: an unknown field": (lambda: mutate.onnx(field(99, bytes(10 * COUNT))), False),
+    "ONNX: a long name": (lambda: mutate.onnx(field(5, field(8, "x" * (10 * COUNT)))), True),
+    "ONNX: a long name of wide characters": (lambda: mutate.onnx(field(5, field(8, "x" * (10 * COUNT) + "\U0001f600"))), False),
+    "ONNX: metadata": (lambda: mutate.onnx() + field(14, b"") * (COUNT // 2), False),
+    "ONNX: LSTMs": (lambda: mutate.onnx(lstm_nodes(20_000)), False),
+    "ONNX: other data": (lambda: mutate.onnx(field(5, field(8, "x") + field(9, bytes(40 * MB)))), True),
+    "ONNX: expanded": (lambda: expanded_model(2**16), False),
+    "ONNX: expanded, 4 MB": (lambda: expanded_model(2**10), True),
+    "ONNX: expanded and joined": (lambda: joined_model(40), False),
+    "ONNX: float16": (lambda: wide_model(10), True),
+    "ONNX: 40 MB": (lambda: wide_model(1), True),
     "header of plain text": (lambda: safetensors(b'{"__metadata__":{"a":"' + b"a" * (5 * COUNT) + b'"}}', b""), False),
 }  # fmt: skip
 
@@ -738,6 +839,9 @@ def test_memory_and_time_are_bounded(case: str, tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(build())
     warm = [GOLDEN / "cell.pt", GOLDEN / "legacy.pt", GOLDEN / "float16.safetensors"]
+    if case.startswith("ONNX"):
+        import_needed("onnx")
+        warm.append(GOLDEN / "unfolded_9.onnx")
     result = subprocess.run([sys.executable, "-c", MEASURE, path, *warm], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     outcome, peak, seconds = result.stdout.split()
@@ -755,6 +859,8 @@ SEED = int(os.environ.get("FASTLSTM_MUTANTS_SEED", "0"))
 @pytest.mark.parametrize("kind", mutate.formats())
 def test_mutated_files(kind: str, tmp_path: Path) -> None:
     """In a process of its own, where an allocation of more than 64 MB fails. FASTLSTM_MUTANTS sets how many files."""
+    if kind == "onnx":
+        import_needed("onnx")
     command = [sys.executable, ROOT / "tests" / "mutate.py", kind, "--count", str(MUTANTS), "--seed", str(SEED)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
@@ -763,4 +869,4 @@ def test_mutated_files(kind: str, tmp_path: Path) -> None:
     assert count == MUTANTS
     # Most are refused, and for many reasons; some changes touch nothing that is read
     assert 0.01 * count < loaded < 0.4 * count
-    assert len(result.stdout.splitlines()) > (10 if kind == "safetensors" else 40)
+    assert len(result.stdout.splitlines()) > (10 if kind in ("safetensors", "onnx") else 40)

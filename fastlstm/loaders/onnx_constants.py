@@ -101,15 +101,14 @@ def read(value: Value, limit: int) -> Array:
     size = value.nbytes + sum(part.nbytes for part in parts.values() if part.copies and part is not value)
     if size > limit:
         raise FormatError(f"takes {size} bytes to compute, more than {limit} for this file")
-    made: dict[int, Array] = {}
-
-    def compute(part: Value) -> Array:
-        if id(part) not in made:
-            made[id(part)] = part.compute(*map(compute, part.inputs))
-        return made[id(part)]
-
     with np.errstate(all="ignore"):
-        return compute(value)
+        return _compute(value, {})
+
+
+def _compute(value: Value, made: dict[int, Array]) -> Array:
+    if id(value) not in made:
+        made[id(value)] = value.compute(*(_compute(part, made) for part in value.inputs))
+    return made[id(value)]
 
 
 class Constants:

@@ -25,40 +25,40 @@ from fastlstm.loaders.onnx_external import Folder
 from fastlstm.loaders.onnx_graph import Scope, import_onnx, label, scopes
 from fastlstm.loaders.safetensors_file import METADATA_KEY, batch_first
 from fastlstm.loaders.source import SourceFile, weights_limit
+from fastlstm.weights import MAX_SIZE
 
 __all__ = ["find", "find_live", "recognises"]
 
-# ModelProto: the wire type of each of its fields. 7 is the graph.
+# ModelProto: the wire type of each of its fields, which every writer known puts in this order
 FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
-IR_VERSION, GRAPH = 1, 7
-MAX_SKIPPED = 1000  # fields before the graph
+IR_VERSION = 1
 
 # Bytes that one part takes, by measurement rounded up: a message of protobuf (35 to 200), and for a node also what is noted here
 # of it and of its names; a text of a list, as bytes there and as text here.
 MESSAGE, NODE, TEXT, NUMBER = 200, 900, 150, 16
+WIDE = 4  # of each byte of a text that is not ASCII, in Python's memory
+UNKNOWN = 0, 4, None  # kept by protobuf, in pieces that grow
 MAX_FIELDS = 4_000_000  # some seconds; the largest models published have a tenth
 WIRE_NUMBERS = {1: 8, 5: 4}  # wire types of fixed size
 
 
 def recognises(file: SourceFile) -> bool:
-    """Fields of a ModelProto one after the other, with an IR version and a graph among them."""
+    """Different fields of a ModelProto, the IR version among them."""
     position, seen = 0, set()
-    for _ in range(MAX_SKIPPED):
+    while position < file.size:
         head = file.read(position, min(20, file.size - position))
         try:
             tag, start = _varint(head, 0, len(head))
-            number, wire = tag >> 3, tag & 7
-            if FIELDS.get(number) != wire:
-                return False
             length, start = _varint(head, start, len(head))
         except FormatError:
             return False
+        number, wire = tag >> 3, tag & 7
+        if FIELDS.get(number) != wire or number in seen:
+            return False
         seen.add(number)
-        position += start + (length if wire == 2 else 0)
-        if {IR_VERSION, GRAPH} <= seen:
+        if IR_VERSION in seen and len(seen) > 1:
             return True
-        if position >= file.size:
-            return position > file.size and IR_VERSION in seen  # cut off
+        position += start + (length if wire == 2 else 0)
     return False
 
 
@@ -79,6 +79,8 @@ def find(file: SourceFile, external_data: bool = False) -> Contents:
         If the onnx package is missing.
     """
     onnx = import_onnx()
+    if file.size > MAX_SIZE:
+        raise FormatError(f"an ONNX model of {file.size} bytes; protobuf allows {MAX_SIZE}")
     data = file.read(0, file.size)
     try:
         _count(data, onnx.ModelProto.DESCRIPTOR, file.objects_limit)
@@ -107,17 +109,17 @@ def find_live(model: Any) -> Contents:
 
 
 @cache
-def _fields(descriptor: Any) -> dict[int, Any]:
-    """Of each field of a message: (cost of one, table of its own fields), or the cost of a byte of its list."""
-    table: dict[int, Any] = {}
+def _fields(descriptor: Any) -> dict[int, tuple[int, int, Any]]:
+    """Of each field of a message: the cost of one, the cost of each byte in it, and what it is: a message, text, or else."""
+    table: dict[int, tuple[int, int, Any]] = {}
     for number, field in descriptor.fields_by_number.items():
         inner = field.message_type
         if inner is not None:
-            table[number] = (NODE if inner.name == "NodeProto" else MESSAGE, inner)
+            table[number] = NODE if inner.name == "NodeProto" else MESSAGE, 0, inner
         elif field.type in (field.TYPE_STRING, field.TYPE_BYTES):
-            table[number] = TEXT
+            table[number] = TEXT, 0, str if field.type == field.TYPE_STRING else None
         else:  # lists of floats take as much memory as in the file, integers up to 16 times as much
-            table[number] = 0 if field.type in (field.TYPE_FLOAT, field.TYPE_DOUBLE) else -NUMBER
+            table[number] = 0, 0 if field.type in (field.TYPE_FLOAT, field.TYPE_DOUBLE) else NUMBER, None
     return table
 
 
@@ -129,7 +131,10 @@ def _count(data: bytes, descriptor: Any, limit: int) -> None:
         position, end, known = waiting.pop()
         while position < end:
             tag, position = _varint(data, position, end)
-            wire, kind = tag & 7, known.get(tag >> 3)
+            wire = tag & 7
+            each, byte, kind = known.get(tag >> 3, UNKNOWN)
+            if each and wire != 2:
+                raise FormatError(f"a number at byte {position} where a text or a message is expected")
             count += 1
             size += NUMBER
             if wire == 0:
@@ -137,15 +142,16 @@ def _count(data: bytes, descriptor: Any, limit: int) -> None:
             elif wire in WIRE_NUMBERS:
                 position += WIRE_NUMBERS[wire]
             elif wire == 2:
-                length, position = _varint(data, position, end)
-                if isinstance(kind, tuple):
-                    size += kind[0]
-                    waiting.append((position, min(position + length, end), _fields(kind[1])))
-                elif kind is None:  # what is unknown is kept, in growing pieces
-                    size += 4 * length
-                else:
-                    size += kind if kind > 0 else -kind * length
-                position += length
+                length, start = _varint(data, position, end)
+                position = start + length
+                size += each + byte * length
+                if kind is str:
+                    text = data[start : min(position, end)]
+                    size += 0 if text.isascii() else WIDE * length
+                    if size <= limit:
+                        text.decode()  # protobuf lets pass what is not UTF-8
+                elif kind is not None:
+                    waiting.append((start, min(position, end), _fields(kind)))
             else:
                 raise FormatError(f"wire type {wire} at byte {position}, which ONNX does not use")
             if position > end:

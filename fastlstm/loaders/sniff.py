@@ -52,7 +52,4 @@ def describe(file: SourceFile) -> str:
         return "this is XML (an OpenVINO model?)"
     if text.startswith((b"{", b"[")):
         return "this is JSON text"
-    # An ONNX model begins with its version; then comes the producer, an operator set or the graph
-    if head[0] == 0x08 and head[1:2] < b"\x20" and head[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a", b"\x42"):
-        return "this is an ONNX model"
     return "this is not a zip file, a pickle or a safetensors file, nor anything else that is known"

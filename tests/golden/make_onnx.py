@@ -1,4 +1,4 @@
-"""Makes the ONNX files of this folder with PyTorch's exporter, and the parameters it was given: ``python tests/golden/make_onnx.py``.
+"""Makes the ONNX files of this folder with PyTorch's exporter, and their parameters: ``python tests/golden/make_onnx.py``.
 
 Made with torch 2.13.0 and onnx 1.23.2 on CPU. The tests read them without torch.
 """
