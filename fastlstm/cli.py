@@ -92,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     plot.add_argument("--no-plot", dest="plot", action="store_const", const=None, help="draw nothing")
 
     sub = add("scan", scan, "List the LSTMs that a file holds.", "fastlstm scan checkpoint.pt")
-    sub.add_argument("file", metavar="FILE", help="any that fastlstm.load reads: .pt, .pth, .safetensors, ...")
+    sub.add_argument("file", metavar="FILE", help="any that fastlstm.load reads: .pt, .pth, .safetensors, .onnx, ...")
 
     sub = add(
         "run",

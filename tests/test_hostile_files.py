@@ -723,8 +723,11 @@ def wide_model(kind: int) -> bytes:
     """W and R of 40 MB together, in float32 (1) or float16 (10)."""
     size, H = (4, 1024) if kind == 1 else (2, 1448)
     tensors = [mutate.onnx_tensor(name, (1, 4 * H, n), bytes(4 * H * n * size), kind) for name, n in (("W", 1536), ("R", H))]
-    node = mutate.onnx_node("LSTM", "X W R", "Y", "a", hidden_size=H)
-    return mutate.onnx_model(field(1, node) + b"".join(field(5, tensor) for tensor in tensors))
+    nodes = [mutate.onnx_node("Relu", "X", "state")]  # states that nobody can know yet
+    nodes.append(mutate.onnx_node("LSTM", "X W R - - state state", "Y", "a", hidden_size=H))
+    return mutate.onnx_model(
+        b"".join([*(field(1, node) for node in nodes), *(field(5, tensor) for tensor in tensors)]) + field(11, field(1, "X"))
+    )
 
 
 ORDERED = named("collections", "OrderedDict") + b"q\0"

@@ -8,6 +8,7 @@ FormatError or OSError is raised.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -177,17 +178,18 @@ def from_onnx(
     https://onnx.ai/onnx/operators/onnx__LSTM.html
     """
     from fastlstm.loaders import onnx_file
-    from fastlstm.loaders.source import opened
 
-    if not isinstance(model_or_path, (str, os.PathLike)):
-        found = onnx_file.find_live(model_or_path).choose(name)
-        return _made(_weights(found, allow_nonfinite), found.info, batch_first)
-    with opened(model_or_path) as file:
+    def contents(file: SourceFile) -> Contents:
         if not onnx_file.recognises(file):
             raise FormatError("not an ONNX model; fastlstm.load reads other formats")
-        found = onnx_file.find(file, external_data).choose(name)
-        weights = _weights(found, allow_nonfinite)
-    return _made(weights, found.info, batch_first)
+        return onnx_file.find(file, external_data)
+
+    if isinstance(model_or_path, (str, os.PathLike)):
+        weights, info = _read(model_or_path, name, allow_nonfinite, contents)
+    else:
+        found = onnx_file.find_live(model_or_path).choose(name)
+        weights, info = _weights(found, allow_nonfinite), found.info
+    return _made(weights, info, batch_first)
 
 
 def _contents(file: SourceFile) -> Contents:
@@ -200,11 +202,17 @@ def _contents(file: SourceFile) -> Contents:
     raise FormatError(describe(file))
 
 
-def _read(path: str | os.PathLike[str], name: str | None, allow_nonfinite: bool) -> tuple[Weights, LSTMInfo | None]:
+def _read(
+    path: str | os.PathLike[str],
+    name: str | None,
+    allow_nonfinite: bool,
+    contents: Callable[[SourceFile], Contents] = _contents,
+) -> tuple[Weights, LSTMInfo | None]:
+    """Whatever was noted of the file is forgotten when this returns: the network takes memory next."""
     from fastlstm.loaders.source import opened
 
     with opened(path) as file:
-        found = _contents(file).choose(name)
+        found = contents(file).choose(name)
         return _weights(found, allow_nonfinite), found.info
 
 

@@ -143,7 +143,7 @@ class Constants:
             try:
                 self._known[key] = self._find(owner, name, depth)
             except FormatError as error:
-                self._known[key] = error
+                self._known[key] = type(error)(str(error))  # without its traceback, which would keep the model in memory
         known = self._known[key]
         if isinstance(known, FormatError):
             raise type(known)(str(known))
@@ -176,10 +176,9 @@ class Constants:
         Raises
         ------
         FormatError
-            If no array could have that shape.
+            If the chain is too long or no array could have that shape.
         """
-        if len(value.shape) > MAX_RANK or max(value.shape, default=0) > MAX_SIZE or value.nbytes > WEIGHTS_CEILING:
-            raise FormatError(f"a tensor of shape {value.shape!s:.100} is larger than any weights")
+        _check_shape(value.shape, value.dtype)
         if value.depth > MAX_DEPTH:
             raise FormatError(f"more than {MAX_DEPTH} operators in a row; {FOLD}")
         return self._made.setdefault(key, value)
@@ -194,6 +193,7 @@ class Constants:
             raise FormatError(f"{what} has shape {shape!s:.100}: no dimension may be negative or exceed {MAX_SIZE}")
         if tensor.HasField("segment"):
             raise FormatError(f"{what} is only a segment of a tensor")
+        _check_shape(shape, dtype)
         count = math.prod(shape)
         size = count * DTYPES[dtype].itemsize
         filled = [field for field in DATA if len(getattr(tensor, field))]
@@ -237,6 +237,13 @@ class Constants:
 
 
 FOLD = "export the model with constant folding, or fold them with onnxruntime or onnxsim"
+
+
+def _check_shape(shape: tuple[int, ...], dtype: str) -> None:
+    """NumPy refuses some shapes with large axes even if another is empty."""
+    size = math.prod(max(1, length) for length in shape) * DTYPES[dtype].itemsize
+    if len(shape) > MAX_RANK or size > WEIGHTS_CEILING:
+        raise FormatError(f"a tensor of shape {shape!s:.100} is larger than any weights")
 
 
 def _listed(numbers: Any, dtype: str, count: int, what: str) -> Array:

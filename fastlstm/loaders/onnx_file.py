@@ -29,37 +29,29 @@ from fastlstm.weights import MAX_SIZE
 
 __all__ = ["find", "find_live", "recognises"]
 
-# ModelProto: the wire type of each of its fields, which every writer known puts in this order
-FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
-IR_VERSION = 1
+# ModelProto: field 1 as a number, and the wire types of the others
+IR_VERSION = 1 << 3
+FIELDS = {2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 
 # Bytes that one part takes, by measurement rounded up: a message of protobuf (35 to 200), and for a node also what is noted here
 # of it and of its names; a text of a list, as bytes there and as text here.
 MESSAGE, NODE, TEXT, NUMBER = 200, 900, 150, 16
 WIDE = 4  # of each byte of a text that is not ASCII, in Python's memory
 UNKNOWN = 0, 4, None  # kept by protobuf, in pieces that grow
-MAX_FIELDS = 4_000_000  # some seconds; the largest models published have a tenth
+MAX_FIELDS = 4_000_000  # some seconds of counting
 WIRE_NUMBERS = {1: 8, 5: 4}  # wire types of fixed size
 
 
 def recognises(file: SourceFile) -> bool:
-    """Different fields of a ModelProto, the IR version among them."""
-    position, seen = 0, set()
-    while position < file.size:
-        head = file.read(position, min(20, file.size - position))
-        try:
-            tag, start = _varint(head, 0, len(head))
-            length, start = _varint(head, start, len(head))
-        except FormatError:
-            return False
-        number, wire = tag >> 3, tag & 7
-        if FIELDS.get(number) != wire or number in seen:
-            return False
-        seen.add(number)
-        if IR_VERSION in seen and len(seen) > 1:
-            return True
-        position += start + (length if wire == 2 else 0)
-    return False
+    """The IR version, which protobuf's writers put first, and another field of a ModelProto after it."""
+    head = file.head[:20]
+    try:
+        first, start = _varint(head, 0, len(head))
+        _, start = _varint(head, start, len(head))
+        second, _ = _varint(head, start, len(head))
+    except FormatError:
+        return False
+    return first == IR_VERSION and FIELDS.get(second >> 3) == second & 7
 
 
 def find(file: SourceFile, external_data: bool = False) -> Contents:
@@ -86,9 +78,9 @@ def find(file: SourceFile, external_data: bool = False) -> Contents:
         _count(data, onnx.ModelProto.DESCRIPTOR, file.objects_limit)
         model = onnx.ModelProto()
         model.ParseFromString(data)
+    except MemoryError:
+        raise
     except Exception as error:  # DecodeError of protobuf, which has moved between its versions
-        if isinstance(error, MemoryError):
-            raise
         raise FormatError(f"broken ONNX model: {str(error)[:200]}") from None
     del data
     return _contents(model, file.size, Folder(file.path) if external_data else None)
@@ -203,6 +195,7 @@ class Item:
 
 
 def _contents(model: Any, size: int, folder: Folder | None = None) -> Contents:
+    """List the LSTMs of a model of so many bytes, with tensors in other files if their folder is given."""
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     constants = Constants(folder)
     every = list(scopes(model.graph))
@@ -227,20 +220,24 @@ def _contents(model: Any, size: int, folder: Folder | None = None) -> Contents:
     ]
     inner = [layer for chain in chains.values() for layer in chain[1:]]
     parts = [onnx_lstm.found([layer], layer.name, (), limit, room, recorded) for layer in inner]
+    found += _taken_apart(every[0], constants, limit, room)
+    kinds = Counter(node.op_type for scope in every for node in scope.graph.node)
+    operators = listing((kind for kind, _ in kinds.most_common()), 5)
+    return Contents(found, f"an ONNX model with {kinds.total()} nodes" + (f": {operators}" if kinds else ""), parts)
 
+
+def _taken_apart(scope: Scope, constants: Constants, limit: int, room: int) -> list[Found]:
+    """Cells without a node, by PyTorch's names of initializers that no LSTM node has."""
     tensors = {
         name: Named(name, tuple(tensor.dims), TYPES.get(tensor.data_type, "another type"))
-        for name, tensor in every[0].tensors.items()
+        for name, tensor in scope.tensors.items()
         if name not in constants.used and len(name) <= torch_names.MAX_NAME and name.count(".") <= torch_names.MAX_DEPTH
     }
 
     def reader(wanted: Sequence[Named]) -> list[torch_names.Array]:
-        return [to_floats(read(constants.get(every[0], tensor.name), room), tensor.dtype) for tensor in wanted]
+        return [to_floats(read(constants.get(scope, tensor.name), room), tensor.dtype) for tensor in wanted]
 
-    found += torch_names.find([torch_names.Group((), tensors)], reader, limit)
-    kinds = Counter(node.op_type for scope in every for node in scope.graph.node)
-    operators = listing((kind for kind, _ in kinds.most_common()), 5)
-    return Contents(found, f"an ONNX model with {kinds.total()} nodes" + (f": {operators}" if kinds else ""), parts)
+    return torch_names.find([torch_names.Group((), tensors)], reader, limit)
 
 
 def _kind(node: Any) -> str:

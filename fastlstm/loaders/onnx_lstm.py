@@ -143,14 +143,14 @@ def _layer(node: Any, scope: Scope, constants: Constants, opset: int) -> Layer:
     dtype = W.dtype
     if quantized:
         W, R = (_dequantized(name, values, constants) for name in ("W", "R"))
-    B = (D, -1, H) if layout == 0 else (-1, D, H)
+    state = (D, -1, H) if layout == 0 else (-1, D, H)
     for name, value, expected in (
         ("W", W, (D, 4 * H, -1)),
         ("R", R, (D, 4 * H, H)),
         ("B", values["B"], (D, 8 * H)),
         ("P", values["P"], (D, 3 * H)),
-        ("initial_h", initial[0], B),
-        ("initial_c", initial[1], B),
+        ("initial_h", initial[0], state),
+        ("initial_c", initial[1], state),
     ):
         _check(name, value, expected, W.dtype)
     return Layer(node, scope, W, R, values["B"], values["P"], initial, direction, cells, layout, dtype)
@@ -206,9 +206,8 @@ def _check(name: str, value: Value | None, expected: tuple[int, ...], dtype: str
         size == wanted or wanted < 0 <= size for size, wanted in zip(value.shape, expected, strict=True)
     )
     if not fits or (name == "W" and value.shape[2] < 1):
-        free = {"W": "I"}.get(name, "B")
-        wanted = ", ".join(free if size < 0 else str(size) for size in expected)
-        raise FormatError(f"has {name} of shape {value.shape!s:.100}; by hidden_size and direction ({wanted}) is expected")
+        shape = ", ".join(("I" if name == "W" else "B") if size < 0 else str(size) for size in expected)
+        raise FormatError(f"has {name} of shape {value.shape!s:.100}; by hidden_size and direction ({shape}) is expected")
     if value.dtype not in STORED or value.dtype != dtype:
         kind = dtype if dtype in STORED else f"one of {', '.join(STORED)}"
         raise FormatError(f"has {name} of {value.dtype}; expected {kind}")
@@ -302,31 +301,31 @@ def _alike(below: Layer, layer: Layer) -> bool:
 
 def _folded(below: Layer, path: Sequence[tuple[Any, str]], constants: Constants) -> bool:
     """Whether the nodes of the path turn Y, (T, D, B, H) or (B, T, D, H), into X for a next layer, (T, B, D*H) or (B, T, D*H)."""
-    D, H, axes = len(below.cells), below.hidden_size, list("TDBH" if below.layout == 0 else "BTDH")
+    axes = list("TDBH" if below.layout == 0 else "BTDH")
     try:
         for node, name in path:
             inputs = [constants.get(below.scope, given) for given in node.input[1:] if given]
-            call = Call(constants, node, name, 0, [None, *inputs])
-            if node.op_type == "Transpose":
-                perm = call.attributes(perm="ints").get("perm", [])
-                axes = [axes[axis] for axis in perm] if sorted(perm) == list(range(len(axes))) else []
-            elif node.op_type == "Squeeze":
-                gone = call.numbers(1, call.attributes(axes="ints").get("axes")) or [0]
-                axis = gone[0] % len(axes)
-                if D != 1 or len(gone) != 1 or axes[axis] != "D":
-                    return False
-                del axes[axis]
-            elif node.op_type == "Reshape":
-                shape = call.numbers(1)
-                if call.attributes(allowzero="i").get("allowzero") or shape not in ([0, 0, -1], [0, 0, D * H]):
-                    return False
-                axes = [*axes[:2], "DH"] if axes[2:] in (["D", "H"], ["H"]) else []
-            elif node.op_type == "Dropout" and len(inputs) > 1:
-                return False  # perhaps in training mode
+            axes = _axes(Call(constants, node, name, 0, [None, *inputs]), axes, below)
     except FormatError:
         return False
     start = ["T", "B"] if below.layout == 0 else ["B", "T"]
-    return axes in ([*start, "DH"], [*start, "H"] if D == 1 else [])
+    return axes == [*start, "DH"] or (len(below.cells) == 1 and axes == [*start, "H"])
+
+
+def _axes(call: Call, axes: list[str], below: Layer) -> list[str]:
+    """The axes after a node; none if it does anything but move them, join D and H, or take away a D of size 1."""
+    operator, D = call.node.op_type, len(below.cells)
+    if operator == "Transpose":
+        perm = call.attributes(perm="ints").get("perm", [])
+        return [axes[axis] for axis in perm] if sorted(perm) == list(range(len(axes))) else []
+    if operator == "Squeeze":
+        gone = call.numbers(1, call.attributes(axes="ints").get("axes"))
+        place = axes.index("D") if D == 1 and "D" in axes else None
+        return [axis for axis in axes if axis != "D"] if place is not None and gone in ([place], [place - len(axes)]) else []
+    if operator == "Reshape":
+        plain = not call.attributes(allowzero="i").get("allowzero") and axes[2:] == ["D", "H"]
+        return [*axes[:2], "DH"] if plain and call.numbers(1) in ([0, 0, -1], [0, 0, D * below.hidden_size]) else []
+    return axes if len(call.inputs) < 3 else []  # Identity, and Dropout if nothing tells it to train
 
 
 def found(
