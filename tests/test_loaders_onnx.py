@@ -353,8 +353,10 @@ def test_states_of_the_model() -> None:
     states = ["X", "W", "R", "B", "", "h", "h"]
     spread = model([step("Expand", "row", "shape", "h"), node(states)], tensors() | {"row": row})
     assert (read(spread).layers[0].h_0, read(spread).layers[0].c_0) == (pytest.approx(row[0, 0]), pytest.approx(row[0, 0]))
-    for before in (step("Expand", "S", "shape", "h"), step("Relu", "S", "h")):
-        assert not read(model([before, node(states)], tensors())).is_variant
+    graph = helper.make_graph([], "empty", [], [])
+    choice = helper.make_node("If", ["yes"], ["h"], then_branch=graph, else_branch=graph)
+    for before in (step("Expand", "S", "shape", "h"), step("Relu", "S", "h"), choice):
+        assert not read(model([before, node(states)], tensors() | {"yes": np.array([1])})).is_variant
 
 
 def test_dynamic_quantization() -> None:
@@ -747,6 +749,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "long chain": (long_chain, ("more than 64 operators",)),
     "chain in a circle": (chain(step("Identity", "v", "W"), step("Identity", "W", "v")), ("more than 64 operators",)),
     "perm wrong": (chain(step("Transpose", "w", "W", perm=[0, 1, 1])), ("perm [0, 1, 1]",)),
+    "split wrong": (chain(step("Split", "w", "W", num_outputs=2)), ("num_outputs 2",)),
     "reshape wrong": (chain(step("Reshape", "w", "r", "W"), r=np.array([5, -1])), ("shape [5, -1]",)),
     "slice with step 0": (
         chain(step("Slice", "w", "a", "b", "a", "a", "W"), a=np.array([0]), b=np.array([1])),

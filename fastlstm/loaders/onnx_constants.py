@@ -39,6 +39,7 @@ DATA = ("float_data", "int32_data", "string_data", "int64_data", "double_data", 
 MAX_DEPTH = 64  # nodes in a chain
 MAX_RANK = 8
 MAX_NUMBERS = 64  # of a shape, of axes, of where slices begin
+NUMBERS_LIMIT = 1 << 20  # bytes to compute them
 SMALL = 256  # bytes: constants up to here are the same if their content is
 EXTERNAL = 1  # TensorProto.DataLocation
 
@@ -163,6 +164,8 @@ class Constants:
             inputs = [self.get(scope, each, depth + 1) if each else None for each in node.input]
         except RunTime as error:
             raise RunTime(f"{quoted(name)} is computed at run time: {str(error)[:300]}") from None
+        if any(attribute.HasField("g") for attribute in node.attribute):
+            raise RunTime(f"{quoted(name)} is computed at run time, by a graph inside {quoted(node.op_type)}")
         try:
             if operator is None:
                 raise FormatError(f"operator {quoted(node.op_type)} cannot be computed here; {FOLD}")
@@ -288,7 +291,7 @@ class Call:
             return None
         if value.dtype not in ("int32", "int64") or len(value.shape) > 1 or math.prod(value.shape) > MAX_NUMBERS:
             raise FormatError(f"input {index} must be a few integers, got {value.dtype} of shape {value.shape!s:.100}")
-        return [int(number) for number in read(value, SMALL * MAX_DEPTH * MAX_NUMBERS).reshape(-1)]
+        return [int(number) for number in read(value, NUMBERS_LIMIT).reshape(-1)]
 
     def make(
         self,
@@ -323,7 +326,7 @@ def _constant(call: Call) -> Value:
         raise FormatError(f"one value expected, got {len(given)}")
     ((kind, value),) = given.items()
     if kind == "value":
-        return call.constants._tensor(value, call.name, (id(call.constants), call.name, id(call.node)))
+        return call.constants._tensor(value, call.name, id(call.node))
     array: Array = np.array(value, np.float32 if "float" in kind else np.int64)
     return call.constants.make((kind, array.shape, array.tobytes()), Value(array.shape, array.dtype.name, lambda: array))
 
@@ -427,6 +430,8 @@ def _split(call: Call) -> Value:
     x, given = call.input(0), call.attributes(axis="i", split="ints", num_outputs="i")
     axis = _axis(given.get("axis", 0), len(x.shape))
     sizes, count = call.numbers(1, given.get("split")), len(call.node.output)
+    if given.get("num_outputs", count) != count:
+        raise FormatError(f"num_outputs {given['num_outputs']} of {count} outputs")
     if sizes is None:  # equal parts; the last may be smaller
         size = -(-x.shape[axis] // count)
         sizes = [min(size, x.shape[axis] - start) for start in range(0, size * count, max(1, size))]
