@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,49 +57,8 @@ def onnx_model(weights: Weights, batch_first: bool = False) -> Any:
     """
     _check(weights)
     onnx = import_onnx()
-    make, from_array = onnx.helper.make_node, onnx.numpy_helper.from_array
     L, D, H = weights.num_layers, weights.num_directions, weights.hidden_size
-    constants: dict[str, Array] = {}
-    h_0, c_0, h_n, c_n = ([f"{name}_l{k}" for k in range(L)] if L > 1 else [name] for name in ("h_0", "c_0", "h_n", "c_n"))
-    nodes = []
-    if L > 1:
-        constants["directions"] = np.full(L, D)
-        nodes += [make("Split", [state, "directions"], parts, axis=0) for state, parts in (("h_0", h_0), ("c_0", c_0))]
-    below = "x"
-    if batch_first:
-        below = "x_time_first"
-        nodes.append(make("Transpose", ["x"], [below], perm=[1, 0, 2]))
-    for k in range(L):
-        records = weights.layers[k * D : (k + 1) * D]
-        inputs = {f"{name}_l{k}": array for name, array in _tensors(records).items()}
-        constants |= {name: array for name, array in inputs.items() if array is not None}
-        W, R, B, P = (name if array is not None else "" for name, array in inputs.items())
-        name, y = f"{NAME}_{k}" if k else NAME, f"Y_l{k}"
-        direction = "bidirectional" if D == 2 else "reverse" if weights.reverse else "forward"
-        nodes.append(
-            make(
-                "LSTM",
-                [below, W, R, B, "", h_0[k], c_0[k], *([P] if P else [])],
-                [y, h_n[k], c_n[k]],
-                name,
-                hidden_size=H,
-                direction=direction,
-                **_attributes(records),
-            )
-        )
-        below = f"x_l{k + 1}" if k + 1 < L else "output_time_first" if batch_first else "output"
-        if D == 1:
-            constants["axis"] = np.array([1])
-            nodes.append(make("Squeeze", [y, "axis"], [below]))
-        else:
-            constants["folded"] = np.array([0, 0, -1])
-            nodes.append(make("Transpose", [y], [f"{y}_folded"], perm=[0, 2, 1, 3]))
-            nodes.append(make("Reshape", [f"{y}_folded", "folded"], [below]))
-    if batch_first:
-        nodes.append(make("Transpose", [below], ["output"], perm=[1, 0, 2]))
-    if L > 1:
-        nodes += [make("Concat", parts, [state], axis=0) for state, parts in (("h_n", h_n), ("c_n", c_n))]
-
+    nodes, constants = _nodes(weights, batch_first, onnx.helper.make_node)
     kind = onnx.helper.np_dtype_to_tensor_dtype(weights.dtype)
     free = ["B", "T"] if batch_first else ["T", "B"]
 
@@ -110,12 +70,46 @@ def onnx_model(weights: Weights, batch_first: bool = False) -> Any:
         NAME,
         declared(x=[*free, weights.input_size], h_0=[L * D, "B", H], c_0=[L * D, "B", H]),
         declared(output=[*free, D * H], h_n=[L * D, "B", H], c_n=[L * D, "B", H]),
-        [from_array(array, name) for name, array in constants.items()],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     opsets = [onnx.helper.make_opsetid("", OPSET)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fastlstm")
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps({"batch_first": bool(batch_first)})})
     return model
+
+
+def _nodes(weights: Weights, batch_first: bool, make: Callable[..., Any]) -> tuple[list[Any], dict[str, Array]]:
+    """The nodes in the order they run, and the constants by name; Y (T, D, B, H) is folded to (T, B, D*H) for the next layer."""
+    L, D = weights.num_layers, weights.num_directions
+    direction = "bidirectional" if D == 2 else "reverse" if weights.reverse else "forward"
+    constants: dict[str, Array] = {"axis": np.array([1])} if D == 1 else {"folded": np.array([0, 0, -1])}
+    h_0, c_0, h_n, c_n = ([f"{name}_l{k}" for k in range(L)] if L > 1 else [name] for name in ("h_0", "c_0", "h_n", "c_n"))
+    nodes, below = [], "x"
+    if L > 1:
+        constants["directions"] = np.full(L, D)
+        nodes += [make("Split", [state, "directions"], parts, axis=0) for state, parts in (("h_0", h_0), ("c_0", c_0))]
+    if batch_first:
+        below = "x_time_first"
+        nodes.append(make("Transpose", ["x"], [below], perm=[1, 0, 2]))
+    for k in range(L):
+        records = weights.layers[k * D : (k + 1) * D]
+        tensors = {f"{name}_l{k}": array for name, array in _tensors(records).items()}
+        constants |= {name: array for name, array in tensors.items() if array is not None}
+        W, R, B, P = (name if array is not None else "" for name, array in tensors.items())
+        inputs, y = [below, W, R, B, "", h_0[k], c_0[k], *([P] if P else [])], f"Y_l{k}"
+        options = {"hidden_size": weights.hidden_size, "direction": direction, **_attributes(records)}
+        nodes.append(make("LSTM", inputs, [y, h_n[k], c_n[k]], f"{NAME}_{k}" if k else NAME, **options))
+        below = f"x_l{k + 1}" if k + 1 < L else "output_time_first" if batch_first else "output"
+        if D == 2:
+            nodes.append(make("Transpose", [y], [f"{y}_folded"], perm=[0, 2, 1, 3]))
+            nodes.append(make("Reshape", [f"{y}_folded", "folded"], [below]))
+        else:
+            nodes.append(make("Squeeze", [y, "axis"], [below]))
+    if batch_first:
+        nodes.append(make("Transpose", [below], ["output"], perm=[1, 0, 2]))
+    if L > 1:
+        nodes += [make("Concat", parts, [state], axis=0) for state, parts in (("h_n", h_n), ("c_n", c_n))]
+    return nodes, constants
 
 
 def _check(weights: Weights) -> None:
@@ -163,7 +157,7 @@ def _tensors(records: tuple[LayerWeights, ...]) -> dict[str, Array | None]:
 def _attributes(records: tuple[LayerWeights, ...]) -> dict[str, Any]:
     """Those that are not ONNX's defaults."""
     result: dict[str, Any] = {}
-    functions = [_known(function) for w in records for function in (w.cell.gate, w.cell.candidate, w.cell.hidden)]
+    functions = [_in_onnx(function) for w in records for function in (w.cell.gate, w.cell.candidate, w.cell.hidden)]
     if functions != [SIGMOID, TANH, TANH] * len(records):
         result["activations"] = [TO_ONNX[function.name] for function in functions]
         alphas = [function.parameters[0] for function in functions if function.name in TAKES_ALPHA]
@@ -177,5 +171,5 @@ def _attributes(records: tuple[LayerWeights, ...]) -> dict[str, Any]:
     return result
 
 
-def _known(function: Activation) -> Activation:
+def _in_onnx(function: Activation) -> Activation:
     return Activation("affine") if function.name == "linear" else function

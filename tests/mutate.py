@@ -202,7 +202,7 @@ def onnx_node(operator: str, inputs: str, outputs: str, name: str = "", **attrib
 
 
 def onnx_model(graph: bytes, opset: int = 17) -> bytes:
-    return field(1, 8) + field(2, "mutate") + field(7, graph) + field(8, field(1, "") + field(2, opset))
+    return field(1, 8) + field(7, graph) + field(8, field(2, opset))
 
 
 def onnx_weights() -> bytes:
@@ -571,7 +571,7 @@ def mutate_onnx(data: bytes, rng: Random, kind: str = "model") -> bytes:
     action = rng.randrange(9)
     if action == 0:
         del fields[index]
-    elif action == 1:
+    elif action == 1 and (wire == 2 or rng.random() < 0.1):  # of a number only the last counts
         fields.insert(index, fields[index])
     elif action == 2:
         fields[index] = rng.choice(fields)

@@ -452,7 +452,7 @@ CHAINS: list[tuple[int, str, tuple[Any, ...], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("opset", "operator", "inputs", "attributes"), CHAINS)
 def test_operator_beside_onnx_runtime(opset: int, operator: str, inputs: Any, attributes: Any) -> None:
-    """Each output of the operator, as constants here, as inputs there; and again behind a bfloat16-sized step of views."""
+    """Each output of the operator: of constants here, of inputs there."""
     names = [f"in{index}" for index in range(len(inputs))]
     arrays = [np.asarray(value, np.int64 if isinstance(value, (list, int)) else None) for value in inputs]
     outputs = ["out0", "out1"] if operator == "Split" else ["out0"]
@@ -973,6 +973,9 @@ def test_export_of_variants() -> None:
         assert_same_weights(again, dict(weights.named_tensors()))
         assert [layer.cell for layer in again.layers] == directions
         assert (again.bidirectional, again.reverse) == (weights.bidirectional, weights.reverse)
+        x, state = numbers((5, 2, I)), numbers((2, len(layers), 2, H))
+        theirs = run(onnx_model(weights), {"x": x, "h_0": state[0], "c_0": state[1]})
+        assert_close(oracle(weights, x, state), tuple(theirs), TOLERANCE)
     linear = Weights((replace(plain, cell=Cell(hidden=Activation("linear"))),))
     assert read(onnx_model(linear)).layers[0].cell.hidden == Activation("affine", (1.0, 0.0))
 

@@ -13,18 +13,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import quoted
+from fastlstm.loaders.onnx_external import Folder
 from fastlstm.loaders.onnx_graph import Scope, attributes, label
 from fastlstm.loaders.source import WEIGHTS_CEILING
 from fastlstm.weights import MAX_SIZE
 
-__all__ = ["Call", "Constants", "ExternalData", "RunTime", "Value", "dequantized", "read"]
+__all__ = ["Call", "Constants", "RunTime", "Value", "dequantized", "read"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -46,13 +47,6 @@ EXTERNAL = 1  # TensorProto.DataLocation
 
 class RunTime(FormatError):
     """Not a constant: it depends on an input of the model."""
-
-
-class ExternalData(Protocol):
-    """Reads tensors that lie in other files."""
-
-    def size(self, tensor: Any, expected: int) -> int: ...
-    def read(self, tensor: Any, expected: int) -> bytes: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +112,7 @@ class Constants:
     Equal descriptions are one object: nodes that read the same weights, each through a chain of its own, have the same values.
     """
 
-    def __init__(self, external: ExternalData | None = None) -> None:
+    def __init__(self, external: Folder | None = None) -> None:
         self._external = external
         self._known: dict[tuple[int, str], Value | FormatError] = {}
         self._made: dict[Hashable, Value] = {}

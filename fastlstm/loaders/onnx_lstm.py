@@ -23,7 +23,7 @@ from fastlstm.loaders.onnx_constants import Call, Constants, RunTime, Value, deq
 from fastlstm.loaders.onnx_graph import Scope, attributes, label
 from fastlstm.weights import MAX_SIZE, LayerWeights, Weights
 
-__all__ = ["ACTIVATIONS", "GATES", "PEEPHOLES", "TAKES_ALPHA", "TAKES_BOTH", "Layer", "chains", "found", "layer"]
+__all__ = ["ACTIVATIONS", "TAKES_ALPHA", "TAKES_BOTH", "Layer", "chains", "found", "layer"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
