@@ -174,6 +174,8 @@ class LSTM:
             parts.append("batch_first=True")
         if self.bidirectional:
             parts.append("bidirectional=True")
+        if self.weights.merge_mode != "concat":
+            parts.append(f"merge_mode={self.weights.merge_mode!r}")
         if self.proj_size:
             parts.append(f"proj_size={self.proj_size}")
         if self.dtype != np.float32:
@@ -194,7 +196,7 @@ class LSTM:
         resets: Any = None,
         out: Any = None,
         threads: int | None = None,
-    ) -> tuple[Array, State]:
+    ) -> tuple[Any, State]:
         """Run whole sequences.
 
         Parameters
@@ -212,14 +214,15 @@ class LSTM:
             Where true, that row begins anew before step t: its h and c are zero. ``(T,)`` for one sequence. The backward
             direction begins anew at the same places: its state is zero before the step left of each reset.
         out : array, optional
-            Where to write the output; must not overlap an input.
+            Where to write the output; must not overlap an input. For a pair of outputs: one array that holds them side by side.
         threads : int, optional
             The most threads for this call.
 
         Returns
         -------
         output : array, shape (T, B, num_directions * (proj_size or hidden_size))
-            ``(B, T, ...)`` if `batch_first`.
+            ``(B, T, ...)`` if `batch_first`. If the weights' ``merge_mode`` is not ``"concat"`` (a Bidirectional layer of Keras),
+            the last axis is that of one direction: their sum, product or mean, or a pair of outputs for None.
         (h_n, c_n) : arrays of the shapes of `state`
             The state after each row's last step.
 
@@ -256,7 +259,10 @@ class LSTM:
         most, limit = _threads.allowance(threads)
 
         given = (B, T, self._width) if self.batch_first and not single else (T, self._width) if single else (T, B, self._width)
-        result = np.empty(given, self._dtype) if out is None else self._check_out(out, given, (seen, h_0, c_0, lengths, resets))
+        inputs = (seen, h_0, c_0, lengths, resets)
+        merge_mode = self.weights.merge_mode
+        direct = out is not None and merge_mode in ("concat", None)
+        result = self._check_out(out, given, inputs) if direct else np.empty(given, self._dtype)
         target = in_place(result)  # a copy of `out` if the kernels cannot write to it as it stands
         output = target[:, None] if single else target.transpose(1, 0, 2) if self.batch_first else target
         h_n = np.empty((records, B, P), self._dtype)
@@ -266,7 +272,22 @@ class LSTM:
             result[...] = target
         if single:
             h_n, c_n = h_n[:, 0], c_n[:, 0]
+        if merge_mode != "concat":
+            return self._merged(result, out, inputs), (h_n, c_n)
         return (result if out is None else out), (h_n, c_n)
+
+    def _merged(self, both: Array, out: Any, inputs: tuple[Array | None, ...]) -> Any:
+        """The outputs of both directions made one, as Keras' Bidirectional does; a pair if its mode is None."""
+        forward, backward = np.split(both, 2, axis=-1)
+        mode = self.weights.merge_mode
+        if mode is None:
+            return forward, backward
+        result = np.empty(forward.shape, self._dtype) if out is None else self._check_out(out, forward.shape, inputs)
+        with np.errstate(all="ignore"):  # infinity and NaN go where IEEE arithmetic takes them
+            (np.multiply if mode == "mul" else np.add)(forward, backward, out=result)
+            if mode == "ave":
+                result *= 0.5
+        return result if out is None else out
 
     def _check_state(self, state: tuple[Any, Any], B: int, single: bool) -> State:
         """The initial state as contiguous arrays (L*D, B, P) and (L*D, B, H)."""
@@ -359,7 +380,7 @@ class LSTM:
             if tensor.shape != shape:
                 raise shape_error(name, shape, tensor.shape)
             tensors[name] = np.array(as_floats(name, tensor, self._dtype), order="C")
-        self._adopt(Weights.from_named_tensors(tensors))
+        self._adopt(replace(Weights.from_named_tensors(tensors), merge_mode=self.weights.merge_mode))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters, and whether the network is batch-first, as a safetensors file that :func:`fastlstm.load` reads.
@@ -369,6 +390,22 @@ class LSTM:
         from fastlstm.loaders.safetensors_file import write_safetensors
 
         write_safetensors(path, self.weights, self.batch_first)
+
+    def to_keras_weights(self) -> list[Array]:
+        """Copies of the parameters as ``keras_layer.set_weights`` takes them: kernel, recurrent_kernel, bias.
+
+        Of each layer (each direction of a Bidirectional) in turn, so a network of several layers makes the list of an RNN of
+        stacked cells, and a slice of it that of one LSTM. Keras has one bias where PyTorch has two: their sum, rounded once, and
+        so what Keras gave comes back to the bit.
+
+        Raises
+        ------
+        ValueError
+            If Keras has no such layer: with a projection, peepholes, initial states, clipping or coupled gates.
+        """
+        from fastlstm.loaders.keras_export import keras_weights
+
+        return keras_weights(self.weights)
 
 
 _FORWARD = {"float32": _engine.forward["float"], "float64": _engine.forward["double"]}

@@ -18,7 +18,8 @@ class LSTMInfo:
     Attributes
     ----------
     name : str
-        What ``load(..., name=)`` calls it: the prefix of its tensors without the trailing dot, ``""`` without a prefix.
+        What ``load(..., name=)`` calls it: the prefix of its tensors without the trailing dot, ``""`` without a prefix; the
+        name of a Keras layer.
     input_size, hidden_size, num_layers, proj_size : int
         As in ``torch.nn.LSTM``; ``proj_size`` is 0 without a projection.
     bidirectional, bias : bool

@@ -82,11 +82,15 @@ class Group:
         """An attribute that is a single text."""
         return next(iter(self.attributes.get(name, [])), None)
 
-    def dataset(self, path: str) -> Dataset | None:
-        *outer, name = path.split("/")
+    def group(self, path: str) -> Group | None:
         group: Group | None = self
-        for step in outer:
+        for step in path.split("/"):
             group = group.groups.get(step) if group else None
+        return group
+
+    def dataset(self, path: str) -> Dataset | None:
+        outer, _, name = path.rpartition("/")
+        group = self.group(outer) if outer else self
         return group.datasets.get(name) if group else None
 
     def walk(self) -> Iterator[Group]:
