@@ -389,6 +389,8 @@ class LSTM:
         """
         from fastlstm.loaders.safetensors_file import write_safetensors
 
+        if self.weights.merge_mode != "concat":
+            raise ValueError(f"a safetensors file has no place for merge_mode {self.weights.merge_mode!r}; keep state_dict()")
         write_safetensors(path, self.weights, self.batch_first)
 
     def to_keras_weights(self) -> list[Array]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import statistics
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -125,6 +127,22 @@ def assert_same_bytes(given: tuple[Any, ...], expected: tuple[Any, ...], what: o
             raise AssertionError(
                 f"{what}: {name} differs in {len(at)} of {a.size} elements, first at {list(first)}: {a[first]!r} != {b[first]!r}"
             )
+
+
+def required(name: str) -> Any:
+    """A package that a test needs, or skip the test; with FASTLSTM_TEST_STRICT=1, where all are installed, its absence fails."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package's own affair
+        if os.environ.get("FASTLSTM_TEST_STRICT") == "1":
+            return importlib.import_module(name)
+        return pytest.importorskip(name)
+
+
+def import_keras() -> Any:
+    """Keras on PyTorch, or skip the test."""
+    import_torch()
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    return required("keras")
 
 
 def import_torch() -> Any:

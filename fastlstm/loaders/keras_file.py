@@ -187,7 +187,7 @@ def _unique(found_: list[Found], paths: Sequence[str]) -> list[Found]:
     result = []
     for item, path in zip(found_, paths, strict=True):
         if counts[item.name] > 1:
-            aliases = (*item.aliases, item.name)
+            aliases = (*(alias for alias in item.aliases if alias != path), item.name)
             info = replace(item.info, name=path) if item.info else None
             item = replace(item, name=path, info=info, aliases=aliases)
         result.append(item)
@@ -196,36 +196,36 @@ def _unique(found_: list[Found], paths: Sequence[str]) -> list[Found]:
 
 def _contents(found_: list[Found], paths: Sequence[str], what: str, tree: Group) -> Contents:
     names = [dataset.name for group in tree.walk() for dataset in group.datasets.values()]
-    return Contents(_unique(found_, paths), f"{what} with {len(names)} datasets" + (f": {listing(names, 5)}" if names else ""))
+    return Contents(_unique(found_, paths), f"{what} with {len(names)} dataset(s)" + (f": {listing(names, 5)}" if names else ""))
 
 
 # ---- The tree of Keras 3 -------------------------------------------------------------------------------------------------------
 
 
 def _tree(tree: Group, config: Entry | None, version: int | None, limit: float, what: str) -> Contents:
-    layouts = {group.path: (group, layout) for group, layout in _layouts(tree)}
+    layouts = {group.path: (names, group, layout) for names, group, layout in _layouts(tree)}
     configured = list(_configured(config, tree)) if config else []
     placed = [item for item in configured if item.group]
     for item in configured:
         if item.group is None:  # inside a subclassed model, whose attributes name the groups
-            named = [group for group, _ in layouts.values() if _stored_name(group) == item.names[-1]]
+            named = [group for names, group, _ in layouts.values() if names[-1:] == item.names[-1:]]
             namesakes = [other for other in configured if other.names[-1] == item.names[-1]]
             group = named[0] if len(named) == len(namesakes) == 1 else None
             placed.append(replace(item, group=group))
     results, paths = [], []
     for item in placed:
         path = item.group.path if item.group else ""
-        results.append(_entry_found(item, layouts.pop(path, (None, None))[1], version, limit))
+        results.append(_entry_found(item, layouts.pop(path, (None, None, None))[2], version, limit))
         paths.append(path)
     homeless = [item for item, result in zip(placed, results, strict=True) if not item.group and result.is_lstm]
-    for path, (group, layout) in layouts.items():
-        name = _stored_name(group) or path
+    for path, (names, _, layout) in layouts.items():
+        name = "/".join(names) or path
         if homeless:
             others = listing(("/".join(item.names) for item in homeless), 5)
             problem = f"layer {quoted(name)}: it cannot be told which of the configuration's layers it is: {others}"
             results.append(Found(name, problem=problem))
         else:
-            results.append(found(name, layout, None, limit, (path,)))
+            results.append(found(name, layout, None, limit, (path, *names[-1:])))
         paths.append(path)
     return _contents(results, paths, what, tree)
 
@@ -235,16 +235,18 @@ def _stored_name(group: Group) -> str:
     return (variables.text("name") or "") if variables else ""
 
 
-def _layouts(tree: Group) -> Iterator[tuple[Group, Layout]]:
-    """Every group that holds an LSTM, outermost first; what lies inside it belongs to it."""
-    waiting = [tree]
+def _layouts(tree: Group) -> Iterator[tuple[tuple[str, ...], Group, Layout]]:
+    """Every group that holds an LSTM, with the names stored around it and its own (none before Keras 3.7)."""
+    waiting: list[tuple[tuple[str, ...], Group]] = [((), tree)]
     while waiting:
-        group = waiting.pop()
+        names, group = waiting.pop()
+        own = _stored_name(group) if group is not tree else ""
+        names = (*names, own) if own else names
         layout = _layout(group)
         if layout:
-            yield group, layout
-        else:
-            waiting += reversed(group.groups.values())
+            yield names if own else (), group, layout
+        else:  # what lies inside an LSTM belongs to it
+            waiting += [(names, inner) for inner in reversed(group.groups.values())]
 
 
 def _layout(group: Group) -> Layout | None:
