@@ -217,4 +217,7 @@ def _made(weights: Weights, info: LSTMInfo | None, batch_first: bool | None) -> 
 
     if batch_first is None:
         batch_first = bool(info is not None and info.batch_first)
-    return LSTM.from_weights(weights, batch_first)
+    try:
+        return LSTM.from_weights(weights, batch_first)
+    except ValueError as error:  # what is understood but cannot be run
+        raise FormatError(str(error)) from error

@@ -147,10 +147,11 @@ def _bidirectional(config: Mapping[str, Any], version: int | None) -> Plan:
 def _cells(config: Mapping[str, Any], version: int | None) -> tuple[CellPlan, ...]:
     """Of an RNN: one LSTMCell or several."""
     cell = config.get("cell")
-    entries = [cell]
+    entries: list[Any] = [cell]
     if isinstance(cell, dict) and class_of(cell) == "StackedRNNCells":
         _check_keys(_config(cell), {"cells"})
-        entries = _config(cell).get("cells") or [None]
+        several = _config(cell).get("cells")
+        entries = several if isinstance(several, list) and several else [several]
     cells = []
     for entry in entries:
         if not isinstance(entry, dict) or class_of(entry) != "LSTMCell":
