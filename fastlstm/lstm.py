@@ -157,6 +157,11 @@ class LSTM:
         return self.weights.proj_size
 
     @property
+    def output_size(self) -> int:
+        """Size of the output's last axis; of both side by side where the output is a pair."""
+        return self._width if self.weights.merge_mode in ("concat", None) else self._sizes[2]
+
+    @property
     def bias(self) -> bool:
         return self.weights.bias
 

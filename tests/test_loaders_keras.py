@@ -43,6 +43,14 @@ def keras() -> Any:
     return import_keras()
 
 
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Keras warns of its own old format, and of much else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def refused(act: Callable[[], object], *parts: str) -> str:
     with pytest.raises(FormatError) as caught:
         act()
@@ -1007,6 +1015,7 @@ def test_merge_modes_and_the_rest() -> None:
     merged = np.zeros((5, 2, 4), np.float32)
     with pytest.raises(ValueError, match="out must not overlap x"):
         lstm(merged[..., :3], out=merged)
+    assert [merging(mode)[0].output_size for mode in ("sum", "mul", "ave", None, "concat")] == [4, 4, 4, 8, 8]
     assert repr(lstm) == "LSTM(3, 4, bidirectional=True, merge_mode='sum')"
     lstm.load_state_dict(plain.state_dict())
     assert lstm.weights.merge_mode == "sum"
@@ -1044,9 +1053,14 @@ def test_to_keras_and_back(keras: Any) -> None:
     np.testing.assert_allclose(keras.ops.convert_to_numpy(layer(x)), lstm(x)[0], rtol=0, atol=TOLERANCE)
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Keras warns of its own old format, and of much else."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+@pytest.mark.parametrize("name", ["both", "sum", "pair"])
+def test_on_the_command_line(name: str, tmp_path: Path, h5py: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from fastlstm.cli import main
+
+    path = str(GOLDEN / "keras3.keras")
+    assert main(["scan", path]) == 0
+    assert "encoder/lstm" in capsys.readouterr().out
+    np.save(tmp_path / "x.npy", given_input())
+    assert main(["run", path, str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy"), "--name", name]) == 0
+    wanted = np.concatenate(expected(f"keras3|{name}"), axis=-1)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), wanted, rtol=0, atol=TOLERANCE)

@@ -29,7 +29,7 @@ def main() -> None:
     answer: dict[str, Any]
     sys.path[:] = request["path"]
     try:
-        import h5py  # type: ignore[import-untyped]
+        import h5py
     except ImportError as error:
         answer = {"missing": str(error)[:200]}
     else:
