@@ -35,7 +35,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 WORKER = Path(__file__).with_name("hdf5_worker.py")
 SECONDS = 60  # by the clock, for a child that waits; one that computes has a limit of its own
-INSTALL = "reading HDF5 (Keras .keras and .h5 files) needs h5py: pip install 'fastlstm[keras]'"
+INSTALL = "reading HDF5 (Keras .keras and .h5 files) needs h5py: pip install h5py"
 BROKEN = "broken HDF5 file"
 MAX_DIMENSIONS = 32
 
@@ -123,6 +123,8 @@ def read_tree(stream: BinaryIO, source: SourceFile, limit: int) -> Group:
     """
     if not _installed("h5py"):
         raise ImportError(INSTALL)
+    if not sys.executable:
+        raise OSError("reading HDF5 needs a Python interpreter to start, and sys.executable is empty")
     text = _ask(stream.fileno(), limit // 8)
     answer = strict_json.parse(text, "description of the HDF5 file", limit)
     if not isinstance(answer, dict) or len(answer) != 1:

@@ -90,9 +90,9 @@ def other_kind(entry: Mapping[str, Any]) -> str:
     return kind
 
 
-def major_version(text: str | None) -> int | None:
+def major_version(text: object) -> int | None:
     """2 or 3, None if it is unknown."""
-    return int(text[0]) if text and text[0] in "23" and text[1:2] in ("", ".") else None
+    return int(text[0]) if isinstance(text, str) and text[0] in "23" and text[1:2] in ("", ".") else None
 
 
 def plan(entry: Mapping[str, Any], version: int | None) -> Plan:
