@@ -12,7 +12,7 @@ from fastlstm.threads import get_num_threads, set_num_threads
 from fastlstm.weights import LayerWeights, Weights
 
 if TYPE_CHECKING:
-    from fastlstm.loaders import LSTMInfo, from_onnx, from_torch, load, scan
+    from fastlstm.loaders import LSTMInfo, from_keras, from_onnx, from_torch, load, scan
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ __all__ = [
     "Weights",
     "__version__",
     "available_isas",
+    "from_keras",
     "from_onnx",
     "from_torch",
     "get_num_threads",
@@ -40,7 +41,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The loaders, imported when first used: reading files takes more of the standard library than running networks."""
-    if name in ("LSTMInfo", "from_onnx", "from_torch", "load", "scan"):
+    if name in ("LSTMInfo", "from_keras", "from_onnx", "from_torch", "load", "scan"):
         from fastlstm import loaders
 
         return getattr(loaders, name)

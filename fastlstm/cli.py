@@ -92,7 +92,9 @@ def make_parser() -> argparse.ArgumentParser:
     plot.add_argument("--no-plot", dest="plot", action="store_const", const=None, help="draw nothing")
 
     sub = add("scan", scan, "List the LSTMs that a file holds.", "fastlstm scan checkpoint.pt")
-    sub.add_argument("file", metavar="FILE", help="any that fastlstm.load reads: .pt, .pth, .safetensors, .onnx, ...")
+    sub.add_argument(
+        "file", metavar="FILE", help="any that fastlstm.load reads: .pt, .pth, .safetensors, .onnx, .keras, .h5, ..."
+    )
 
     sub = add(
         "run",
@@ -165,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
     if x.dtype != lstm.dtype:
         raise ValueError(f"{args.input}: dtype must be {lstm.dtype} as the weights are, got {x.dtype}")
     state = read_state(args.state_in, lstm.dtype) if args.state_in else None
-    steps, shape = x.shape[time], (*x.shape[:-1], lstm.num_directions * (lstm.proj_size or lstm.hidden_size))
+    steps, shape = x.shape[time], (*x.shape[:-1], lstm.output_size)
     chunk = chunk_steps(args.chunk, lstm, steps, x.nbytes + x.itemsize * math.prod(shape))
 
     with replacing(args.output) as part, replacing(args.state_out) if args.state_out else nullcontext() as state_part:

@@ -169,6 +169,11 @@ class LSTM:
         return self.weights.proj_size
 
     @property
+    def output_size(self) -> int:
+        """Size of the output's last axis; of both side by side where the output is a pair."""
+        return self._width if self.weights.merge_mode in ("concat", None) else self._sizes[2]
+
+    @property
     def bias(self) -> bool:
         return self.weights.bias
 
@@ -186,6 +191,8 @@ class LSTM:
             parts.append("batch_first=True")
         if self.bidirectional:
             parts.append("bidirectional=True")
+        if self.weights.merge_mode != "concat":
+            parts.append(f"merge_mode={self.weights.merge_mode!r}")
         if self.proj_size:
             parts.append(f"proj_size={self.proj_size}")
         if self.dtype != np.float32:
@@ -206,7 +213,7 @@ class LSTM:
         resets: Any = None,
         out: Any = None,
         threads: int | None = None,
-    ) -> tuple[Array, State]:
+    ) -> tuple[Any, State]:
         """Run whole sequences.
 
         Parameters
@@ -224,14 +231,15 @@ class LSTM:
             Where true, that row begins anew before step t, as if no state had been given. ``(T,)`` for one sequence. The
             backward direction begins anew at the same places: before it takes the step left of each reset.
         out : array, optional
-            Where to write the output; must not overlap an input.
+            Where to write the output; must not overlap an input. For a pair of outputs: one array that holds them side by side.
         threads : int, optional
             The most threads for this call.
 
         Returns
         -------
         output : array, shape (T, B, num_directions * (proj_size or hidden_size))
-            ``(B, T, ...)`` if `batch_first`.
+            ``(B, T, ...)`` if `batch_first`. If the weights' ``merge_mode`` is not ``"concat"`` (a Bidirectional layer of Keras),
+            the last axis is that of one direction: their sum, product or mean, or a pair of outputs for None.
         (h_n, c_n) : arrays of the shapes of `state`
             The state after each row's last step.
 
@@ -247,7 +255,8 @@ class LSTM:
         seen, x, single, h_0, c_0, lengths, resets = self._check(x, state, lengths, resets)
         T, B, _ = x.shape
         most, limit = _threads.allowance(threads)
-        if out is None:
+        merge_mode = self.weights.merge_mode
+        if out is None or merge_mode in ("sum", "mul", "ave"):
             result, output = self._new_output(T, B, single)
             target = result
         else:
@@ -260,6 +269,8 @@ class LSTM:
             result[...] = target
         if single:
             h_n, c_n = h_n[:, 0], c_n[:, 0]
+        if merge_mode != "concat":
+            return self._merged(result, out, (seen, h_0, c_0, lengths, resets)), (h_n, c_n)
         return (result if out is None else out), (h_n, c_n)
 
     def record(
@@ -314,6 +325,10 @@ class LSTM:
         if seed is not None and not 0 <= seed < 1 << 64:
             raise ValueError(f"seed must be between 0 and 2**64 - 1, got {seed}")
         chosen = int.from_bytes(os.urandom(8), "little") if seed is None else int(seed)
+        if self.weights.merge_mode != "concat":
+            raise ValueError(
+                f"gradients are of both directions side by side, not of merge_mode {self.weights.merge_mode!r}"
+            )
         if recompute and self.weights.reverse and self.weights.layers[0].h_0 is not None:
             raise ValueError("recompute=True does not cover a reverse network with an initial state of its own; leave it out")
         kind = RecomputedTape if recompute else Tape
@@ -388,6 +403,19 @@ class LSTM:
     def _new_state(self, B: int) -> State:
         _, H, P, records = self._sizes
         return np.empty((records, B, P), self._dtype), np.empty((records, B, H), self._dtype)
+
+    def _merged(self, both: Array, out: Any, inputs: tuple[Array | None, ...]) -> Any:
+        """The outputs of both directions made one, as Keras' Bidirectional does; a pair if its mode is None."""
+        forward, backward = np.split(both, 2, axis=-1)
+        mode = self.weights.merge_mode
+        if mode is None:
+            return forward, backward
+        result = np.empty(forward.shape, self._dtype) if out is None else self._check_out(out, forward.shape, inputs)
+        with np.errstate(all="ignore"):  # infinity and NaN go where IEEE arithmetic takes them
+            (np.multiply if mode == "mul" else np.add)(forward, backward, out=result)
+            if mode == "ave":
+                result *= 0.5
+        return result if out is None else out
 
     def _check_state(self, state: tuple[Any, Any], B: int, single: bool) -> State:
         """The initial state as contiguous arrays (L*D, B, P) and (L*D, B, H)."""
@@ -489,7 +517,25 @@ class LSTM:
         """
         from fastlstm.loaders.safetensors_file import write_safetensors
 
+        if self.weights.merge_mode != "concat":
+            raise ValueError(f"a safetensors file has no place for merge_mode {self.weights.merge_mode!r}; keep state_dict()")
         write_safetensors(path, self.weights, self.batch_first)
+
+    def to_keras_weights(self) -> list[Array]:
+        """Copies of the parameters as ``keras_layer.set_weights`` takes them: kernel, recurrent_kernel, bias.
+
+        Of each layer (each direction of a Bidirectional) in turn, so a network of several layers makes the list of an RNN of
+        stacked cells, and a slice of it that of one LSTM. Keras has one bias where PyTorch has two: their sum, rounded once, and
+        so what Keras gave comes back to the bit.
+
+        Raises
+        ------
+        ValueError
+            If Keras has no such layer: with a projection, peepholes, initial states, clipping or coupled gates.
+        """
+        from fastlstm.loaders.keras_export import keras_weights
+
+        return keras_weights(self.weights)
 
     def to_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write the network as an ONNX model of standard operators (operator set 17), which :func:`fastlstm.load` reads, too.

@@ -57,7 +57,9 @@ class Weights:
     """A whole network: ``layers`` is layer-major, then direction (l0, l0_reverse, l1, ...), as PyTorch orders its states.
 
     ``reverse``: the one direction runs from the end to the beginning; outputs stand at their own time. ``flipped``: they stand in
-    the order of processing instead, as Keras returns them with go_backwards.
+    the order of processing instead, as Keras returns them with go_backwards. ``merge_mode``: how the outputs of both directions
+    of a network of one layer become one, as Keras' Bidirectional does: ``"concat"`` side by side, ``"sum"``, ``"mul"``, ``"ave"``
+    (half the sum), None for a pair.
 
     Raises
     ------
@@ -69,12 +71,17 @@ class Weights:
     bidirectional: bool = False
     reverse: bool = False
     flipped: bool = False
+    merge_mode: str | None = "concat"
 
     def __post_init__(self) -> None:
+        if self.merge_mode not in ("concat", "sum", "mul", "ave", None):
+            raise ValueError(f"merge_mode must be 'concat', 'sum', 'mul', 'ave' or None, got {self.merge_mode!r:.100}")
         if (self.reverse and self.bidirectional) or (self.flipped and not self.reverse):
             raise ValueError("reverse is for one direction alone, flipped for a reverse one")
         if not self.layers or len(self.layers) % self.num_directions:
             raise ValueError(f"expected {self.num_directions} record(s) for each layer, got {len(self.layers)} in all")
+        if self.merge_mode != "concat" and (self.num_directions, self.num_layers) != (2, 1):
+            raise ValueError(f"merge_mode {self.merge_mode!r} is for one layer of two directions")
         first = self.layers[0]
         for name in ("weight_ih", "weight_hh"):
             if getattr(first, name).ndim != 2:
@@ -126,7 +133,7 @@ class Weights:
 
     @property
     def is_variant(self) -> bool:
-        """Whether anything differs from ``torch.nn.LSTM``."""
+        """Whether the engine must do anything that ``torch.nn.LSTM`` does not; ``merge_mode`` comes after it."""
         special = any(w.cell != PLAIN or w.weight_peephole is not None or w.h_0 is not None for w in self.layers)
         return special or self.reverse
 

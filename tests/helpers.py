@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import statistics
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,20 @@ def assert_same_bytes(given: tuple[Any, ...], expected: tuple[Any, ...], what: o
             )
 
 
-def import_needed(name: str) -> Any:
-    """A module of another framework, or skip what asks for it; with FASTLSTM_TEST_STRICT=1 its absence is a failure."""
-    return import_module(name) if os.environ.get("FASTLSTM_TEST_STRICT") == "1" else pytest.importorskip(name)
+def required(name: str) -> Any:
+    """A package that a test needs, or skip the test; with FASTLSTM_TEST_STRICT=1, where all are installed, its absence fails."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package's own affair
+        if os.environ.get("FASTLSTM_TEST_STRICT") == "1":
+            return importlib.import_module(name)
+        return pytest.importorskip(name)
+
+
+def import_keras() -> Any:
+    """Keras on PyTorch, or skip the test."""
+    import_torch()
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    return required("keras")
 
 
 def import_torch() -> Any:

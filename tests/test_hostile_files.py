@@ -23,7 +23,7 @@ from typing import Any
 import mutate
 import numpy as np
 import pytest
-from helpers import import_needed
+from helpers import required
 from mutate import (
     SHAPES,
     call,
@@ -173,14 +173,20 @@ CONTAINER: dict[str, tuple[Build, tuple[str, ...]]] = {
     "HTML": (lambda: b"\n<!DOCTYPE html><title>Sign in</title>", ("HTML page",)),
     "JSON": (lambda: b'{"weight_map": {}}', ("JSON text",)),
     "XML": (lambda: b"<?xml version='1.0'?>", ("XML",)),
-    "HDF5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(99), ("HDF5", "Keras")),
     "TFLite": (lambda: b"\x1c\0\0\0TFL3" + bytes(99), ("TFLite",)),
     "npy": (lambda: b"\x93NUMPY\1\0", (".npy",)),
     "GGUF": (lambda: b"GGUF\3\0\0\0", ("GGUF",)),
     "gzip": (lambda: b"\x1f\x8b\x08" + bytes(99), ("gzip", "unpack")),
     "tar": (tar, ("tar archive",)),
     "npz": (lambda: zip_of([("a.npy", b"x")]), (".npz", "'a.npy'")),
-    "Keras": (lambda: zip_of([("config.json", b"{}"), ("model.weights.h5", b"x")]), ("Keras model",)),
+    "Keras": (
+        lambda: zip_of([("config.json", b"{}"), ("metadata.json", b"{}"), ("model.weights.h5", b"x")]),
+        ("model.weights.h5 in the archive is not an HDF5 file",),
+    ),
+    "Keras and PyTorch at once": (
+        lambda: zip_of([("a/data.pkl", pickled(network())), ("config.json", b"[]"), ("model.weights.h5", b"x")]),
+        ("config.json must be a JSON object",),
+    ),
     "stable-baselines": (lambda: zip_of([("data", b"{}"), ("policy.pth", b"x")]), ("unpack it", "'policy.pth'")),
     "empty zip": (lambda: zip_of([]), ("without a <name>/data.pkl", "none")),
     "other zip": (lambda: zip_of([("readme", b"")]), ("no torch.save", "'readme'")),
@@ -530,7 +536,7 @@ def test_container(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ONNX)
 def test_onnx(case: str, tmp_path: Path) -> None:
     """What is wrong with the message itself; what its tensors and nodes may be is in ``test_loaders_onnx.py``."""
-    import_needed("onnx")
+    required("onnx")
     build, parts = ONNX[case]
     refused(tmp_path / "x", build(), parts)
 
@@ -730,6 +736,42 @@ def wide_model(kind: int) -> bytes:
     )
 
 
+def keras_weights(hidden: int, compression: str | None = None, size: int | None = None) -> bytes:
+    """Weights of float16 in a file of Keras 3."""
+    library = required("h5py")
+    stream = io.BytesIO()
+    with library.File(stream, "w") as file:
+        for name, shape in (("0", (size or hidden, 4 * hidden)), ("1", (hidden, 4 * hidden))):
+            options = {"chunks": (1, 4 * hidden), "compression": compression} if compression else {}
+            data = {"shape": shape, "dtype": np.float16} if size else {"data": np.zeros(shape, np.float16)}
+            file.create_dataset(f"layers/lstm/cell/vars/{name}", **data, **options)
+    return stream.getvalue()
+
+
+def keras_archive(weights: bytes, config: bytes = b"{}", method: int = zipfile.ZIP_STORED) -> bytes:
+    return zip_of([("config.json", config), ("metadata.json", b"{}"), ("model.weights.h5", weights)], method)
+
+
+def many_groups(count: int) -> bytes:
+    library = required("h5py")
+    stream = io.BytesIO()
+    with library.File(stream, "w", libver="latest") as file:
+        for number in range(count):
+            file.create_group(f"layers/{number}{'x' * 900}")
+    return stream.getvalue()
+
+
+def long_config(count: int) -> bytes:
+    """A file of Keras 2 with a large configuration."""
+    library = required("h5py")
+    stream = io.BytesIO()
+    with library.File(stream, "w") as file:
+        file.attrs["layer_names"] = [b"x"]
+        file.create_group("x").attrs["weight_names"] = [b"y"]
+        file.attrs["model_config"] = '{"a":[' + "[]," * count + "[]]}"
+    return stream.getvalue()
+
+
 ORDERED = named("collections", "OrderedDict") + b"q\0"
 
 # Files that grow when they are read: (the file, whether it may be loaded)
@@ -807,6 +849,15 @@ BOMBS: dict[str, tuple[Build, bool]] = {
     "ONNX: expanded and joined": (lambda: joined_model(40), False),
     "ONNX: float16": (lambda: wide_model(10), True),
     "ONNX: 40 MB": (lambda: wide_model(1), True),
+    "Keras weights of 16 bits, 64 MB": (lambda: keras_weights(2048), True),
+    "Keras archive, weights of 16 bits, 64 MB": (lambda: keras_archive(keras_weights(2048)), True),
+    "Keras archive, deflated, 8 MB": (lambda: keras_archive(keras_weights(700), method=zipfile.ZIP_DEFLATED), True),
+    "Keras archive, deflated, 256 MB": (lambda: keras_archive(keras_weights(4096), method=zipfile.ZIP_DEFLATED), False),
+    "Keras weights compressed": (lambda: keras_weights(2048, "gzip"), False),
+    "Keras weights of 2^30 rows, none written": (lambda: keras_weights(4, "gzip", 2**30), False),
+    "Keras configuration of lists": (lambda: keras_archive(keras_weights(4), b'{"a":[' + b"[]," * COUNT + b"[]]}"), False),
+    "Keras 2 configuration of lists": (lambda: long_config(COUNT), False),
+    "Keras groups with long names": (lambda: many_groups(20_000), False),
     "header of plain text": (lambda: safetensors(b'{"__metadata__":{"a":"' + b"a" * (5 * COUNT) + b'"}}', b""), False),
 }  # fmt: skip
 
@@ -843,8 +894,10 @@ def test_memory_and_time_are_bounded(case: str, tmp_path: Path) -> None:
     path.write_bytes(build())
     warm = [GOLDEN / "cell.pt", GOLDEN / "legacy.pt", GOLDEN / "float16.safetensors"]
     if case.startswith("ONNX"):
-        import_needed("onnx")
+        required("onnx")
         warm.append(GOLDEN / "unfolded_9.onnx")
+    if "Keras" in case:
+        warm.append(GOLDEN / "keras3_float16.weights.h5")
     result = subprocess.run([sys.executable, "-c", MEASURE, path, *warm], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     outcome, peak, seconds = result.stdout.split()
@@ -859,17 +912,30 @@ MUTANTS = int(os.environ.get("FASTLSTM_MUTANTS", "10000"))
 SEED = int(os.environ.get("FASTLSTM_MUTANTS_SEED", "0"))
 
 
-@pytest.mark.parametrize("kind", mutate.formats())
+@pytest.mark.parametrize("kind", sorted(mutate.formats().keys() - set(mutate.SLOW)))
 def test_mutated_files(kind: str, tmp_path: Path) -> None:
     """In a process of its own, where an allocation of more than 64 MB fails. FASTLSTM_MUTANTS sets how many files."""
     if kind == "onnx":
-        import_needed("onnx")
-    command = [sys.executable, ROOT / "tests" / "mutate.py", kind, "--count", str(MUTANTS), "--seed", str(SEED)]
+        required("onnx")
+    loaded, kinds = run_mutants(kind, MUTANTS, tmp_path)
+    # Most are refused, and for many reasons; some changes touch nothing that is read
+    assert 0.01 * MUTANTS < loaded < 0.4 * MUTANTS
+    assert kinds > (10 if kind in ("safetensors", "onnx") else 40)
+
+
+@pytest.mark.parametrize("kind", mutate.SLOW)
+def test_mutated_files_that_a_child_reads(kind: str, tmp_path: Path) -> None:
+    required("h5py")
+    loaded, _ = run_mutants(kind, MUTANTS // 250, tmp_path)
+    assert loaded < MUTANTS // 250
+
+
+def run_mutants(kind: str, number: int, folder: Path) -> tuple[int, int]:
+    """How many were loaded, and how many different things became of them."""
+    command = [sys.executable, ROOT / "tests" / "mutate.py", kind, "--count", str(number), "--seed", str(SEED)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     count, loaded = (int(number) for number in re.findall(r"(\d+) files, (\d+) loaded", result.stdout)[0])
-    assert count == MUTANTS
-    # Most are refused, and for many reasons; some changes touch nothing that is read
-    assert 0.01 * count < loaded < 0.4 * count
-    assert len(result.stdout.splitlines()) > (10 if kind in ("safetensors", "onnx") else 40)
+    assert count == number
+    return loaded, len(result.stdout.splitlines())

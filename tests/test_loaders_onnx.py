@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import assert_close, flat, import_needed, import_torch
+from helpers import assert_close, flat, import_torch, required
 
 import fastlstm
 from fastlstm import FormatError, Weights
@@ -24,7 +24,7 @@ from fastlstm.cell import SIGMOID, TANH, Activation, Cell
 from fastlstm.loaders import LSTMInfo, from_onnx, load, scan
 from fastlstm.weights import parameter_shapes
 
-onnx = import_needed("onnx")
+onnx = required("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from fastlstm.export_onnx import onnx_model  # noqa: E402
@@ -61,7 +61,7 @@ def read(model: Any, name: str | None = None) -> Weights:
 
 def run(model: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """All outputs by ONNX Runtime, which says nothing about what it removes."""
-    runtime = import_needed("onnxruntime")
+    runtime = required("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = options.inter_op_num_threads = 1

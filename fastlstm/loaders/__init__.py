@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from fastlstm.loaders.source import SourceFile
     from fastlstm.lstm import LSTM
 
-__all__ = ["LSTMInfo", "from_onnx", "from_torch", "load", "scan"]
+__all__ = ["LSTMInfo", "from_keras", "from_onnx", "from_torch", "load", "scan"]
 
 
 # Modules of this package, asked in this order
-FORMATS = ("safetensors_file", "torch_file", "onnx_file")
+FORMATS = ("safetensors_file", "keras_file", "torch_file", "onnx_file")
 
 
 class Format(Protocol):
@@ -42,7 +42,7 @@ def scan(path: str | os.PathLike[str]) -> list[LSTMInfo]:
     Parameters
     ----------
     path : str or os.PathLike
-        A ``.pt``/``.pth`` file of ``torch.save``, a safetensors file or an ONNX model; the content decides, not the suffix.
+        As for :func:`load`.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def scan(path: str | os.PathLike[str]) -> list[LSTMInfo]:
     OSError
         If the system refuses.
     ImportError
-        If it is an ONNX model and the onnx package is missing.
+        If reading that format needs a package that is not installed; the message says which.
     """
     from fastlstm.loaders.source import opened
 
@@ -72,13 +72,15 @@ def load(
     Parameters
     ----------
     path : str or os.PathLike
-        A ``.pt``/``.pth`` file of ``torch.save``, a safetensors file or an ONNX model; the content decides, not the suffix.
+        A ``.pt``/``.pth`` file of ``torch.save``, a safetensors file, an ONNX model, a ``.keras`` or ``.h5`` file of Keras 2 or 3
+        (weights alone too: then Keras' defaults are taken for activations and direction); the content decides, not the suffix.
     name : str, optional
-        Which LSTM, as :func:`scan` names it: the prefix of its tensors without the trailing dot, or the name of its node in an
-        ONNX model (of the first node, if the LSTM has several layers). Needed if there are several. Prefixes
-        ``module.`` (DataParallel) and ``_orig_mod.`` (torch.compile) may be left out.
+        Which LSTM, as :func:`scan` names it; needed if there are several. PyTorch: the prefix of its tensors without the trailing
+        dot; ``module.`` (DataParallel) and ``_orig_mod.`` (torch.compile) may be left out. ONNX: the name of its node, of the
+        first one if the LSTM has several layers. Keras: the layer's name, inside another model with the names of those around
+        it, ``"encoder/lstm"``; those may be left out.
     batch_first : bool, optional
-        Whether inputs are ``(B, T, I)``; by default what the file says, else False.
+        Whether inputs are ``(B, T, I)``; by default what the file says, True for Keras, else False.
     allow_nonfinite : bool
         Accept NaN and infinity among the weights.
 
@@ -94,7 +96,7 @@ def load(
     OSError
         If the system refuses.
     ImportError
-        If it is an ONNX model and the onnx package is missing.
+        If reading that format needs a package that is not installed; the message says which.
     """
     weights, info = _read(path, name, allow_nonfinite)
     return _made(weights, info, batch_first)
@@ -192,6 +194,45 @@ def from_onnx(
     return _made(weights, info, batch_first)
 
 
+def from_keras(layer_or_model: Any, name: str | None = None, *, batch_first: bool | None = None) -> LSTM:
+    """Take an LSTM from a live Keras layer or model.
+
+    Parameters
+    ----------
+    layer_or_model : keras.layers.Layer
+        ``LSTM``, ``Bidirectional``, ``RNN`` of an ``LSTMCell`` or of several, or a model that contains one; built.
+    name : str, optional
+        Which LSTM: the layer's name, inside another model with the names of those around it, ``"encoder/lstm"``; those may be
+        left out. Needed if there are several.
+    batch_first : bool, optional
+        True unless the layer is ``time_major``.
+
+    Returns
+    -------
+    LSTM
+        With a copy of the weights. It gives what the layer gives with ``return_sequences`` and ``return_state``: all steps (with
+        ``go_backwards`` in the order of processing), and the state after the last.
+
+    Raises
+    ------
+    FormatError
+        If there is no LSTM, or several and no name is given, or one that cannot be taken exactly. A ``ValueError``.
+    TypeError
+        If it is no Keras layer.
+
+    Notes
+    -----
+    A mask in Keras that is true for the first steps of each row and false for the rest (padding on the right) is
+    ``lengths=mask.sum(axis=1)``. Final states are then the same, and the outputs of real steps; in the padding, outputs here are
+    zero, as with ``zero_output_for_mask`` and as Bidirectional has them, where other layers of Keras repeat the last real one.
+    Other masks cannot be expressed.
+    """
+    from fastlstm.loaders import keras_live
+
+    found = keras_live.find(layer_or_model).choose(name)
+    return _made(_weights(found, allow_nonfinite=True), found.info, batch_first)
+
+
 def _contents(file: SourceFile) -> Contents:
     from fastlstm.loaders.sniff import describe
 
@@ -216,7 +257,7 @@ def _read(
         return _weights(found, allow_nonfinite), found.info
 
 
-def _weights(found: Found, allow_nonfinite: bool) -> Weights:
+def _weights(found: Found, allow_nonfinite: bool = False) -> Weights:
     assert found.read is not None, "choose() returns what can be read"
     try:
         weights = found.read()
@@ -248,5 +289,5 @@ def _made(weights: Weights, info: LSTMInfo | None, batch_first: bool | None) -> 
         batch_first = bool(info is not None and info.batch_first)
     try:
         return LSTM.from_weights(weights, batch_first)
-    except ValueError as error:
+    except ValueError as error:  # what is understood but cannot be run
         raise FormatError(str(error)) from error

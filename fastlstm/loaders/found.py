@@ -19,7 +19,7 @@ class LSTMInfo:
     ----------
     name : str
         What ``load(..., name=)`` calls it: the prefix of its tensors without the trailing dot, ``""`` without a prefix; the name
-        of its first node in an ONNX model.
+        of its first node in an ONNX model; the name of a Keras layer.
     input_size, hidden_size, num_layers, proj_size : int
         As in ``torch.nn.LSTM``; ``proj_size`` is 0 without a projection.
     bidirectional, bias : bool

@@ -10,7 +10,6 @@ __all__ = ["describe"]
 # (offset, bytes there, what it is)
 SIGNATURES = (
     (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself: fetch that with git lfs pull"),
-    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras .h5)"),
     (4, b"TFL3", "a TFLite model"),
     (0, b"\x93NUMPY", "a single NumPy array (.npy)"),
     (0, b"GGUF", "a GGUF file"),
@@ -24,7 +23,6 @@ SIGNATURES = (
 
 # (end of a member's name, what the zip file is)
 MEMBERS = (
-    ("model.weights.h5", "a Keras model (.keras)"),
     ("archive_format", "a torch.export archive (.pt2): with torch, save the state_dict of the model in it"),
     (".npy", "a NumPy archive (.npz)"),
     (".pth", "a zip file with PyTorch files in it: unpack it and load one of them"),

@@ -1,0 +1,131 @@
+"""What an HDF5 file on standard input holds, as JSON on standard output. Run as a script of its own by ``hdf5.py``.
+
+HDF5's library crashes on some broken files and loops on others, and follows what a file names into other files. So it is used
+only here, in a process that has its limits and can be killed, and only to say where things are: numbers are not read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import sys
+from typing import Any, BinaryIO
+
+MEMORY = 256 << 20  # bytes beyond what the interpreter and h5py take
+SECONDS = 10  # of processor time: 20,000 objects take 3
+MAX_OBJECTS = 50_000
+MAX_PATH = 1000  # characters
+WANTED = ("name", "dtype", "keras_version", "model_config", "layer_names", "weight_names")  # the last two also with a number
+
+
+class Refused(Exception):
+    """The file does what no Keras file does."""
+
+
+def main() -> None:
+    request = json.loads(sys.argv[1])
+    answer: dict[str, Any]
+    sys.path[:] = request["path"]
+    try:
+        import h5py
+    except ImportError as error:
+        answer = {"missing": str(error)[:200]}
+    else:
+        rehearse(h5py)
+        confine()
+        try:
+            with os.fdopen(0, "rb", closefd=False) as stream:
+                answer = {"entries": listing(h5py, stream)}
+        except Refused as error:
+            answer = {"refused": str(error)}
+        except Exception as error:  # whatever h5py makes of HDF5's errors
+            answer = {"broken": f"{type(error).__name__}: {str(error)[:300]}"}
+    text = json.dumps(answer).encode()
+    if len(text) > request["limit"]:
+        text = json.dumps({"refused": f"a description of {len(text)} bytes, more than {request['limit']}"}).encode()
+    sys.stdout.buffer.write(text)
+
+
+def rehearse(h5py: Any) -> None:
+    """List a file of our own, so that whatever h5py imports only when it is needed is here before no more files can be opened."""
+    stream = io.BytesIO()
+    with h5py.File(stream, "w") as file:
+        file.create_group("group").attrs["name"] = "text"
+        file.attrs["layer_names"] = [b"bytes"]
+        file["dataset"] = [1.5]
+    listing(h5py, stream)
+
+
+def confine() -> None:
+    """From here on: bounded memory and time, no other files, no other processes."""
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    limits = {"RLIMIT_CPU": int(used) + SECONDS, "RLIMIT_CORE": 0, "RLIMIT_FSIZE": 0, "RLIMIT_NPROC": 0}
+    if os.path.exists("/proc/self/statm"):
+        with open("/proc/self/statm") as statm:
+            limits["RLIMIT_AS"] = int(statm.read().split()[0]) * resource.getpagesize() + MEMORY
+    limits["RLIMIT_NOFILE"] = 0  # what is open stays open
+    for name, value in limits.items():
+        kind = getattr(resource, name)
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+
+
+def listing(h5py: Any, stream: BinaryIO) -> list[list[Any]]:
+    """Of each group path and attributes; of each dataset also shape, dtype, offset (None if it is in pieces) and bytes."""
+    entries: list[list[Any]] = []
+    seen = set()
+    with h5py.File(stream, "r") as file:
+        entries.append(["", attributes(file, "")])
+        waiting = [("", file["/"])]
+        while waiting:
+            outer, group = waiting.pop()
+            for name in group:
+                path = f"{outer}/{name}" if outer else name
+                if len(path) > MAX_PATH or len(entries) >= MAX_OBJECTS:
+                    raise Refused(f"more than {MAX_OBJECTS} objects, or a name of more than {MAX_PATH} characters")
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise Refused(f"{path[:100]!a} is a link to another place, perhaps in another file")
+                item = group[name]
+                address = h5py.h5o.get_info(item.id).addr
+                if address in seen:
+                    raise Refused(f"{path[:100]!a} is another name of an object, or a circle")
+                seen.add(address)
+                if isinstance(item, h5py.Dataset):
+                    entries.append([path, attributes(item, path), *dataset(h5py, item, path)])
+                elif isinstance(item, h5py.Group):
+                    entries.append([path, attributes(item, path)])
+                    waiting.append((path, item))
+    return entries
+
+
+def dataset(h5py: Any, item: Any, path: str) -> tuple[Any, ...]:
+    created = item.id.get_create_plist()
+    if created.get_external_count() or created.get_layout() == h5py.h5d.VIRTUAL:
+        raise Refused(f"the data of {path[:100]!a} lie in other files or datasets")
+    offset = item.id.get_offset() if created.get_layout() == h5py.h5d.CONTIGUOUS else None
+    try:
+        dtype = item.dtype.str
+    except TypeError:
+        dtype = "of a kind that NumPy lacks"
+    return item.shape, dtype, offset, item.id.get_storage_size()
+
+
+def attributes(item: Any, path: str) -> dict[str, list[str]]:
+    """The attributes that matter, each as a list of texts."""
+    found = {}
+    for key in item.attrs:
+        if key.rstrip("0123456789") in WANTED:
+            value = item.attrs[key]
+            values = value.tolist() if hasattr(value, "tolist") else value
+            values = values if isinstance(values, list) else [values]
+            if not all(isinstance(text, (bytes, str)) for text in values):
+                raise Refused(f"attribute {key[:100]!a} of {path[:100]!a} is no text")
+            found[key] = [text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text for text in values]
+    return found
+
+
+if __name__ == "__main__":
+    main()

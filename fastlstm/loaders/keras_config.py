@@ -1,0 +1,212 @@
+"""What a Keras layer computes, from its configuration: names and numbers are looked at, nothing is imported or executed.
+
+References
+----------
+``get_config`` of ``keras/src/layers/rnn/{rnn,lstm,bidirectional,stacked_rnn_cells}.py`` and of the same layers in Keras 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastlstm.cell import PLAIN, Activation, Cell
+from fastlstm.errors import FormatError
+from fastlstm.loaders.found import quoted
+
+__all__ = ["RECURRENT", "CellPlan", "Plan", "class_of", "major_version", "other_kind", "plain_plan", "plan"]
+
+RECURRENT = ("LSTM", "CuDNNLSTM", "RNN", "Bidirectional")  # may be an LSTM
+OTHERS = {
+    "GRU": "a GRU",
+    "CuDNNGRU": "a GRU",
+    "GRUCell": "a GRU",
+    "SimpleRNN": "a plain RNN (tanh or relu)",
+    "SimpleRNNCell": "a plain RNN (tanh or relu)",
+    **{f"ConvLSTM{n}D": "a convolutional LSTM" for n in (1, 2, 3)},
+}
+
+# Keras' activations by name. hard_sigmoid: max(0, min(1, 0.2 x + 0.5)) up to Keras 2, x / 6 + 0.5 from Keras 3 on
+ACTIVATIONS = {
+    **{name: Activation(name) for name in ("sigmoid", "tanh", "relu", "linear", "softsign", "softplus", "elu")},
+    "leaky_relu": Activation("leaky_relu", (0.2,)),
+    "sparse_sigmoid": Activation("hard_sigmoid", (0.5, 0.5)),
+}
+HARD_SIGMOID = {2: Activation("hard_sigmoid", (0.2, 0.5)), 3: Activation("hard_sigmoid", (1 / 6, 0.5))}
+
+# Every key that a configuration may have. Those of the first group mean nothing to what is computed from given weights.
+NEUTRAL = {
+    "name", "trainable", "dtype", "dynamic", "autocast", "batch_input_shape", "batch_shape", "input_shape", "input_dim",
+    "input_length", "input_dtype", "ragged", "sparse", "return_sequences", "return_state", "stateful", "unroll",
+    "zero_output_for_mask", "implementation", "num_constants", "use_cudnn", "activity_regularizer", "unit_forget_bias",
+    "dropout", "recurrent_dropout", "seed", "reverse_state_order", "weights",
+    *(f"{which}{kind}" for which in ("kernel_", "recurrent_", "bias_") for kind in ("initializer", "regularizer", "constraint")),
+}  # fmt: skip
+ORDER = {"go_backwards", "time_major"}
+CELL = {"units", "activation", "recurrent_activation", "use_bias"}
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """One layer of one direction; ``units`` and ``bias`` are None where nothing says what they must be."""
+
+    units: int | None = None
+    bias: bool | None = None
+    cell: Cell = PLAIN
+    cudnn: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recurrent layer computes: ``cells`` of one direction, then those of the other."""
+
+    cells: tuple[CellPlan, ...]
+    bidirectional: bool = False
+    backwards: bool = False
+    merge_mode: str | None = "concat"
+    batch_first: bool = True
+
+
+def plain_plan(count: int, bidirectional: bool) -> Plan:
+    """Keras' defaults, where there are weights alone."""
+    return Plan((CellPlan(),) * count, bidirectional)
+
+
+def class_of(entry: Mapping[str, Any]) -> str:
+    """The class of a serialized layer, ``""`` if it is not one of Keras' own."""
+    name, module = entry.get("class_name"), entry.get("module")
+    ours = module is None or (isinstance(module, str) and module.split(".")[0] in ("keras", "tf_keras", "tensorflow"))
+    return name if isinstance(name, str) and ours and entry.get("registered_name") in (None, name) else ""
+
+
+def other_kind(entry: Mapping[str, Any]) -> str:
+    """Of a recurrent layer that is no LSTM, what it is."""
+    kind = OTHERS.get(class_of(entry), "")
+    for key in ("layer", "cell"):
+        inner = _config(entry).get(key)
+        if not kind and isinstance(inner, dict):
+            kind = other_kind(inner)
+    return kind
+
+
+def major_version(text: object) -> int | None:
+    """2 or 3, None if it is unknown."""
+    return int(text[0]) if isinstance(text, str) and text[0] in "23" and text[1:2] in ("", ".") else None
+
+
+def plan(entry: Mapping[str, Any], version: int | None) -> Plan:
+    """Read the configuration of a layer of :data:`RECURRENT`.
+
+    Parameters
+    ----------
+    entry : mapping
+        With ``class_name`` and ``config``.
+    version : int or None
+        2 or 3: what hard_sigmoid means.
+
+    Raises
+    ------
+    FormatError
+        If it is of another class, or anything in it is not understood; the caller adds the layer's name.
+    """
+    kind, config = class_of(entry), _config(entry)
+    if kind not in RECURRENT:
+        name = entry.get("class_name")
+        raise FormatError(f"its class {_shown(name)} is not Keras' LSTM, RNN or Bidirectional: its code decides what it computes")
+    if kind == "Bidirectional":
+        return _bidirectional(config, version)
+    cells = _cells(config, version) if kind == "RNN" else (_cell(kind, config, version, ORDER),)
+    if kind == "RNN":
+        _check_keys(config, ORDER | {"cell"})
+    backwards, time_major = (_flag(config, key, False) for key in ("go_backwards", "time_major"))
+    return Plan(cells, backwards=backwards, batch_first=not time_major)
+
+
+def _bidirectional(config: Mapping[str, Any], version: int | None) -> Plan:
+    _check_keys(config, {"layer", "backward_layer", "merge_mode"})
+    merge_mode = config.get("merge_mode", "concat")
+    if merge_mode not in ("concat", "sum", "mul", "ave", None):
+        raise FormatError(f"merge_mode must be concat, sum, mul, ave or null, got {_shown(merge_mode)}")
+    layer, backward_layer = config.get("layer"), config.get("backward_layer")
+    if not isinstance(layer, dict) or not isinstance(backward_layer, (dict, type(None))):
+        raise FormatError("its layer is missing in the configuration")
+    if class_of(layer) == "Bidirectional" or class_of(backward_layer or {}) == "Bidirectional":
+        raise FormatError("Bidirectional inside Bidirectional")
+    forward = plan(layer, version)
+    backward = plan(backward_layer, version) if backward_layer else forward
+    if forward.backwards or (backward_layer and not backward.backwards):
+        raise FormatError("expected go_backwards False in its layer and True in its backward_layer, got the reverse")
+    if len(forward.cells) != 1 or len(backward.cells) != 1:
+        raise FormatError("each direction stacks several cells and reads only itself; fastlstm's layers read both directions")
+    if forward.batch_first != backward.batch_first:
+        raise FormatError("one direction is time_major, the other is not")
+    return Plan(forward.cells + backward.cells, True, False, merge_mode, forward.batch_first)
+
+
+def _cells(config: Mapping[str, Any], version: int | None) -> tuple[CellPlan, ...]:
+    """Of an RNN: one LSTMCell or several."""
+    cell = config.get("cell")
+    entries: list[Any] = [cell]
+    if isinstance(cell, dict) and class_of(cell) == "StackedRNNCells":
+        _check_keys(_config(cell), {"cells"})
+        several = _config(cell).get("cells")
+        entries = several if isinstance(several, list) and several else [several]
+    cells = []
+    for entry in entries:
+        if not isinstance(entry, dict) or class_of(entry) != "LSTMCell":
+            name = entry.get("class_name") if isinstance(entry, dict) else entry
+            raise FormatError(f"its cells must be keras.layers.LSTMCell, got {_shown(name)}")
+        cells.append(_cell("LSTMCell", _config(entry), version, set()))
+    units = {cell.units for cell in cells}
+    if len(units) > 1:
+        sizes = ", ".join(str(cell.units) for cell in cells)
+        raise FormatError(f"its cells have {sizes} units: the layers of one network have one size")
+    return tuple(cells)
+
+
+def _cell(kind: str, config: Mapping[str, Any], version: int | None, more: set[str]) -> CellPlan:
+    _check_keys(config, CELL | more)
+    units = config.get("units")
+    if not isinstance(units, int) or isinstance(units, bool) or units < 1:
+        raise FormatError(f"units must be a positive integer, got {_shown(units)}")
+    if kind == "CuDNNLSTM":  # it knows no other activations
+        return CellPlan(units, True, PLAIN, cudnn=True)
+    gate, activation = (_activation(config, key, version) for key in ("recurrent_activation", "activation"))
+    return CellPlan(units, _flag(config, "use_bias", True), Cell(gate, activation, activation))
+
+
+def _activation(config: Mapping[str, Any], key: str, version: int | None) -> Activation:
+    if key not in config:
+        raise FormatError(f"{key} is missing in the configuration")
+    name = "linear" if config[key] is None else config[key]
+    if name == "hard_sigmoid":
+        if version is None:
+            raise FormatError(f"{key} is hard_sigmoid, which Keras 2 and 3 compute differently, and keras_version is neither")
+        return HARD_SIGMOID[version]
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        known = ", ".join(sorted([*ACTIVATIONS, "hard_sigmoid"]))
+        raise FormatError(f"{key} must be one of {known}, got {_shown(name)}")
+    return ACTIVATIONS[name]
+
+
+def _check_keys(config: Mapping[str, Any], known: set[str]) -> None:
+    for key in config:
+        if key not in known and key not in NEUTRAL:
+            raise FormatError(f"{_shown(key)} in the configuration is not understood, and may change what is computed")
+
+
+def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise FormatError(f"{key} must be true or false, got {_shown(value)}")
+    return value
+
+
+def _config(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    config = entry.get("config")
+    return config if isinstance(config, dict) else {}
+
+
+def _shown(value: object) -> str:
+    return quoted(value) if isinstance(value, str) else quoted(f"{value!r:.200}")[1:-1]

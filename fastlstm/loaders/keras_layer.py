@@ -1,0 +1,172 @@
+"""A recurrent layer of Keras as an LSTM: its tensors against its plan, and their way to PyTorch's shapes.
+
+Keras multiplies x W where PyTorch multiplies W x: kernel (I, 4H), recurrent_kernel (H, 4H), one bias (4H,), gates i, f, c, o.
+CuDNNLSTM (Keras 2) keeps each gate's matrices as cuDNN does, so that its kernel's bytes are those of W itself, (H, I), its
+recurrent kernel is W untransposed, and there are two biases.
+
+References
+----------
+``_convert_rnn_weights`` in ``tf_keras/src/saving/legacy/hdf5_format.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastlstm.errors import FormatError
+from fastlstm.loaders.floats import STORED, to_floats
+from fastlstm.loaders.found import Found, LSTMInfo, quoted
+from fastlstm.loaders.keras_config import CellPlan, Plan, plain_plan
+from fastlstm.weights import LayerWeights, Weights, check_sizes
+
+__all__ = ["CellTensors", "Layout", "Tensor", "found"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Tensor(Protocol):
+    """A tensor of a file or a live layer, not read yet; ``dtype`` is torch's name."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    def read(self) -> Array: ...
+
+
+@dataclass(frozen=True)
+class CellTensors:
+    """What an LSTMCell stores."""
+
+    kernel: Tensor
+    recurrent_kernel: Tensor
+    bias: Tensor | None
+
+    def all(self) -> list[Tensor]:
+        return [self.kernel, self.recurrent_kernel, *([self.bias] if self.bias else [])]
+
+    def is_lstm(self) -> bool:
+        """Whether the shapes are those of a cell with four gates; of three for a GRU, of one for a plain RNN."""
+        kernel, recurrent = self.kernel.shape, self.recurrent_kernel.shape
+        return len(kernel) == len(recurrent) == 2 and kernel[1] == recurrent[1] == 4 * recurrent[0] > 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The cells that a layer stores, forward ones first."""
+
+    cells: tuple[CellTensors, ...]
+    bidirectional: bool = False
+
+
+def found(
+    name: str,
+    layout: Layout | None,
+    make_plan: Callable[[], Plan] | None,
+    limit: float = math.inf,
+    aliases: Sequence[str] = (),
+) -> Found:
+    """One LSTM, or why it cannot be loaded.
+
+    Parameters
+    ----------
+    name : str
+    layout : Layout or None
+        None if the weights are missing.
+    make_plan : function () -> Plan, or None
+        None for Keras' defaults. A FormatError of it becomes the reason.
+    limit : number
+        Most bytes that the weights may take.
+    aliases : sequence of str
+    """
+    others = tuple(alias for alias in aliases if alias != name)
+    try:
+        plan = make_plan() if make_plan else None
+        if layout is None:
+            raise FormatError("the file does not hold its weights where Keras puts them, or several layers could be meant")
+        plan = plan or plain_plan(len(layout.cells), layout.bidirectional)
+        info = _check(name, layout, plan, limit)
+    except ValueError as error:
+        return Found(name, problem=f"layer {quoted(name)}: {error}", aliases=others)
+    cells, chosen = layout.cells, plan
+
+    def read() -> Weights:
+        records = tuple(_record(tensors, cell) for tensors, cell in zip(cells, chosen.cells, strict=True))
+        return Weights(records, chosen.bidirectional, chosen.backwards, chosen.backwards, chosen.merge_mode)
+
+    return Found(name, info, read, aliases=others)
+
+
+def _check(name: str, layout: Layout, plan: Plan, limit: float) -> LSTMInfo:
+    if len(layout.cells) != len(plan.cells) or layout.bidirectional != plan.bidirectional:
+        raise FormatError(f"its configuration has {len(plan.cells)} cell(s) in all, the file holds {len(layout.cells)}")
+    tensors = [tensor for cell in layout.cells for tensor in cell.all()]
+    first = tensors[0]
+    if len(first.shape) != 2:
+        raise FormatError(f"{quoted(first.name)} must have 2 dimensions, got shape {first.shape}")
+    H = layout.cells[0].recurrent_kernel.shape[:1] or (0,)
+    info = LSTMInfo(
+        name=name,
+        input_size=first.shape[0],
+        hidden_size=H[0],
+        num_layers=len(plan.cells) // (1 + plan.bidirectional),
+        bidirectional=plan.bidirectional,
+        proj_size=0,
+        bias=layout.cells[0].bias is not None,
+        dtype="+".join(sorted({tensor.dtype for tensor in tensors})),
+        batch_first=plan.batch_first,
+    )
+    check_sizes(info.input_size, info.hidden_size, info.num_layers, 0)
+    for index, (stored, cell) in enumerate(zip(layout.cells, plan.cells, strict=True)):
+        above = index > 0 and not plan.bidirectional
+        _check_cell(stored, cell, info.hidden_size if above else info.input_size, info.hidden_size, info.bias)
+    for tensor in tensors:
+        if tensor.dtype not in STORED:
+            raise FormatError(f"{quoted(tensor.name)} must be one of {', '.join(STORED)}, got {tensor.dtype:.100}")
+        if (tensor.dtype == "float64") != (first.dtype == "float64"):
+            raise FormatError(f"{quoted(tensor.name)} is {tensor.dtype}, {quoted(first.name)} is {first.dtype}")
+    size = sum(math.prod(tensor.shape) for tensor in tensors) * (8 if first.dtype == "float64" else 4)
+    if size > limit:
+        raise FormatError(f"its weights take {size} bytes, more than {limit} for this file")
+    return info
+
+
+def _check_cell(stored: CellTensors, cell: CellPlan, I: int, H: int, bias: bool) -> None:
+    if cell.units not in (None, H):
+        raise FormatError(f"its configuration has {cell.units} units, {quoted(stored.recurrent_kernel.name)} has {H}")
+    if (stored.bias is not None) != (bias if cell.bias is None else cell.bias):
+        has = "holds a" if stored.bias else "holds no"
+        raise FormatError(f"its configuration has use_bias={not stored.bias}, the file {has} bias")
+    expected: list[tuple[Tensor, tuple[int, ...]]] = [(stored.kernel, (I, 4 * H)), (stored.recurrent_kernel, (H, 4 * H))]
+    if stored.bias:
+        expected.append((stored.bias, (8 * H if cell.cudnn or stored.bias.shape == (8 * H,) else 4 * H,)))
+    for tensor, shape in expected:
+        if tensor.shape != shape:
+            raise FormatError(f"{quoted(tensor.name)} must have shape {shape}, got {tensor.shape!s:.100}")
+
+
+def _record(stored: CellTensors, cell: CellPlan) -> LayerWeights:
+    kernel, recurrent = stored.kernel, stored.recurrent_kernel
+    I, H = kernel.shape[0], recurrent.shape[0]
+    if stored.bias and stored.bias.shape == (8 * H,):
+        weight_ih, weight_hh = (
+            to_floats(matrix.read().reshape(-1, 4, H).transpose(1, 0, 2), matrix.dtype).reshape(4 * H, size)
+            for matrix, size in ((kernel, I), (recurrent, H))
+        )
+        biases = to_floats(stored.bias.read(), stored.bias.dtype).reshape(2, 4 * H)
+        bias_ih, bias_hh = biases[0].copy(), biases[1].copy()
+    else:
+        weight_ih, weight_hh = (to_floats(matrix.read().T, matrix.dtype) for matrix in (kernel, recurrent))
+        bias_ih = to_floats(stored.bias.read(), stored.bias.dtype) if stored.bias else None
+        bias_hh = None if bias_ih is None else np.zeros_like(bias_ih)
+    for array in (weight_ih, weight_hh, bias_ih, bias_hh):
+        if array is not None:
+            array.flags.writeable = False  # handed over: whoever needs a private array need not copy it
+    return LayerWeights(weight_ih, weight_hh, bias_ih, bias_hh, cell=cell.cell)

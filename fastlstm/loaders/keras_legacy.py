@@ -1,0 +1,144 @@
+"""The form of Keras 2, which Keras 3 writes to ``.h5``: a group for each layer, under its name, with a list of weight names.
+
+They are ``lstm/lstm_cell/kernel:0`` and the like; the groups are in ``model_weights``, and the configuration is in the attribute
+``model_config``; ``save_weights`` puts the groups at the root, without a configuration.
+
+References
+----------
+``save_weights_to_hdf5_group`` in ``keras/src/legacy/saving/legacy_h5_format.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastlstm.errors import FormatError
+from fastlstm.loaders import keras_config, strict_json
+from fastlstm.loaders.found import Contents, Found, quoted
+from fastlstm.loaders.hdf5 import Dataset, Group
+from fastlstm.loaders.keras_layer import CellTensors, Layout, found
+from fastlstm.loaders.keras_tree import Configured, Entry, configured, contents, entry_found, inner_layers, own_name
+from fastlstm.loaders.source import SourceFile
+
+__all__ = ["find"]
+
+STACKED = "stacked_rnn_cells"
+
+
+@dataclass(frozen=True)
+class NamedCell:
+    """A cell and the path of its weights: ``("lstm", "lstm_cell")``."""
+
+    path: tuple[str, ...]
+    tensors: CellTensors
+
+
+def find(tree: Group, weights: Group, file: SourceFile) -> Contents:
+    """List the LSTMs; ``weights`` holds the groups of the layers.
+
+    Raises
+    ------
+    FormatError
+        If a layer or a weight is listed and missing, or the configuration cannot be read.
+    """
+    config = _model_config(tree, file.objects_limit)
+    version = keras_config.major_version(tree.text("keras_version") or weights.text("keras_version"))
+    stored: dict[str, list[NamedCell]] = {}
+    for name in weights.texts("layer_names"):
+        group = weights.group(name)
+        if group is None or name in stored:
+            raise FormatError(f"layer {quoted(name)} in layer_names is missing in the file, or there twice")
+        stored[name] = _named_cells(group)
+    results: list[Found] = []
+    for layer in inner_layers(config or {}):
+        name = own_name(layer)
+        cells = stored.pop(name, [])
+        recurrent = list(configured(layer, None, (), False))
+        for item, layout in zip(recurrent, _layouts(recurrent, cells), strict=True):
+            results.append(entry_found(item, layout, version, file.weights_limit))
+        if not recurrent and any(cell.tensors.is_lstm() for cell in cells):
+            kind = str(layer.get("class_name"))
+            problem = f"its class {quoted(kind)} is not Keras' own: its code decides what it computes"
+            results.append(Found(name, problem=f"layer {quoted(name)}: {problem}"))
+    for name, cells in stored.items():  # without a configuration, all
+        results += _unconfigured(name, cells, file.weights_limit)
+    return contents(results, [item.name for item in results], "a Keras model" if config else "weights of Keras", tree)
+
+
+def _model_config(tree: Group, limit: int) -> Entry | None:
+    text = tree.text("model_config")
+    if text is None:
+        return None
+    config = strict_json.parse(text.encode("utf-8", "surrogatepass"), "model_config", limit)
+    if not isinstance(config, dict):
+        raise FormatError(f"model_config must be a JSON object, got {type(config).__name__}")
+    return config
+
+
+def _named_cells(group: Group) -> list[NamedCell]:
+    """The cells of a layer's group, in the order of its weight_names; other weights are left out."""
+    cells: dict[tuple[str, ...], dict[str, Dataset]] = {}
+    for name in group.texts("weight_names"):
+        dataset = group.dataset(name)
+        if dataset is None:
+            raise FormatError(f"weight {quoted(name)} of layer {quoted(group.path)} is missing in the file")
+        *outer, leaf = name.split("/")
+        role = re.sub(r":\d+$", "", leaf)
+        if cells.setdefault(tuple(outer), {}).setdefault(role, dataset) is not dataset:
+            raise FormatError(f"weight {quoted(name)} of layer {quoted(group.path)} is there twice")
+    return [
+        NamedCell(path, CellTensors(roles["kernel"], roles["recurrent_kernel"], roles.get("bias")))
+        for path, roles in cells.items()
+        if roles.keys() in ({"kernel", "recurrent_kernel"}, {"kernel", "recurrent_kernel", "bias"})
+    ]
+
+
+def _layouts(layers: Sequence[Configured], cells: Sequence[NamedCell]) -> list[Layout | None]:
+    """The cells of each recurrent layer of a group: all if it is the only one, else those whose path has its name.
+
+    Their order alone would not do: what is not trainable comes last.
+    """
+    named: dict[str, list[CellTensors]] = defaultdict(list)
+    for cell in cells:
+        for step in {*cell.path} if len(layers) > 1 else {layer.names[-1] for layer in layers}:
+            named[step].append(cell.tensors)
+    counts = Counter(layer.names[-1] for layer in layers)
+    result: list[Layout | None] = []
+    for layer in layers:
+        own = named.get(layer.names[-1], []) if counts[layer.names[-1]] == 1 else []
+        result.append(Layout(tuple(own), layer.entry.get("class_name") == "Bidirectional") if own else None)
+    return result
+
+
+def _unconfigured(name: str, cells: Sequence[NamedCell], limit: float) -> list[Found]:
+    """LSTMs of a layer's group where there is no configuration: Bidirectional and stacked cells are told by the names."""
+    layouts: list[tuple[tuple[str, ...], Layout]] = []
+    index = 0
+    while index < len(cells):
+        path, count, bidirectional = cells[index].path, 1, False
+        before = _before_directions(path, cells[index + 1].path) if index + 1 < len(cells) else None
+        if before is not None:
+            path, count, bidirectional = before, 2, True
+        elif STACKED in path:
+            path = path[: path.index(STACKED)]
+            start = (*path, STACKED)
+            while index + count < len(cells) and cells[index + count].path[: len(start)] == start:
+                count += 1
+        own = tuple(cell.tensors for cell in cells[index : index + count])
+        if all(tensors.is_lstm() for tensors in own):
+            layouts.append((path, Layout(own, bidirectional)))
+        index += count
+    if len(layouts) == 1:
+        return [found(name, layouts[0][1], None, limit)]
+    return [found("/".join((name, *path)), layout, None, limit, path[-1:]) for path, layout in layouts]
+
+
+def _before_directions(path: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...] | None:
+    """What comes before ``forward_lstm`` in one and ``backward_lstm`` in the other."""
+    for n, (step, its) in enumerate(zip(path, other, strict=False)):
+        if step.startswith("forward_") and its == "backward_" + step.removeprefix("forward_"):
+            return path[:n]
+    return None
