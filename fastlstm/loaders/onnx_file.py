@@ -38,7 +38,7 @@ FIELDS = {2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 MESSAGE, NODE, TEXT, NUMBER = 200, 900, 150, 16
 WIDE = 4  # of each byte of a text that is not ASCII, in Python's memory
 UNKNOWN = 0, 4, None  # kept by protobuf, in pieces that grow
-MAX_FIELDS = 4_000_000  # some seconds of counting
+MAX_FIELDS = 2_000_000  # a second of counting
 WIRE_NUMBERS = {1: 8, 5: 4}  # wire types of fixed size
 
 
