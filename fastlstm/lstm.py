@@ -329,8 +329,8 @@ class LSTM:
             raise ValueError(
                 f"gradients are of both directions side by side, not of merge_mode {self.weights.merge_mode!r}"
             )
-        if recompute and self.weights.reverse and self.weights.layers[0].h_0 is not None:
-            raise ValueError("recompute=True does not cover a reverse network with an initial state of its own; leave it out")
+        if recompute and self.weights.layers[0].h_0 is not None:
+            raise ValueError("recompute=True does not cover a network with an initial state of its own; leave it out")
         kind = RecomputedTape if recompute else Tape
         return kind(self, x, h_0, c_0, lengths, resets, single, float(dropout), chosen, threads)
 

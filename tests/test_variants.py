@@ -491,3 +491,22 @@ def test_functions_of_the_kernels(f: Activation, dtype: str) -> None:
     left, right = (equations.evaluate(f, x.astype(np.float64) + sign * 1e-6)[1] for sign in (-1, 1))
     away = np.abs(left - right) < 1e-3  # from a kink, where rounding decides
     np.testing.assert_allclose(d_x[away], slope[away], rtol=4 * error, atol=error + np.finfo(dtype).tiny)
+
+
+@dtypes
+@kinds
+def test_recomputed_tapes_take_the_same_gradients(variant: Variant, dtype: str) -> None:
+    case = make_variant_case("t300b3i5h17l2d2p9", variant, dtype, lengths=True, resets=True)
+    lstm, (d_output, d_state) = case.network(), random_gradients(case)
+    d_output, d_state = d_output.astype(dtype), tuple(d.astype(dtype) for d in d_state)
+    if variant.initial:
+        with pytest.raises(ValueError, match="an initial state of its own"):
+            lstm.record(case.x, case.state, recompute=True)
+        return
+    results = []
+    for recompute in (False, True):
+        tape = lstm.record(case.x, case.state, lengths=case.lengths, resets=case.resets, recompute=recompute)
+        g = tape.backward(d_output, d_state)
+        results.append(((tape.output, *tape.state), (g.input, g.state, g.parameters)))
+    assert_same_bytes(results[1][0], results[0][0])
+    assert_same_gradients(results[1][1], results[0][1], "recomputed")

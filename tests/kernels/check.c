@@ -544,7 +544,8 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
     };
     call.plan = plan.threads ? plan : fl_make_plan(&net, s->T, s->B, s->threads);
     fl_tape tape;
-    EXPECT(fl_make_tape(&tape, &net, s->T, s->B, call.lengths, call.h_0, call.c_0) == FL_OK, "fl_make_tape");
+    const fl_dropout dropout = {s->L > 2 ? 0.25 : 0, 5};
+    EXPECT(fl_make_tape(&tape, &net, s->T, s->B, call.lengths, call.h_0, call.c_0, dropout) == FL_OK, "fl_make_tape");
     EXPECT(fl_prepare(&call) == FL_OK, "fl_prepare");
     run_team(&call, NULL, call.plan.threads);
     fl_release(&call);
@@ -553,7 +554,7 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
     EXPECT(fl_prepare(&call) == FL_OK, "fl_prepare");
     run_team(&call, NULL, call.plan.threads);
     fl_release(&call);
-    EXPECT(hash(h, output, s->T * s->B * s->D * P * item) == silent, "recording changes the output");
+    EXPECT(dropout.p > 0 || hash(h, output, s->T * s->B * s->D * P * item) == silent, "recording changes the output");
 
     h = hash(h, output, s->T * s->B * s->D * P * item);
     h = hash(h, h_n, states * s->B * P * item);
