@@ -459,6 +459,11 @@ def plan(Network network not None, Py_ssize_t T, Py_ssize_t B, int threads):
     return fl_make_plan(&network.net, T, B, threads)
 
 
+def backward_plan(Network network not None, Py_ssize_t T, Py_ssize_t B, int threads):
+    """How the gradients of such a call would be divided."""
+    return fl_make_backward_plan(&network.net, T, B, threads)
+
+
 # ---- Whole sequences -----------------------------------------------------------------------------------------------------------
 
 def forward(

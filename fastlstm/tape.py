@@ -25,6 +25,7 @@ Records = list[Any]  # of each layer and direction: the memory of its parameters
 _FORWARD = {"float32": _engine.forward["float"], "float64": _engine.forward["double"]}
 _BACKWARD = {"float32": _engine.backward["float"], "float64": _engine.backward["double"]}
 _DROP = {"float32": _engine.drop["float"], "float64": _engine.drop["double"]}
+_USED = "this tape was used before: its memory became that of the gradients; record again"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Tape:
         self._lstm, self._weights, self._single, self._sizes = lstm, lstm.weights, single, (T, B)
         self._lengths = None if lengths is None else lengths.copy()
         self._resets = None if resets is None else resets.copy()
-        self._used = False
+        self._turns = [None]  # as many as there are gradients to be taken; a list's methods are safe between threads
         self.output, output = lstm._new_output(T, B, single)
         h_n, c_n = lstm._new_state(B)
         self._record(x, (h_0, c_0), output, (h_n, c_n), _threads.allowance(threads))
@@ -156,8 +157,8 @@ class Tape:
         .. [1] R. Williams, J. Peng, "An Efficient Gradient-Based Algorithm for On-Line Training of Recurrent Network
            Trajectories", Neural Computation 2(4), 1990.
         """
-        if self._used:
-            raise RuntimeError("this tape was used before: its memory became that of the gradients; record again")
+        if not self._turns:
+            raise RuntimeError(_USED)
         lstm, (T, B) = self._lstm, self._sizes
         if lstm.weights is not self._weights:
             raise RuntimeError("the network's weights were replaced (load_state_dict) after this tape was recorded; record again")
@@ -165,6 +166,7 @@ class Tape:
             raise TypeError(f"steps must be an integer or None, got {steps!r:.100}")
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
+        steps = 0 if steps is None else int(min(steps, max(T, 1)))  # at T or beyond nothing is cut
         d_y = None if d_output is None else lstm._as_written(in_place(_like("d_output", d_output, self.output)), self._single)
         d_final = self._check_state(d_state)
 
@@ -179,11 +181,14 @@ class Tape:
             end = suffix(index, lstm.num_directions)
             kinds = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_peephole", "h_0", "c_0")
             records.append(tuple(_bytes(parameters.get(kind + end)) for kind in kinds))
-        self._used = True
         try:
-            self._run_back(d_y, d_final, steps or 0, d_x, d_initial, records, _threads.allowance(threads))
+            self._turns.pop()
+        except IndexError:
+            raise RuntimeError(_USED) from None  # by another Python thread, just now
+        try:
+            self._run_back(d_y, d_final, steps, d_x, d_initial, records, _threads.allowance(threads))
         except MemoryError:  # nothing has changed then
-            self._used = False
+            self._turns.append(None)
             raise
         for name in shapes:
             if name.startswith("bias_hh"):
