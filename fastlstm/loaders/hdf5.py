@@ -123,8 +123,8 @@ def read_tree(stream: BinaryIO, source: SourceFile, limit: int) -> Group:
     """
     if not _installed("h5py"):
         raise ImportError(INSTALL)
-    if not sys.executable:
-        raise OSError("reading HDF5 needs a Python interpreter to start, and sys.executable is empty")
+    if not sys.executable or getattr(sys, "frozen", False):
+        raise OSError("reading HDF5 needs a Python interpreter to start, and sys.executable is none")
     text = _ask(stream.fileno(), limit // 8)
     answer = strict_json.parse(text, "description of the HDF5 file", limit)
     if not isinstance(answer, dict) or len(answer) != 1:

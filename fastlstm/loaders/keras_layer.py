@@ -90,7 +90,9 @@ def found(
     try:
         plan = make_plan() if make_plan else None
         if layout is None:
-            raise FormatError("the file does not hold its weights where Keras puts them, or several layers could be meant")
+            raise FormatError(
+                "its weights are not where Keras puts them, or several layers could be meant; fastlstm.from_keras may help"
+            )
         plan = plan or plain_plan(len(layout.cells), layout.bidirectional)
         info = _check(name, layout, plan, limit)
     except ValueError as error:
