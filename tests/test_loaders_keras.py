@@ -365,6 +365,15 @@ def test_a_group_that_cannot_be_told_is_refused(tmp_path: Path, h5py: Any) -> No
     assert load(path, "both").hidden_size == 4
 
 
+def test_two_layers_of_one_name_are_refused(tmp_path: Path, h5py: Any) -> None:
+    def change(model: Any) -> None:
+        layer_config(model, "alpha")["config"]["name"] = "zeta"
+
+    path = tmp_path / "x.keras"
+    path.write_bytes(edited(GOLDEN / "keras3.keras", config=change))
+    refused(lambda: load(path, "zeta"), "'zeta'", "several")
+
+
 def test_deflated_archive(tmp_path: Path, h5py: Any) -> None:
     path = tmp_path / "x.keras"
     with zipfile.ZipFile(GOLDEN / "keras3.keras") as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:

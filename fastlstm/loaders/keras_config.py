@@ -161,7 +161,7 @@ def _cells(config: Mapping[str, Any], version: int | None) -> tuple[CellPlan, ..
     units = {cell.units for cell in cells}
     if len(units) > 1:
         sizes = ", ".join(str(cell.units) for cell in cells)
-        raise FormatError(f"its cells have {sizes} units: the layers of one network have one size")
+        raise FormatError(f"its cells have {sizes:.100} units: the layers of one network have one size")
     return tuple(cells)
 
 

@@ -20,7 +20,7 @@ from fastlstm.loaders import keras_config, strict_json
 from fastlstm.loaders.found import Contents, Found, quoted
 from fastlstm.loaders.hdf5 import Dataset, Group
 from fastlstm.loaders.keras_layer import CellTensors, Layout, found
-from fastlstm.loaders.keras_tree import Configured, Entry, configured, contents, entry_found, inner_layers, own_name
+from fastlstm.loaders.keras_tree import Configured, Entry, check_number, configured, contents, entry_found, inner_layers, own_name
 from fastlstm.loaders.source import SourceFile
 
 __all__ = ["find"]
@@ -59,6 +59,7 @@ def find(tree: Group, weights: Group, file: SourceFile) -> Contents:
         recurrent = list(configured(layer, None, (), False))
         for item, layout in zip(recurrent, _layouts(recurrent, cells), strict=True):
             results.append(entry_found(item, layout, version, file.weights_limit))
+        check_number(len(results))
         if not recurrent and any(cell.tensors.is_lstm() for cell in cells):
             kind = str(layer.get("class_name"))
             problem = f"its class {quoted(kind)} is not Keras' own: its code decides what it computes"

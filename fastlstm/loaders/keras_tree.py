@@ -22,7 +22,18 @@ from fastlstm.loaders.found import Contents, Found, listing, quoted
 from fastlstm.loaders.hdf5 import Group
 from fastlstm.loaders.keras_layer import CellTensors, Layout, found
 
-__all__ = ["Configured", "Entry", "configured", "contents", "entry_found", "find", "inner_layers", "joined", "own_name"]
+__all__ = [
+    "Configured",
+    "Entry",
+    "check_number",
+    "configured",
+    "contents",
+    "entry_found",
+    "find",
+    "inner_layers",
+    "joined",
+    "own_name",
+]
 
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # the second in Keras 2.13 to 2.15
 MAX_DEPTH = 50  # of models in models
@@ -49,7 +60,9 @@ def find(tree: Group, config: Entry | None, version: int | None, limit: float, w
         What the file is, in messages.
     """
     layouts = {group.path: (names, group, layout) for names, group, layout in _layouts(tree)}
-    layers = _with_groups(list(configured(config, tree)) if config else [], [item[:2] for item in layouts.values()])
+    layers = list(configured(config, tree)) if config else []
+    check_number(len(layers))
+    layers = _with_groups(layers, [item[:2] for item in layouts.values()])
     results, paths, homeless = [], [], []
     for layer in layers:
         _, _, layout = layouts.pop(layer.group.path, (None, None, None)) if layer.group else (None, None, None)
@@ -89,6 +102,11 @@ def entry_found(layer: Configured, layout: Layout | None, version: int | None, l
     if other:
         return Found(name, problem=f"layer {quoted(name)}: this is {other}, not an LSTM", is_lstm=False)
     return found(name, layout, lambda: keras_config.plan(layer.entry, version), limit, layer.names[-1:])
+
+
+def check_number(layers: int) -> None:
+    if layers > MAX_LAYERS:
+        raise FormatError(f"the configuration has more than {MAX_LAYERS} recurrent layers")
 
 
 def joined(names: Names) -> str:
@@ -158,21 +176,22 @@ def _in_container(layers: Sequence[Entry], group: Group | None) -> list[Group | 
         return [None] * len(layers)
     families: dict[str, list[Group]] = defaultdict(list)  # in the order of their numbers
     named: dict[tuple[str, str], list[Group]] = defaultdict(list)
-    for key, child in container.groups.items():
-        kind, name = re.sub(r"_\d+$", "", key), _stored_name(child)
+    for label, child in container.groups.items():
+        kind, name = re.sub(r"_\d+$", "", label), _stored_name(child)
         families[kind].append(child)
         if name:
             named[kind, name].append(child)
     with_names = {kind for kind, _ in named}
     kinds = [_snake(str(layer.get("class_name"))) for layer in layers]
     counts, before = Counter(kinds), Counter[str]()
+    claims = Counter((kind, own_name(layer)) for layer, kind in zip(layers, kinds, strict=True))
     result: list[Group | None] = []
     for layer, kind in zip(layers, kinds, strict=True):
-        same = named.get((kind, own_name(layer)), [])
+        key = kind, own_name(layer)
         if kind not in with_names and len(families[kind]) == counts[kind]:
             result.append(families[kind][before[kind]])
         else:
-            result.append(same[0] if len(same) == 1 else None)
+            result.append(named[key][0] if len(named.get(key, [])) == claims[key] == 1 else None)
         before[kind] += 1
     return result
 
@@ -185,8 +204,6 @@ def _snake(name: str) -> str:
 
 def _with_groups(layers: Sequence[Configured], groups: Sequence[tuple[Names, Group]]) -> list[Configured]:
     """Give a layer inside a subclassed model, whose groups have the names of attributes, the only one with its own name."""
-    if len(layers) > MAX_LAYERS:
-        raise FormatError(f"the configuration has {len(layers)} recurrent layers, more than {MAX_LAYERS}")
     counts = Counter(layer.names[-1] for layer in layers)
     named: dict[str, list[Group]] = defaultdict(list)
     for names, group in groups:
