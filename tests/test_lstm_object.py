@@ -329,3 +329,21 @@ def test_stream_keeps_its_network(case: Case) -> None:
 def test_a_bidirectional_network_cannot_stream() -> None:
     with pytest.raises(ValueError, match="bidirectional"):
         fastlstm.LSTM(5, 7, bidirectional=True).stream()
+
+
+@networks
+def test_the_gradient_of_the_input_can_be_left_out(options: dict[str, Any]) -> None:
+    """The others keep their bits."""
+    lstm = fastlstm.LSTM(5, 7, seed=0, **options)
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((6, 3, 5)).astype(np.float32)
+    tapes = lstm.record(x, lengths=[6, 0, 4]), lstm.record(x, lengths=[6, 0, 4])
+    d_output = rng.standard_normal(tapes[0].output.shape).astype(np.float32)
+    with_input, without = tapes[0].backward(d_output), tapes[1].backward(d_output, input=False)
+    assert with_input.input is not None
+    assert np.abs(with_input.input).max() > 0
+    assert without.input is None
+    for a, b in zip(with_input.state, without.state, strict=True):
+        assert a.tobytes() == b.tobytes()
+    for name, gradient in with_input.parameters.items():
+        assert without.parameters[name].tobytes() == gradient.tobytes()
