@@ -10,7 +10,7 @@ from cython cimport floating
 from cython.parallel cimport parallel, threadid
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, strcmp
+from libc.string cimport memcmp, memcpy, strcmp
 
 
 cdef extern from *:
@@ -337,6 +337,15 @@ cdef const void *bytes_of(const uint8_t[::1] array, Py_ssize_t size) except NULL
     if array.shape[0] != size:
         raise ValueError(f"expected {size} bytes of weights, got {array.shape[0]}")
     return &array[0]
+
+
+def same_bytes(const uint8_t[::1] a not None, const uint8_t[::1] b not None):
+    """Whether two arrays of bytes are equal, at the speed of memory."""
+    cdef bint same = a.shape[0] == b.shape[0]
+    if same and a.shape[0]:
+        with nogil:
+            same = memcmp(&a[0], &b[0], a.shape[0]) == 0
+    return same
 
 
 # ---- Threads -------------------------------------------------------------------------------------------------------------------

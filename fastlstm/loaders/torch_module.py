@@ -51,7 +51,7 @@ def find(source: object) -> Contents:
 
 
 def _module(torch: Any, module: Any) -> Contents:
-    classes = tuple(getattr(torch.nn, name) for name in RECURRENT)
+    classes = (torch.nn.RNNBase, torch.nn.RNNCellBase)
     modules = list(module.named_modules())
     tensors: dict[str, LazyTensor] = {}
     batch_first: dict[str, bool | None] = {}

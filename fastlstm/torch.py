@@ -1,0 +1,664 @@
+"""fastlstm inside PyTorch: modules in the place of ``torch.nn.LSTM`` and ``torch.nn.LSTMCell``, on CPUs.
+
+>>> import fastlstm.torch
+>>> fastlstm.torch.replace(model)                    # every LSTM of a model, where it stands; optimisers go on working
+>>> lstm = fastlstm.torch.LSTM(64, 128, num_layers=2)  # or a fresh one: the same arguments, parameters and calls as nn.LSTM
+
+*What is shared.* Inputs, outputs, states and gradients are tensors over the engine's own memory: nothing is copied but an input
+whose last axis is not contiguous, and packed sequences, which are spread out and gathered again (their padding is not computed).
+The parameters are ordinary ``torch.nn.Parameter``; the module keeps nothing else.
+
+*When weights are repacked.* The engine reads weights in an order of its own. They are packed at the first call, and again when a
+call finds that a parameter no longer has the bytes that were packed. So every change counts, also those that PyTorch's version
+counters miss (``p.data.copy_(...)``, ``p.numpy()[...] = ...``). Looking takes one reading of the weights. What is packed goes
+when the first parameter goes.
+
+*Autograd.* A call that needs gradients keeps a :class:`fastlstm.Tape`, which has copies of all it needs: inputs, outputs and
+parameters may be changed in place before ``backward()``. With ``retain_graph=True`` gradients are taken from a copy of the tape.
+
+*Threads.* At most ``fastlstm.get_num_threads()``, and at most ``torch.get_num_threads()``. The interpreter is free meanwhile.
+
+*Operators.* The calls are custom operators without side effects, ``fastlstm::lstm`` and ``fastlstm::lstm_backward``.
+``torch.compile`` keeps them whole: no graph break, nothing unrolled.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+import fastlstm
+from fastlstm import _engine
+from fastlstm import threads as _threads
+from fastlstm.arrays import Array, shape_error
+from fastlstm.tape import Tape
+from fastlstm.weights import Weights, parameter_shapes
+
+__all__ = ["LSTM", "LSTMCell", "Replaced", "replace"]
+
+Tensor = Any  # torch.Tensor; the type checker does without PyTorch
+State = tuple[Tensor, Tensor]
+
+
+# ---- Modules -------------------------------------------------------------------------------------------------------------------
+
+
+class LSTM(torch.nn.RNNBase):
+    """``torch.nn.LSTM`` on fastlstm's engine: the same arguments, parameters, initialisation, state dict and calls.
+
+    A subclass of ``torch.nn.RNNBase`` but not of ``torch.nn.LSTM``, at which ``torch.compile`` breaks its graph.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        Sizes I of an input and H of the cell state.
+    num_layers : int
+    bias : bool
+    batch_first : bool
+        Whether input and output are ``(B, T, ...)`` instead of ``(T, B, ...)``. States are never batch-first.
+    dropout : float
+        Probability of zeroing an output of every layer but the last, in training; from PyTorch's own generator, as in
+        ``torch.nn.LSTM`` (the same seed drops the same values).
+    bidirectional : bool
+    proj_size : int
+        Size P of the projected h; 0 for none.
+    device, dtype : optional
+        Of the parameters. Calls need them on the CPU, in float32 or float64.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As ``torch.nn.LSTM``.
+
+    Examples
+    --------
+    >>> lstm = fastlstm.torch.LSTM(3, 5, bidirectional=True)
+    >>> output, (h_n, c_n) = lstm(torch.randn(7, 2, 3))
+    >>> output.shape
+    torch.Size([7, 2, 10])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
+        )
+
+    def forward(self, input: Any, hx: State | None = None) -> tuple[Any, State]:
+        """Run whole sequences.
+
+        Parameters
+        ----------
+        input : tensor, shape (T, B, I), or PackedSequence
+            ``(B, T, I)`` if `batch_first`; ``(T, I)`` for one sequence. Of the parameters' dtype.
+        hx : (h_0, c_0), optional
+            Shapes (L*D, B, P or H) and (L*D, B, H), without B for one sequence. Zeros if left out.
+
+        Returns
+        -------
+        output : tensor, shape (T, B, D*(P or H)), or PackedSequence
+            Laid out as `input`.
+        (h_n, c_n) : tensors of the shapes of `hx`
+            The state after each row's last step, rows in the order of the caller.
+
+        Raises
+        ------
+        ValueError
+            If a shape does not fit.
+        TypeError
+            If a tensor has another dtype than the parameters, is not on the CPU, or autocast is on; the message says what to do.
+        """
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        dtype = _check_weights(weights[0])
+        packed = isinstance(input, torch.nn.utils.rnn.PackedSequence)
+        x, batch_sizes, order, back = input if packed else (input, *[None] * 3)
+        _check_tensor("input", x, dtype)
+        single, batch_first = False, self.batch_first and not packed
+        if packed:
+            if x.dim() != 2 or x.shape[1] != self.input_size:
+                raise shape_error("input.data", ("tokens", self.input_size), tuple(x.shape))
+            B = int(batch_sizes[0]) if order is None else order.shape[0]
+        else:
+            single = x.dim() == 2
+            if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
+                raise shape_error("input", (*(("B", "T") if batch_first else ("T", "B")), self.input_size), tuple(x.shape))
+            if single:
+                x, batch_first = x.unsqueeze(1), False
+            B = x.shape[0 if batch_first else 1]
+
+        states, P = self.num_layers * (2 if self.bidirectional else 1), self.proj_size or self.hidden_size
+        h, c = None, None
+        if hx is not None:
+            h, c = _pair(hx)
+            for name, value, size in (("h_0", h, P), ("c_0", c, self.hidden_size)):
+                _check_tensor(name, value, dtype)
+                expected = (states, size) if single else (states, B, size)
+                if tuple(value.shape) != expected:
+                    raise shape_error(name, expected, tuple(value.shape))
+            if single:
+                h, c = h.unsqueeze(1), c.unsqueeze(1)
+            if order is not None:
+                h, c = h.index_select(1, order), c.index_select(1, order)
+        elif packed:  # the operator knows the number of rows from the state
+            h, c = x.new_zeros(states, B, P), x.new_zeros(states, B, self.hidden_size)
+
+        if self.dropout and self.training and self.num_layers > 1:
+            output, h, c = self._layer_by_layer(x, h, c, batch_sizes, weights, batch_first)
+        else:
+            output, h, c = _call(x, h, c, batch_sizes, weights, self.bias, self.proj_size, self.bidirectional, batch_first)
+        if back is not None:
+            h, c = h.index_select(1, back), c.index_select(1, back)
+        if packed:
+            output = torch.nn.utils.rnn.PackedSequence(output, batch_sizes, order, back)
+        elif single:
+            output, h, c = output.squeeze(1), h.squeeze(1), c.squeeze(1)
+        return output, (h, c)
+
+    def _layer_by_layer(
+        self, y: Tensor, h: Tensor | None, c: Tensor | None, batch_sizes: Tensor | None, weights: list[Tensor], batch_first: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Each layer a network of its own, with dropout between; time first, as ``torch.nn.LSTM`` draws its numbers."""
+        directions, final = 2 if self.bidirectional else 1, []
+        per_layer = len(weights) // self.num_layers
+        y = y.transpose(0, 1) if batch_first else y
+        for layer in range(self.num_layers):
+            if layer:
+                y = torch.nn.functional.dropout(y, self.dropout)
+            own = slice(layer * directions, (layer + 1) * directions)
+            h_0, c_0 = (None, None) if h is None or c is None else (h[own], c[own])
+            tensors = weights[layer * per_layer : (layer + 1) * per_layer]
+            y, *state = _call(y, h_0, c_0, batch_sizes, tensors, self.bias, self.proj_size, self.bidirectional, False)
+            final.append(state)
+        h_n, c_n = (torch.cat(parts) for parts in zip(*final, strict=True))
+        return y.transpose(0, 1) if batch_first else y, h_n, c_n
+
+
+class LSTMCell(torch.nn.LSTMCell):
+    """``torch.nn.LSTMCell`` on fastlstm's engine: one step at a time, with the same arguments, parameters and calls.
+
+    For inference step by step :meth:`fastlstm.LSTM.stream` is faster: it does not look at the weights again at every step.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+    bias : bool
+    device, dtype : optional
+        Of the parameters. Calls need them on the CPU, in float32 or float64.
+    """
+
+    def forward(self, input: Tensor, hx: State | None = None) -> State:
+        """Take one step.
+
+        Parameters
+        ----------
+        input : tensor, shape (B, I) or (I,)
+        hx : (h_0, c_0), optional
+            Shapes (B, H), or (H,) for one row. Zeros if left out.
+
+        Returns
+        -------
+        h_1, c_1 : tensors, shape (B, H) or (H,)
+
+        Raises
+        ------
+        ValueError, TypeError
+            As :meth:`LSTM.forward`.
+        """
+        weights = [self.weight_ih, self.weight_hh] + ([self.bias_ih, self.bias_hh] if self.bias else [])
+        dtype = _check_weights(weights[0])
+        _check_tensor("input", input, dtype)
+        single = input.dim() == 1
+        if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
+            raise shape_error("input", ("B", self.input_size), tuple(input.shape))
+        x = input[None, None] if single else input[None]
+        h, c = None, None
+        if hx is not None:
+            h, c = _pair(hx)
+            expected = (self.hidden_size,) if single else (x.shape[1], self.hidden_size)
+            for name, value in (("h_0", h), ("c_0", c)):
+                _check_tensor(name, value, dtype)
+                if tuple(value.shape) != expected:
+                    raise shape_error(name, expected, tuple(value.shape))
+            h, c = (h[None, None], c[None, None]) if single else (h[None], c[None])
+        _, h, c = _call(x, h, c, None, weights, self.bias, 0, False, False)
+        return (h[0, 0], c[0, 0]) if single else (h[0], c[0])
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What :func:`replace` did, by the names of ``model.named_modules()`` (the model itself is ``""``).
+
+    Attributes
+    ----------
+    swapped : tuple of str
+        Modules that run on fastlstm now.
+    left : dict of str to str
+        LSTMs that it left as they were, and why.
+    """
+
+    swapped: tuple[str, ...]
+    left: dict[str, str]
+
+
+def replace(model: Any) -> Replaced:
+    """Let every ``torch.nn.LSTM`` and ``torch.nn.LSTMCell`` of a model run on fastlstm, where it stands.
+
+    The module objects stay the same and get another class: names, parameters, hooks, training mode and whatever refers to them
+    stay as they are, and so do optimisers and state dicts.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+
+    Returns
+    -------
+    Replaced
+        What was swapped, and what was left and why: subclasses, whose calls may differ; quantised, scripted and compiled modules;
+        parameters that are not on the CPU, or neither float32 nor float64.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a module.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    swapped: dict[str, Any] = {}
+    left: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (LSTM, LSTMCell)) or not _is_lstm(module):
+            continue
+        reason = _reason_to_leave(module)
+        if reason:
+            left[name] = reason
+        else:
+            swapped[name] = module
+    for module in swapped.values():
+        module.__class__ = LSTM if type(module) is torch.nn.LSTM else LSTMCell
+    return Replaced(tuple(swapped), left)
+
+
+def _is_lstm(module: Any) -> bool:
+    names = ("LSTM", "LSTMCell", "QuantizableLSTM")  # those of torch.ao, which are no subclasses; a script remembers its class
+    foreign = type(module).__name__ in names or getattr(module, "original_name", None) in names
+    return isinstance(module, (torch.nn.LSTM, torch.nn.LSTMCell)) or foreign
+
+
+def _reason_to_leave(module: Any) -> str:
+    kind = type(module)
+    if kind not in (torch.nn.LSTM, torch.nn.LSTMCell):
+        if isinstance(module, torch.jit.ScriptModule):
+            return "scripted: replace the LSTMs of the model before torch.jit.script"
+        if ".quantiz" in kind.__module__ or ".ao." in kind.__module__:
+            return f"quantised ({kind.__module__}.{kind.__qualname__})"
+        return f"{kind.__module__}.{kind.__qualname__} is not torch.nn's own class: its calls may differ"
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return "compiled: replace before compile()"
+    for name, parameter in module.named_parameters():
+        if parameter.device.type not in ("cpu", "meta"):
+            return f"{name} is on {parameter.device}; fastlstm runs on CPUs: call model.cpu() first"
+        if parameter.dtype not in (torch.float32, torch.float64):
+            return f"{name} is {parameter.dtype}; fastlstm computes in float32 and float64: call model.float() first"
+    return ""
+
+
+# ---- Checks --------------------------------------------------------------------------------------------------------------------
+
+
+def _check_weights(weight: Tensor) -> Any:
+    """The dtype of the parameters, which is that of everything else."""
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"the parameters are {weight.dtype}; fastlstm computes in float32 and float64: call module.float()")
+    if weight.device.type == "meta":
+        raise TypeError("the parameters are on the meta device, without values: call module.to_empty(device='cpu') and load them")
+    if weight.device.type != "cpu":
+        raise TypeError(f"the parameters are on {weight.device}; fastlstm runs on CPUs: call module.cpu(), or use torch.nn.LSTM")
+    if torch.is_autocast_enabled("cpu"):
+        raise TypeError(
+            "autocast is on, which would compute in another dtype; call this module with tensors of its own dtype "
+            "inside torch.autocast('cpu', enabled=False)"
+        )
+    return weight.dtype
+
+
+def _check_tensor(name: str, value: Any, dtype: Any) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.device.type != "cpu":
+        raise TypeError(f"{name} must be on the CPU as the parameters are, got {value.device}; pass {name}.cpu()")
+    if value.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype} as the parameters are, got {value.dtype}; pass {name}.to({dtype})")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {value.layout}; pass {name}.to_dense()")
+
+
+def _pair(hx: Any) -> State:
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+        raise TypeError(f"hx must be a pair (h_0, c_0), got {type(hx).__name__}")
+    return hx[0], hx[1]
+
+
+# ---- Operators -----------------------------------------------------------------------------------------------------------------
+
+
+def _call(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    batch_sizes: Tensor | None,
+    weights: list[Tensor],
+    bias: bool,
+    proj_size: int,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = (x, *weights) if h_0 is None else (x, h_0, c_0, *weights)
+    record = None
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        record = torch.empty(0)  # a new one each time: a compiler merges equal calls, but each needs a tape of its own
+    output, h_n, c_n, _ = _lstm(x, h_0, c_0, batch_sizes, weights, bias, proj_size, bidirectional, batch_first, record)
+    return output, h_n, c_n
+
+
+def _forward(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    batch_sizes: Tensor | None,
+    weights: list[Tensor],
+    bias: bool,
+    proj_size: int,
+    bidirectional: bool,
+    batch_first: bool,
+    record: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``fastlstm::lstm``: x is (T, B, I), (B, T, I) if batch_first, or packed data (tokens, I); the last result names a tape."""
+    network = _network(weights, bias, proj_size, bidirectional, batch_first)
+    state = None if h_0 is None else (_array(h_0), _array(c_0))
+    ragged = None if batch_sizes is None else _Ragged(_array(batch_sizes))
+    array = _array(x)
+    lengths = None
+    if ragged is not None:
+        array, lengths = ragged.spread(array), ragged.lengths
+    if record is not None:
+        tape = network.record(array, state, lengths=lengths, threads=_allowance())
+        output, (h_n, c_n), name = tape.output, tape.state, _remember(tape, ragged)
+    else:
+        output, (h_n, c_n) = network(array, state, lengths=lengths, threads=_allowance())
+        name = torch.empty(0, dtype=torch.int64)
+    if ragged is not None:
+        output = ragged.gather(output)
+    return torch.from_numpy(output), torch.from_numpy(h_n), torch.from_numpy(c_n), name
+
+
+def _forward_shapes(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    batch_sizes: Tensor | None,
+    weights: list[Tensor],
+    bias: bool,
+    proj_size: int,
+    bidirectional: bool,
+    batch_first: bool,
+    record: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B = x.shape[0 if batch_first else 1] if h_0 is None else h_0.shape[1]
+    H, D = weights[0].shape[0] // 4, 2 if bidirectional else 1
+    P, records = proj_size or H, len(weights) // _per_record(bias, proj_size)
+    return (
+        x.new_empty((*x.shape[:-1], D * P)),
+        x.new_empty((records, B, P)),
+        x.new_empty((records, B, H)),
+        x.new_empty((0 if record is None else 1,), dtype=torch.int64),
+    )
+
+
+def _backward(
+    tape: Tensor,
+    d_output: Tensor | None,
+    d_h_n: Tensor | None,
+    d_c_n: Tensor | None,
+    shapes: Sequence[int],
+    bias: bool,
+    proj_size: int,
+    bidirectional: bool,
+    needs_input: bool,
+    dtype: Any,
+) -> list[Tensor]:
+    """``fastlstm::lstm_backward``: gradients of x (empty if not needed), h_0, c_0 and every weight; shapes: of x, then of c_0."""
+    kept = _tapes.get(int(tape)) if len(tape) else None
+    if kept is None:
+        raise RuntimeError(
+            "the tape of this LSTM call is gone: a hook on saved tensors put a copy in the place of its tensor; "
+            "let torch.autograd.graph.saved_tensors_hooks return integer tensors as they are"
+        )
+    if kept.used:
+        raise RuntimeError("the gradients of this LSTM call were taken before; the first time needs retain_graph=True")
+    recorded, ragged = kept.tape, kept.ragged
+    if _graph_is_retained():
+        recorded = copy.copy(recorded)
+    else:
+        kept.used = True
+    d_y, d_h, d_c = (None if d is None else _array(d) for d in (d_output, d_h_n, d_c_n))
+    if ragged is not None and d_y is not None:
+        d_y = ragged.spread(d_y)
+    grads = recorded.backward(d_y, (d_h, d_c), input=needs_input, threads=_allowance())
+    d_x = np.empty(0, grads.state[0].dtype) if grads.input is None else grads.input
+    if ragged is not None and needs_input:
+        d_x = ragged.gather(d_x)
+    return [torch.from_numpy(array) for array in (d_x, *grads.state, *grads.parameters.values())]
+
+
+def _backward_shapes(
+    tape: Tensor,
+    d_output: Tensor | None,
+    d_h_n: Tensor | None,
+    d_c_n: Tensor | None,
+    shapes: Sequence[int],
+    bias: bool,
+    proj_size: int,
+    bidirectional: bool,
+    needs_input: bool,
+    dtype: Any,
+) -> list[Tensor]:
+    *x, records, B, H = shapes
+    tensors = [tuple(x) if needs_input else (0,), (records, B, proj_size or H), (records, B, H)]
+    sizes: dict[str, Any] = {"bias": bias, "bidirectional": bidirectional, "proj_size": proj_size}
+    tensors += parameter_shapes(x[-1], H, records // (2 if bidirectional else 1), **sizes).values()
+    return [tape.new_empty(shape, dtype=dtype) for shape in tensors]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """What autograd keeps of a call: the name of the tape, which lives as long as that tensor, and sizes."""
+    x, h_0, _, _, _, bias, proj_size, bidirectional, _, _ = inputs
+    _, _, c_n, tape = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(tape)
+    ctx.has_state = h_0 is not None
+    ctx.shapes, ctx.dtype = [*x.shape, *c_n.shape], x.dtype
+    ctx.options = bias, proj_size, bidirectional
+
+
+def _differentiate(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, _: None) -> tuple[Any, ...]:
+    needs_x, needs_h, needs_c, _, needs_weights = ctx.needs_input_grad[:5]
+    if d_output is None and d_h_n is None and d_c_n is None:
+        return None, None, None, None, [None] * len(needs_weights), None, None, None, None, None
+    (tape,) = ctx.saved_tensors
+    with torch.no_grad():
+        grads = _lstm_backward(tape, d_output, d_h_n, d_c_n, ctx.shapes, *ctx.options, needs_x, ctx.dtype)
+    if torch.is_grad_enabled():  # create_graph=True: what comes out must not pass for a constant
+        grads = _Once.apply(torch.empty(0, requires_grad=True), *grads)
+    d_x, d_h_0, d_c_0, *d_weights = grads
+    return (
+        d_x if needs_x else None,
+        d_h_0 if ctx.has_state and needs_h else None,
+        d_c_0 if ctx.has_state and needs_c else None,
+        None,
+        [d if needed else None for d, needed in zip(d_weights, needs_weights, strict=True)],
+        *[None] * 5,
+    )
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that have no gradients of their own."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
+        return grads
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(
+            "fastlstm's LSTM has no second derivatives (create_graph=True); use torch.nn.LSTM for gradients of gradients"
+        )
+
+
+_X = "Tensor input, Tensor? h_0, Tensor? c_0, Tensor? batch_sizes, Tensor[] weights, "
+_D = "Tensor tape, Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, SymInt[] shapes, "
+_OPTIONS = "bool bias, SymInt proj_size, bool bidirectional, "
+_lstm = torch.library.custom_op(
+    "fastlstm::lstm",
+    _forward,
+    mutates_args=(),
+    schema=f"({_X}{_OPTIONS}bool batch_first, Tensor? record) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+_lstm_backward = torch.library.custom_op(
+    "fastlstm::lstm_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"({_D}{_OPTIONS}bool needs_input, ScalarType dtype) -> Tensor[]",
+)
+_lstm.register_fake(_forward_shapes)
+_lstm.register_autograd(_differentiate, setup_context=_keep)
+_lstm_backward.register_fake(_backward_shapes)
+
+
+# ---- Tapes ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Kept(np.ndarray[Any, np.dtype[Any]]):
+    """The number of a tape, and the tape: PyTorch holds this array as long as it holds the tensor over it, and no longer."""
+
+    tape: Tape
+    ragged: _Ragged | None
+    used: bool
+
+
+_tapes: weakref.WeakValueDictionary[int, _Kept] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def _remember(tape: Tape, ragged: _Ragged | None) -> Tensor:
+    """A tensor that names a tape: operators hand on tensors and nothing else."""
+    number = next(_numbers)
+    kept = np.array([number], np.int64).view(_Kept)
+    kept.tape, kept.ragged, kept.used = tape, ragged, False
+    _tapes[number] = kept
+    return torch.from_numpy(kept)
+
+
+def _graph_is_retained() -> bool:
+    """Whether a backward pass is under way that was asked to retain the graph; where PyTorch does not say, no."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return ask is not None and torch._C._current_graph_task_id() >= 0 and bool(ask())
+
+
+class _Ragged:
+    """The layout of a packed sequence: its tokens step by step, of each step the rows that have it, longest row first."""
+
+    def __init__(self, batch_sizes: Array) -> None:
+        self.present = np.arange(batch_sizes[0]) < batch_sizes[:, None]  # (T, B)
+        self.lengths = self.present.sum(axis=0)
+        self.full = bool(self.present.all())
+
+    def spread(self, tokens: Array) -> Array:
+        """(tokens, n) as (T, B, n)."""
+        if self.full:
+            return tokens.reshape(*self.present.shape, tokens.shape[1])
+        padded = np.zeros((*self.present.shape, tokens.shape[1]), tokens.dtype)
+        padded[self.present] = tokens
+        return padded
+
+    def gather(self, padded: Array) -> Array:
+        """(T, B, n) as (tokens, n)."""
+        return padded.reshape(-1, padded.shape[2]) if self.full else padded[self.present]
+
+
+# ---- Packed weights ------------------------------------------------------------------------------------------------------------
+
+_networks: dict[int, tuple[weakref.ref[Any], fastlstm.LSTM]] = {}  # by the id of the first weight, until it dies
+
+
+def _network(weights: list[Tensor], bias: bool, proj_size: int, bidirectional: bool, batch_first: bool) -> fastlstm.LSTM:
+    """The packed network of these weights; packed now, if it is not there or not made of these very bytes.
+
+    Version counters are not asked: they miss what is written through ``.data``, as gradcheck does, or through NumPy.
+    """
+    first, arrays = weights[0], [_array(weight) for weight in weights]
+    known = _networks.get(id(first))
+    if known is not None and known[0]() is first:
+        lstm = known[1]
+        same = (lstm.bias, lstm.proj_size, lstm.bidirectional, lstm.batch_first) == (bias, proj_size, bidirectional, batch_first)
+        if same and _are_packed(lstm, arrays):
+            return lstm
+    records, directions = len(arrays) // _per_record(bias, proj_size), 2 if bidirectional else 1
+    I, H = arrays[0].shape[1], len(arrays[0]) // 4
+    sizes: dict[str, Any] = {"bias": bias, "bidirectional": bidirectional, "proj_size": proj_size}
+    named = dict(zip(parameter_shapes(I, H, records // directions, **sizes), arrays, strict=True))
+    lstm = fastlstm.LSTM.from_weights(Weights.from_named_tensors(named), batch_first)  # copies them
+    key = id(first)
+
+    def forget(dead: weakref.ref[Any]) -> None:
+        if key in _networks and _networks[key][0] is dead:
+            del _networks[key]
+
+    _networks[key] = weakref.ref(first, forget), lstm
+    return lstm
+
+
+def _are_packed(lstm: fastlstm.LSTM, arrays: list[Array]) -> bool:
+    packed = [tensor for _, tensor in lstm.weights.named_tensors()]
+    return len(packed) == len(arrays) and all(
+        a.shape == b.shape and a.dtype == b.dtype and _engine.same_bytes(_bytes(a), _bytes(b))
+        for a, b in zip(arrays, packed, strict=True)
+    )
+
+
+def _bytes(array: Array) -> Array:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _per_record(bias: bool, proj_size: int) -> int:
+    """Tensors of each layer and direction."""
+    return 2 + 2 * bias + (proj_size > 0)
+
+
+def _array(tensor: Tensor) -> Array:
+    """The tensor's memory as an array."""
+    array: Array = tensor.detach().resolve_neg().numpy()
+    return array
+
+
+def _allowance() -> int | None:
+    """The most threads for a call: None leaves it to fastlstm, unless PyTorch was given fewer."""
+    n: int = torch.get_num_threads()
+    return n if n < _threads.get_num_threads() else None

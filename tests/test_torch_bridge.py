@@ -1,0 +1,753 @@
+"""fastlstm inside PyTorch: what torch.nn.LSTM computes, its gradients, its calls, and errors where it cannot follow."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import importlib.util
+import io
+import itertools
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import TOLERANCE, import_torch, resident_bytes, run_python
+
+import fastlstm
+
+torch = import_torch()
+
+import fastlstm.torch as bridge  # noqa: E402
+
+rnn = torch.nn.utils.rnn
+F64 = torch.float64
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+# (I, H, num_layers, bias, batch_first, bidirectional, proj_size): every option, and I, H and P all different
+CONFIGS = [
+    (4, 6, 1, True, False, False, 0),
+    (4, 6, 2, True, True, True, 0),
+    (4, 6, 2, False, False, True, 3),
+    (5, 7, 3, True, True, False, 2),
+    (1, 1, 1, False, True, False, 0),
+]
+
+
+def modules(config: tuple[Any, ...], dtype: Any = F64, dropout: float = 0.0, seed: int = 0) -> tuple[Any, Any]:
+    """torch.nn.LSTM and fastlstm's from the same seed."""
+    I, H, L, bias, batch_first, bidirectional, P = config
+    both = []
+    for kind in (torch.nn.LSTM, bridge.LSTM):
+        torch.manual_seed(seed)
+        both.append(kind(I, H, L, bias, batch_first, dropout, bidirectional, P, dtype=dtype))
+    return both[0], both[1]
+
+
+def states(config: tuple[Any, ...], *rows: int, dtype: Any = F64) -> tuple[Any, Any]:
+    _, H, L, _, _, bidirectional, P = config
+    count = L * (2 if bidirectional else 1)
+    return tuple(torch.randn(count, *rows, n, dtype=dtype, requires_grad=True) for n in (P or H, H))  # type: ignore[return-value]
+
+
+def flat(result: Any) -> list[Any]:
+    output, (h_n, c_n) = result
+    return [output.data if isinstance(output, rnn.PackedSequence) else output, h_n, c_n]
+
+
+def gradients(module: Any, inputs: list[Any], results: list[Any]) -> list[Any]:
+    """Of a sum with fixed random factors, of each input and parameter."""
+    generator = torch.Generator().manual_seed(7)
+    total = sum((y * torch.randn(y.shape, generator=generator, dtype=y.dtype)).sum() for y in results)
+    return list(torch.autograd.grad(total, [*inputs, *module.parameters()]))
+
+
+def assert_equal(given: list[Any], expected: list[Any], tolerance: float) -> None:
+    assert len(given) == len(expected)
+    for k, (a, b) in enumerate(zip(given, expected, strict=True)):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape, k
+        assert not a.numel() or (a - b).detach().abs().max().item() <= tolerance, k
+
+
+def assert_same_bits(given: list[Any], expected: list[Any]) -> None:
+    for a, b in zip(given, expected, strict=True):
+        assert a.detach().numpy().tobytes() == b.detach().numpy().tobytes()
+
+
+# ---- The same as torch.nn.LSTM -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_same_parameters_and_arguments(config: tuple[Any, ...]) -> None:
+    theirs, ours = modules(config, torch.float32)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert_same_bits(list(ours.parameters()), list(theirs.parameters()))
+    assert ours.extra_repr() == theirs.extra_repr()
+    other = bridge.LSTM(*config[:4], batch_first=config[4], bidirectional=config[5], proj_size=config[6])
+    other.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(other.state_dict())
+    assert_same_bits(list(other.parameters()), list(theirs.parameters()))
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["state", "no state"])
+@pytest.mark.parametrize("kind", ["batch", "one", "packed", "packed unsorted"])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_values_and_gradients(config: tuple[Any, ...], kind: str, given: bool) -> None:
+    theirs, ours = modules(config)
+    I, batch_first = config[0], config[4]
+    T, B = 5, 3
+    x = torch.randn(*((T, I) if kind == "one" else (B, T, I) if batch_first else (T, B, I)), dtype=F64, requires_grad=True)
+    lengths = [2, 5, 4] if "unsorted" in kind else [5, 4, 1]
+    hx = states(config, *(() if kind == "one" else (B,))) if given else None
+    results, outputs = [], []
+    for module in (ours, theirs):
+        argument = rnn.pack_padded_sequence(x, lengths, batch_first, "unsorted" not in kind) if "packed" in kind else x
+        output, state = module(argument, hx)
+        values = flat((output, state))
+        results.append(values + gradients(module, [x, *(hx or ())], values))
+        outputs.append(output)
+    assert_equal(results[0], results[1], 10 * TOLERANCE["float64"])
+    if "packed" in kind:
+        assert type(outputs[0]) is rnn.PackedSequence
+        for a, b in zip(outputs[0][1:], outputs[1][1:], strict=True):
+            assert (a is b is None) or torch.equal(a, b)
+    elif kind == "batch":
+        assert outputs[0].is_contiguous()
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["state", "no state"])
+@pytest.mark.parametrize("rows", [3, None])
+@pytest.mark.parametrize("bias", [True, False])
+def test_cell(bias: bool, rows: int | None, given: bool) -> None:
+    torch.manual_seed(3)
+    theirs = torch.nn.LSTMCell(4, 6, bias, dtype=F64)
+    torch.manual_seed(3)
+    ours = bridge.LSTMCell(4, 6, bias, dtype=F64)
+    assert_same_bits(list(ours.parameters()), list(theirs.parameters()))
+    B = () if rows is None else (rows,)
+    x, h, c = (torch.randn(*B, n, dtype=F64, requires_grad=True) for n in (4, 6, 6))
+    inputs, hx = ([x, h, c], (h, c)) if given else ([x], None)
+    results = []
+    for cell in (ours, theirs):
+        h_1, c_1 = cell(x, cell(x, hx))
+        results.append([h_1, c_1, *gradients(cell, inputs, [h_1, c_1])])
+    assert_equal(results[0], results[1], 10 * TOLERANCE["float64"])
+
+
+def test_float32() -> None:
+    theirs, ours = modules((40, 64, 2, True, True, True, 0), torch.float32)
+    x = torch.randn(4, 30, 40)
+    with torch.no_grad():
+        assert_equal(flat(ours(x)), flat(theirs(x)), TOLERANCE["float32"])
+
+
+def test_empty_batches_and_sequences() -> None:
+    _, ours = modules(CONFIGS[1])
+    for shape in ((0, 5, 4), (3, 0, 4)):  # torch.nn.LSTM refuses the second
+        x = torch.randn(shape, dtype=F64, requires_grad=True)
+        output, (h_n, _) = ours(x)
+        assert (output.shape, h_n.shape) == ((*shape[:2], 12), (4, shape[0], 6))
+        (output.sum() + h_n.sum()).backward()
+        assert x.grad is not None
+        assert x.grad.shape == shape
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("config", CONFIGS[1:4])
+def test_dropout_drops_what_torch_drops(config: tuple[Any, ...], packed: bool) -> None:
+    theirs, ours = modules(config, dropout=0.4)
+    x = torch.randn(*((3, 5) if config[4] else (5, 3)), config[0], dtype=F64, requires_grad=True)
+    hx = states(config, 3)
+    results = []
+    for module in (ours, theirs):
+        torch.manual_seed(5)
+        argument = rnn.pack_padded_sequence(x, [3, 5, 1], config[4], enforce_sorted=False) if packed else x
+        values = flat(module(argument, hx))
+        results.append(values + gradients(module, [x, *hx], values))
+    assert_equal(results[0], results[1], 10 * TOLERANCE["float64"])
+    assert not torch.equal(ours(argument, hx)[1][0], results[0][1])  # another mask each time
+    assert_equal(flat(ours.eval()(argument, hx)), flat(theirs.eval()(argument, hx)), TOLERANCE["float64"])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("config", CONFIGS[:4])
+def test_gradcheck(config: tuple[Any, ...], packed: bool) -> None:
+    """Central differences, through every input and parameter; gradcheck changes them where version counters do not look."""
+    config = (2, 3, *config[2:6], 2 if config[6] else 0)
+    _, module = modules(config)
+    x = torch.randn(*((2, 3) if config[4] else (3, 2)), 2, dtype=F64, requires_grad=True)
+    hx = states(config, 2)
+
+    def run(x: Any, h: Any, c: Any, *parameters: Any) -> list[Any]:
+        return flat(module(rnn.pack_padded_sequence(x, [2, 3], config[4], enforce_sorted=False) if packed else x, (h, c)))
+
+    assert torch.autograd.gradcheck(run, (x, *hx, *module.parameters()))
+
+
+# ---- Autograd ------------------------------------------------------------------------------------------------------------------
+
+
+def test_only_calls_that_need_gradients_keep_a_tape() -> None:
+    _, module = modules(CONFIGS[0])
+    x = torch.randn(5, 3, 4, dtype=F64)
+    with torch.no_grad():
+        module(x)
+    with torch.inference_mode():
+        module(x)
+    result = module.requires_grad_(False)(x)
+    assert len(bridge._tapes) == 0
+    assert not result[0].requires_grad
+    result = module(x.requires_grad_())
+    assert len(bridge._tapes) == 1
+    result[0].sum().backward()
+    assert len(bridge._tapes) == 0  # autograd has let go of it
+    result = module(x)
+    del result
+    assert len(bridge._tapes) == 0  # so has a graph that nobody wants
+
+
+def test_what_is_not_needed_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    backward = fastlstm.Tape.backward
+
+    def spy(tape: Any, d_output: Any, d_state: Any, **options: Any) -> Any:
+        seen.append((d_output is None, d_state[0] is None, d_state[1] is None, options["input"]))
+        return backward(tape, d_output, d_state, **options)
+
+    monkeypatch.setattr(fastlstm.Tape, "backward", spy)
+    _, module = modules(CONFIGS[0])
+    x = torch.randn(5, 3, 4, dtype=F64)
+    module(x)[0].sum().backward()
+    module(x)[1][1].sum().backward()
+    module.requires_grad_(False)(x.requires_grad_())[0].sum().backward()
+    assert seen == [(False, True, True, False), (True, True, False, False), (False, True, True, True)]
+    assert module.weight_ih_l0.requires_grad is False
+    module.bias_hh_l0.requires_grad_(True).grad = None
+    module.weight_ih_l0.grad = None
+    module(x)[0].sum().backward()
+    assert module.bias_hh_l0.grad is not None
+    assert module.weight_ih_l0.grad is None
+
+
+def test_memory_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays: list[Any] = []
+    record = fastlstm.LSTM.record
+
+    def spy(lstm: Any, x: Any, *arguments: Any, **options: Any) -> Any:
+        tape = record(lstm, x, *arguments, **options)
+        arrays.extend((x, tape.output, *tape.state))
+        return tape
+
+    monkeypatch.setattr(fastlstm.LSTM, "record", spy)
+    _, module = modules(CONFIGS[1])
+    x = torch.randn(5, 3, 4, dtype=F64).transpose(0, 1)
+    output, (h_n, c_n) = module(x)
+    assert [a.ctypes.data for a in arrays] == [t.data_ptr() for t in (x, output, h_n, c_n)]
+
+
+def test_changes_in_place_before_backward_do_no_harm() -> None:
+    _, module = modules(CONFIGS[1])
+    x = torch.randn(3, 5, 4, dtype=F64, requires_grad=True)
+    expected = gradients(module, [x], flat(module(x)))
+    y = x * 1
+    result = flat(module(y))
+    with torch.no_grad():
+        y.zero_()
+        for parameter in module.parameters():
+            parameter.add_(1)
+    assert_same_bits(gradients(module, [x], result), expected)
+
+
+def test_backward_again() -> None:
+    _, module = modules(CONFIGS[1])
+    x = torch.randn(3, 5, 4, dtype=F64, requires_grad=True)
+    total = module(x)[0].square().sum()
+    first = torch.autograd.grad(total, [x, *module.parameters()], retain_graph=True)
+    assert_same_bits(list(torch.autograd.grad(total, [x, *module.parameters()])), list(first))
+    with pytest.raises(RuntimeError, match="retain_graph=True"):
+        total.backward()
+
+
+def test_a_tape_that_was_used_says_so() -> None:
+    module = modules(CONFIGS[0])[1]
+    output, *_, tape = bridge._lstm(
+        torch.randn(5, 3, 4, dtype=F64), None, None, None, list(module.parameters()), True, 0, False, False, torch.empty(0)
+    )
+    arguments = (tape, output, None, None, [5, 3, 4, 1, 3, 6], True, 0, False, True, F64)
+    bridge._lstm_backward(*arguments)
+    with pytest.raises(RuntimeError, match="retain_graph=True"):
+        bridge._lstm_backward(*arguments)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_second_derivatives_are_refused(constant: bool) -> None:
+    """Never taken as zero, whether or not the first ones depend on anything that asks for a gradient."""
+    _, module = modules(CONFIGS[0])
+    x = torch.randn(5, 3, 4, dtype=F64, requires_grad=True)
+    output = module(x)[0]
+    (d_x,) = torch.autograd.grad(output.sum() if constant else output.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"second derivatives.*torch\.nn\.LSTM"):
+        (d_x.square().sum() + output.sum()).backward()
+
+
+def test_checkpointing_and_hooks_on_saved_tensors() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    _, module = modules(CONFIGS[1])
+    x = torch.randn(3, 5, 4, dtype=F64, requires_grad=True)
+    expected = gradients(module, [x], flat(module(x)))
+    for reentrant in (False, True):
+        if reentrant:
+            checkpoint(lambda x: module(x)[0], x, use_reentrant=True).sum().backward()
+            continue
+        result = flat(checkpoint(module, x, use_reentrant=False))
+        assert len(bridge._tapes) == 0
+        assert_same_bits(gradients(module, [x], result), expected)
+    with torch.autograd.graph.save_on_cpu():  # hands on what is there already
+        result = flat(module(x))
+    assert_same_bits(gradients(module, [x], result), expected)
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor):
+        total = module(x)[0].sum()
+    with pytest.raises(RuntimeError, match="saved_tensors_hooks"):
+        total.backward()
+
+
+# ---- Packed weights ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Grows with every packing."""
+    made: list[Any] = []
+    adopt = fastlstm.LSTM._adopt
+    monkeypatch.setattr(fastlstm.LSTM, "_adopt", lambda lstm, weights: (made.append(weights), adopt(lstm, weights))[1])
+    return made
+
+
+def change_by_step(module: Any, x: Any) -> None:
+    optimizer = torch.optim.Adam(module.parameters())
+    module(x)[0].sum().backward()
+    optimizer.step()
+
+
+def change_one_in_numpy(module: Any, x: Any) -> None:
+    module.weight_hh_l1.detach().numpy()[-1, -1] += 1
+
+
+CHANGES = {
+    "optimiser": change_by_step,
+    "in place": lambda m, x: torch.nn.init.ones_(m.bias_ih_l0),
+    "data.copy_": lambda m, x: m.weight_ih_l0.data.mul_(2),
+    "data =": lambda m, x: setattr(m.weight_hh_l0, "data", m.weight_hh_l0.data + 1),
+    "numpy": change_one_in_numpy,
+    "load_state_dict": lambda m, x: m.load_state_dict({k: v + 1 for k, v in m.state_dict().items()}),
+    "assign": lambda m, x: m.load_state_dict({k: v + 1 for k, v in m.state_dict().items()}, assign=True),
+    "another parameter": lambda m, x: setattr(m, "bias_hh_l1", torch.nn.Parameter(m.bias_hh_l1 + 1)),
+    "vector_to_parameters": lambda m, x: torch.nn.utils.vector_to_parameters(
+        torch.nn.utils.parameters_to_vector(m.parameters()) / 2, m.parameters()
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_are_packed_again_when_they_changed_and_only_then(change: str, packs: list[Any]) -> None:
+    config = (4, 6, 2, True, False, False, 0)
+    theirs, ours = modules(config)
+    x = torch.randn(5, 3, 4, dtype=F64)
+    for _ in range(3):
+        with torch.no_grad():
+            ours(x)
+        ours(x)
+    assert len(packs) == 1
+    CHANGES[change](ours, x)
+    for _ in range(3):
+        result = ours(x)[0]
+    assert len(packs) == 2
+    theirs.load_state_dict(ours.state_dict())
+    assert_equal([result], [theirs(x)[0]], TOLERANCE["float64"])
+
+
+def test_packed_weights_go_with_their_parameters() -> None:
+    gc.collect()
+    before = len(bridge._networks)
+    module = bridge.LSTM(4, 6)
+    module(torch.zeros(1, 1, 4))
+    assert len(bridge._networks) == before + 1
+    module.double()(torch.zeros(1, 1, 4, dtype=F64))
+    assert len(bridge._networks) == before + 1
+    del module
+    gc.collect()
+    assert len(bridge._networks) == before
+
+
+def test_parameters_from_inference_mode_and_functional_calls() -> None:
+    theirs, ours = modules(CONFIGS[0])
+    x = torch.randn(5, 3, 4, dtype=F64)
+    with torch.inference_mode():
+        frozen = bridge.LSTM(4, 6, dtype=F64)
+        frozen.load_state_dict(theirs.state_dict())
+        assert_equal(flat(frozen(x)), flat(theirs(x)), TOLERANCE["float64"])
+    for scale in (2, 3):
+        other = {name: (value * scale).detach().requires_grad_() for name, value in theirs.named_parameters()}
+        results = []
+        for module in (ours, theirs):
+            values = flat(torch.func.functional_call(module, other, (x,)))
+            results.append([*values, *torch.autograd.grad(values[0].sum(), list(other.values()))])
+        assert_equal(results[0], results[1], 10 * TOLERANCE["float64"])
+
+
+@pytest.mark.filterwarnings("ignore")  # weight_norm is deprecated, and used
+def test_weight_norm() -> None:
+    theirs, ours = modules(CONFIGS[0])
+    for module in (theirs, ours):
+        torch.nn.utils.weight_norm(module, "weight_hh_l0")
+    x = torch.randn(5, 3, 4, dtype=F64)
+    for _ in range(2):
+        for module in (theirs, ours):
+            with torch.no_grad():
+                module.weight_hh_l0_g.mul_(2)
+        results = [[y, *gradients(module, [], [y])] for module in (ours, theirs) for y in [module(x)[0]]]
+        assert_equal(results[0], results[1], 10 * TOLERANCE["float64"])
+
+
+def test_copies_and_conversions() -> None:
+    _, module = modules(CONFIGS[1])
+    x = torch.randn(3, 5, 4, dtype=F64)
+    expected = flat(module(x))
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    for other in (copy.deepcopy(module), torch.load(file, weights_only=False)):
+        assert_same_bits(flat(other(x)), expected)
+        with torch.no_grad():
+            other.weight_ih_l0.zero_()
+        assert not torch.equal(other(x)[0], expected[0])
+    assert_same_bits(flat(module(x)), expected)
+    assert module.float()(x.float())[0].dtype == torch.float32
+    assert_equal([module(x.float())[0].double()], [expected[0]], TOLERANCE["float32"])
+    network = fastlstm.from_torch(module)  # the engine's own network, of the same numbers
+    assert network.batch_first
+    assert network(x.float().numpy())[0].tobytes() == module(x.float())[0].detach().numpy().tobytes()
+
+
+def test_many_threads_at_once() -> None:
+    _, module = modules((8, 16, 2, True, False, True, 0), torch.float32)
+    xs = [torch.randn(20, 2, 8) for _ in range(8)]
+    expected = [[y, *gradients(module, [], [y])] for x in xs for y in [module(x)[0]]]
+    module = copy.deepcopy(module)  # nothing is packed yet
+    wrong: list[int] = []
+
+    def run(k: int) -> None:
+        for _ in range(10):
+            y = module(xs[k])[0]
+            for a, b in zip([y, *gradients(module, [], [y])], expected[k], strict=True):
+                if a.detach().numpy().tobytes() != b.detach().numpy().tobytes():
+                    wrong.append(k)
+
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_threads_are_bounded_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastlstm.threads._num_threads", 3)
+    for asked, expected in ((1, 1), (2, 2), (3, None), (4, None)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda asked=asked: asked)
+        assert bridge._allowance() == expected
+
+
+# ---- Errors --------------------------------------------------------------------------------------------------------------------
+
+
+def lstm_errors() -> list[Any]:
+    x, h, c = torch.zeros(5, 3, 4), torch.zeros(2, 3, 6), torch.zeros(2, 3, 6)
+    packed = rnn.pack_sequence([torch.zeros(5, 3)])
+    return [
+        (ValueError, r"input must have shape \(B, T, 4\), got \(5, 3, 3\)", (x[..., :3],)),
+        (ValueError, r"input must have shape \(B, T, 4\), got \(1, 5, 3, 4\)", (x[None],)),
+        (ValueError, r"input\.data must have shape \(tokens, 4\), got \(5, 3\)", (packed,)),
+        (ValueError, r"h_0 must have shape \(2, 5, 6\), got \(2, 3, 6\)", (x, (h, c))),
+        (ValueError, r"c_0 must have shape \(2, 6\), got \(2, 3, 6\)", (x[0], (h[:, 0], c))),
+        (TypeError, r"hx must be a pair \(h_0, c_0\), got Tensor", (x, h)),
+        (TypeError, r"h_0 must be a tensor, got NoneType", (x, (None, c))),
+        (TypeError, r"input must be a tensor, got ndarray", (x.numpy(),)),
+        (TypeError, r"input must be torch\.float32.*got torch\.float64; pass input\.to\(torch\.float32\)", (x.double(),)),
+        (TypeError, r"input must be torch\.float32.*got torch\.float16", (x.half(),)),
+        (TypeError, r"input must be torch\.float32.*got torch\.complex64", (x + 0j,)),
+        (
+            TypeError,
+            r"c_0 must be torch\.float32.*got torch\.bfloat16",
+            (x, (torch.zeros(2, 5, 6), torch.zeros(2, 5, 6).bfloat16())),
+        ),
+        (TypeError, r"input must be on the CPU.*got meta; pass input\.cpu\(\)", (x.to("meta"),)),
+        (TypeError, r"input must be a dense tensor.*to_dense", (x.to_sparse(),)),
+    ]
+
+
+@pytest.mark.parametrize("case", range(len(lstm_errors())))
+def test_errors(case: int) -> None:
+    kind, message, arguments = lstm_errors()[case]
+    with pytest.raises(kind, match=message):
+        bridge.LSTM(4, 6, bidirectional=True, batch_first=True)(*arguments)
+
+
+def test_errors_of_a_cell() -> None:
+    cell, x, h = bridge.LSTMCell(4, 6), torch.zeros(3, 4), torch.zeros(3, 6)
+    for message, arguments in (
+        (r"input must have shape \(B, 4\), got \(3, 3\)", (x[:, :3],)),
+        (r"input must have shape \(B, 4\), got \(1, 3, 4\)", (x[None],)),
+        (r"h_0 must have shape \(3, 6\), got \(2, 6\)", (x, (h[:2], h))),
+        (r"c_0 must have shape \(6,\), got \(3, 6\)", (x[0], (h[0], h))),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cell(*arguments)
+    with pytest.raises(TypeError, match=r"call module\.float\(\)"):
+        cell.half()(x)
+
+
+def test_errors_of_the_parameters() -> None:
+    x = torch.zeros(5, 3, 4)
+    for change, message in (
+        (lambda m: m.half(), r"torch\.float16; .* call module\.float\(\)"),
+        (lambda m: m.bfloat16(), r"torch\.bfloat16; .* call module\.float\(\)"),
+        (lambda m: m.to("meta"), r"meta device.*to_empty"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            change(bridge.LSTM(4, 6))(x)
+    with torch.autocast("cpu"), pytest.raises(TypeError, match=r"torch\.autocast\('cpu', enabled=False\)"):
+        bridge.LSTM(4, 6)(x)
+    if torch.cuda.is_available():
+        with pytest.raises(TypeError, match=r"call module\.cpu\(\)"):
+            bridge.LSTM(4, 6, device="cuda")(x)
+    mixed = bridge.LSTM(4, 6)
+    mixed.weight_hh_l0 = torch.nn.Parameter(mixed.weight_hh_l0.double())
+    with pytest.raises(ValueError, match="weight_hh_l0 must be float32"):
+        mixed(x)
+    for arguments in ((0, 6), (4, -1), (4, 6, 0)):
+        with pytest.raises(ValueError, match="greater than zero"):
+            bridge.LSTM(*arguments)
+    with pytest.raises(RuntimeError, match="Batching rule not implemented for fastlstm::lstm"):
+        torch.func.vmap(bridge.LSTM(4, 6))(x[None])
+
+
+# ---- replace -------------------------------------------------------------------------------------------------------------------
+
+
+class Model(torch.nn.Module):
+    """LSTMs at several depths, one of them under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LSTM(8, 6, 2, batch_first=True, dropout=0.3))
+        self.alias = self.encoder[1]
+        self.cell = torch.nn.LSTMCell(6, 5)
+        self.head = torch.nn.Linear(5, 2)
+
+    def forward(self, x: Any) -> Any:
+        y, (h, _) = self.encoder(x)
+        h, _ = self.cell(y[:, -1], self.cell(h[-1]))
+        return self.head(h)
+
+
+def test_replace() -> None:
+    torch.manual_seed(0)
+    theirs = Model()
+    ours = copy.deepcopy(theirs).eval()
+    parameters, optimizer = list(ours.parameters()), torch.optim.Adam(ours.parameters())
+    calls: list[Any] = []
+    ours.cell.register_forward_hook(lambda module, arguments, result: calls.append(type(module)))
+    handle = ours.alias.register_forward_pre_hook(lambda module, arguments: calls.append("before"))
+    done = bridge.replace(ours)
+    assert done == bridge.Replaced(("encoder.1", "cell"), {})
+    assert type(ours.alias) is type(ours.encoder[1]) is bridge.LSTM
+    assert not ours.alias.training
+    assert all(a is b for a, b in zip(ours.parameters(), parameters, strict=True))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    x = torch.randn(3, 7, 4)
+    theirs_optimizer = torch.optim.Adam(theirs.parameters())
+    for _ in range(3):
+        for model, step in ((ours.train(), optimizer), (theirs.train(), theirs_optimizer)):
+            torch.manual_seed(1)
+            model(x).square().sum().backward()
+            step.step()
+            step.zero_grad()
+    assert_equal(list(ours.parameters()), list(theirs.parameters()), 1e-5)
+    assert calls == ["before", bridge.LSTMCell, bridge.LSTMCell] * 3
+    handle.remove()
+    ours(x)
+    assert calls[9:] == [bridge.LSTMCell] * 2
+    assert bridge.replace(ours) == bridge.Replaced((), {})
+    one = torch.nn.LSTM(4, 6)
+    assert bridge.replace(one).swapped == ("",)
+    assert type(one) is bridge.LSTM
+    with pytest.raises(TypeError, match="model must be"):
+        bridge.replace(torch.nn.LSTM)
+
+
+@pytest.mark.filterwarnings("ignore")  # of scripting and quantising, both deprecated
+def test_what_replace_leaves() -> None:
+    class Custom(torch.nn.LSTM):
+        pass
+
+    compiled = torch.nn.LSTM(4, 6)
+    compiled.compile()
+    quantised = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(torch.nn.LSTM(4, 6)), {torch.nn.LSTM})
+    normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.LSTM(4, 6), "weight_hh_l0")
+    model = torch.nn.ModuleDict(
+        {
+            "a_custom": Custom(4, 6),
+            "a_half": torch.nn.LSTM(4, 6).half(),
+            "a_brain": torch.nn.LSTMCell(4, 6).bfloat16(),
+            "a_scripted": torch.jit.script(torch.nn.LSTM(4, 6)),
+            "a_quantised": quantised,
+            "a_normed": normed,
+            "a_compiled": compiled,
+            "a_gru": torch.nn.GRU(4, 6),
+            "a_plain": torch.nn.LSTM(4, 6),
+        }
+    )
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    done = bridge.replace(model)
+    assert done.swapped == ("a_plain",)
+    for name, word in {
+        "a_custom": "Custom is not torch.nn's own",
+        "a_half": "call model.float()",
+        "a_brain": "call model.float()",
+        "a_scripted": "before torch.jit.script",
+        "a_quantised.0": "quantised",
+        "a_normed": "ParametrizedLSTM is not torch.nn's own",
+        "a_compiled": "before compile()",
+    }.items():
+        assert word in done.left.pop(name), name
+    assert done.left == {}
+    assert all(type(module) is kinds[name] for name, module in model.named_modules() if name != "a_plain")
+
+
+# ---- torch.compile and operators -----------------------------------------------------------------------------------------------
+
+
+def test_operators_keep_their_word() -> None:
+    """Their schema (nothing is changed), their shapes on tensors without values, their gradients."""
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    for config, packed, record in itertools.product(CONFIGS[1:4], (False, True), (None, torch.empty(0))):
+        module = modules(config)[1]
+        weights, options = list(module.parameters()), (config[3], config[6], config[5], config[4] and not packed)
+        x = torch.randn(3, 5, config[0], dtype=F64)
+        h, c, sizes = None, None, None
+        if packed:
+            h, c = (s.detach() for s in states(config, 3))
+            x, sizes, _, _ = rnn.pack_sequence([torch.randn(n, config[0], dtype=F64) for n in (5, 2, 1)])
+        arguments = (x, h, c, sizes, weights, *options, record)
+        torch.library.opcheck(bridge._lstm, arguments, test_utils=tests)
+        if record is not None:
+            with torch.no_grad():
+                output, _, c_n, tape = bridge._lstm(*arguments)
+            for needs_input in (True, False):
+                some = (tape, output, None, c_n, [*x.shape, *c_n.shape], *options[:3], needs_input, F64)
+                kept = bridge._tapes[int(tape)]
+                given = bridge._lstm_backward(*some)
+                shapes = bridge._backward_shapes(*some)
+                assert [(g.shape, g.dtype) for g in given] == [(s.shape, s.dtype) for s in shapes]
+                assert kept.used
+                output, _, c_n, tape = bridge._lstm(*arguments)
+
+
+class Tagger(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(11, 4)
+        self.lstm = bridge.LSTM(4, 6, 2, batch_first=True, bidirectional=True, dropout=0.1)
+        self.cell = bridge.LSTMCell(12, 5)
+        self.head = torch.nn.Linear(5, 3)
+
+    def forward(self, x: Any) -> Any:
+        y, _ = self.lstm(self.embedding(x))
+        h, c = self.cell(y[:, 0])
+        h, c = self.cell(y[:, -1], (h, c))
+        return self.head(h)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compile_keeps_the_calls_whole(training: bool) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = Tagger().train(training)
+    model.lstm.dropout *= not training  # its numbers come from another generator when compiled
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    for shape in ((3, 7), (5, 9)):
+        x = torch.randint(11, shape)
+        with torch.set_grad_enabled(training):
+            expected, given = model(x), compiled(x)
+            assert_equal([given], [expected], 1e-6)
+            if training:
+                assert_equal(gradients(model, [], [given]), gradients(model, [], [expected]), 1e-5)
+    model.lstm.weight_ih_l0.data.mul_(2)
+    assert_equal([compiled(x)], [model(x)], 1e-6)
+
+
+def test_compile_packed_sequences() -> None:
+    torch._dynamo.reset()
+    module = modules(CONFIGS[1])[1]
+    data = [torch.randn(n, 4, dtype=F64) for n in (2, 5, 3)]
+    packed = rnn.pack_sequence(data, enforce_sorted=False)
+    given = torch.compile(module, fullgraph=True, backend="aot_eager")(packed)
+    expected = module(packed)
+    assert_equal(flat(given), flat(expected), 0)
+    assert_equal(gradients(module, [], flat(given)), gradients(module, [], flat(expected)), 0)
+
+
+def test_the_compiler_does_not_merge_calls() -> None:
+    """Two equal calls, each with its own gradient."""
+    torch._dynamo.reset()
+    module = modules(CONFIGS[0])[1]
+    x = torch.randn(5, 3, 4, dtype=F64)
+
+    def twice(x: Any) -> Any:
+        return module(x)[0].square().sum() + module(x)[0].sum()
+
+    compiled = torch.compile(twice, fullgraph=True)  # by Inductor
+    assert_equal(gradients(module, [], [compiled(x)]), gradients(module, [], [twice(x)]), 1e-12)
+
+
+# ---- Training ------------------------------------------------------------------------------------------------------------------
+
+
+def example(name: str) -> Any:
+    specification = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_training_on_text() -> None:
+    """Embedding, LSTM, linear layer and Adam: torch.nn.LSTM's losses, and no growing memory."""
+    text = example("train_text")
+    numbers, characters = text.read(None, 16_000)
+    losses = []
+    for replaced in (False, True):
+        torch.manual_seed(0)
+        model = text.CharacterModel(characters, 48)
+        if replaced:
+            assert bridge.replace(model).swapped == ("lstm",)
+        losses.append([loss for loss, _ in text.train(model, numbers, 6)])
+    assert losses[1][-1] < 0.95 * losses[1][0]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+    epochs = text.train(model, numbers, 12)
+    sizes = []
+    for _ in epochs:
+        gc.collect()
+        sizes.append(resident_bytes())
+    assert sizes[-1] - sizes[3] < 4 << 20
+    assert len(bridge._tapes) == 0
+
+
+def test_fastlstm_does_not_import_torch() -> None:
+    run_python("import sys, fastlstm; assert 'torch' not in sys.modules; import fastlstm.torch; assert 'torch' in sys.modules")
