@@ -220,7 +220,7 @@ class Tape:
         state = self.__dict__.copy()
         for name in self._remade:
             state.pop(name, None)
-        return state | {"content": self._content()}
+        return state | {"_turns": self._turns.copy(), "content": self._content()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         content = state.pop("content")

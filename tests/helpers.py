@@ -146,7 +146,7 @@ def import_keras() -> Any:
 
 def import_torch() -> Any:
     """PyTorch on one thread (its own threads cost more than they bring here), or skip the test."""
-    torch = import_needed("torch")
+    torch = required("torch")
     torch.set_num_threads(1)
     return torch
 
