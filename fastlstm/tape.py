@@ -188,12 +188,13 @@ class Tape:
             end = suffix(index, lstm.num_directions)
             kinds = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_peephole", "h_0", "c_0")
             records.append(tuple(_bytes(parameters.get(kind + end)) for kind in kinds))
+        allowance = _threads.allowance(threads)
         try:
             self._turns.pop()
         except IndexError:
             raise RuntimeError(_USED) from None  # by another Python thread, just now
         try:
-            self._run_back(d_y, d_final, steps, d_x, d_initial, records, _threads.allowance(threads))
+            self._run_back(d_y, d_final, steps, d_x, d_initial, records, allowance)
         except MemoryError:  # nothing has changed then
             self._turns.append(None)
             raise
