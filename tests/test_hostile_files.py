@@ -761,6 +761,13 @@ def many_groups(count: int) -> bytes:
     return stream.getvalue()
 
 
+def layers_config(count: int, kind: str, outer: str) -> bytes:
+    """A configuration with many layers of one class inside a model of that name."""
+    layers = [{"class_name": kind, "config": {"name": f"x{n}" if kind == "LSTM" else "x"}} for n in range(count)]
+    inner = {"class_name": "Sequential", "config": {"name": outer, "layers": layers}}
+    return json.dumps({"class_name": "Sequential", "config": {"layers": [inner]}}, separators=(",", ":")).encode()
+
+
 def long_config(count: int) -> bytes:
     """A file of Keras 2 with a large configuration."""
     library = required("h5py")
@@ -857,6 +864,12 @@ BOMBS: dict[str, tuple[Build, bool]] = {
     "Keras weights compressed": (lambda: keras_weights(2048, "gzip"), False),
     "Keras weights of 2^30 rows, none written": (lambda: keras_weights(4, "gzip", 2**30), False),
     "Keras configuration of lists": (lambda: keras_archive(keras_weights(4), b'{"a":[' + b"[]," * COUNT + b"[]]}"), False),
+    "Keras configuration of 30,000 layers": (lambda: keras_archive(keras_weights(4), layers_config(30_000, "LSTM", "a")), False),
+    "Keras configuration, foreign layers": (lambda: keras_archive(keras_weights(4), layers_config(30_000, "Mine", "a")), True),
+    "Keras configuration, long name": (
+        lambda: keras_archive(keras_weights(4), layers_config(9_000, "LSTM", "a" * 10**6)),
+        False,
+    ),
     "Keras 2 configuration of lists": (lambda: long_config(COUNT), False),
     "Keras groups with long names": (lambda: many_groups(20_000), False),
     "header of plain text": (lambda: safetensors(b'{"__metadata__":{"a":"' + b"a" * (5 * COUNT) + b'"}}', b""), False),
