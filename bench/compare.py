@@ -170,8 +170,8 @@ def complete(row: dict[str, Any], peaks: machine.Peaks | None) -> dict[str, Any]
         row |= {"best_rival": best, "ratio": rivals[best] / times["fastlstm"]}
     if peaks:
         shape = Shape.parse(row["shape"])
-        lengths = lengths_of(shape) if row["mode"] == "ragged" else None
-        limit = machine.limit(shape, peaks, lengths)
+        lengths = lengths_of(shape) if row["mode"].endswith("ragged") else None
+        limit = machine.limit(shape, peaks, lengths, row["mode"].startswith("train"))
         row |= {"limit": limit.seconds, "bound": limit.bound}
         for name, seconds in times.items():
             row["engines"][name]["fraction"] = limit.seconds / seconds

@@ -20,7 +20,7 @@ from bench.cases import Case
 from fastlstm.weights import Weights
 
 Call = Callable[[], Any]
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # output, h_n, c_n
+Arrays = tuple[np.ndarray, ...]  # output, h_n, c_n; of training also the gradients of x, h_0, c_0 and every parameter
 
 TOLERANCE = 1e-5  # of the largest number, at least of 1
 
@@ -56,6 +56,18 @@ class Engine(ABC):
         """At each call the next step; the state is carried."""
 
     @abstractmethod
+    def train(self) -> Call:
+        """Whole sequences with a state, then every gradient."""
+
+    @abstractmethod
+    def train_ragged(self) -> Call:
+        """The same with lengths."""
+
+    @abstractmethod
+    def train_resets(self) -> Call:
+        """The same with resets."""
+
+    @abstractmethod
     def arrays(self, result: Any) -> Arrays:
         """What a call returned."""
 
@@ -85,13 +97,32 @@ class FastLSTM(Engine):
         self.carried = stream
         return lambda: stream.step(next(steps))
 
+    def train(self, **options: Any) -> Call:
+        lstm, x, state, d_output = self.lstm, self.case.x, self.case.state, self.case.d_output
+
+        def call() -> Any:
+            tape = lstm.record(x, state, **options)
+            return tape, tape.backward(d_output)
+
+        return call
+
+    def train_ragged(self) -> Call:
+        return self.train(lengths=self.case.lengths)
+
+    def train_resets(self) -> Call:
+        return self.train(resets=self.case.resets)
+
     def arrays(self, result: Any) -> Arrays:
+        if self.case.mode.startswith("train"):
+            tape, grads = result
+            return tape.output, *tape.state, grads.input, *grads.state, *grads.parameters.values()
         output, (h, c) = (result[None], self.carried.state) if self.case.mode == "stream" else result
         return output, h, c
 
 
 class Torch(Engine):
-    """torch.nn.LSTM in inference mode; packed sequences for lengths, torch.nn.LSTMCell for single steps where it can."""
+    """torch.nn.LSTM, in inference mode or under autograd; packed sequences for lengths, one call for each stretch without resets,
+    torch.nn.LSTMCell for single steps where it can."""
 
     title = "PyTorch"
     modules = ("torch",)
@@ -140,6 +171,48 @@ class Torch(Engine):
 
         return call
 
+    def train(self) -> Call:
+        network = self.network
+        return self.with_gradients(lambda x, state: network(x, state))
+
+    def train_ragged(self) -> Call:
+        pack, pad = self.torch.nn.utils.rnn.pack_padded_sequence, self.torch.nn.utils.rnn.pad_packed_sequence
+        network, lengths = self.network, self.torch.from_numpy(self.case.lengths)
+
+        def forward(x: Any, state: Any) -> Any:
+            packed, last = network(pack(x, lengths, enforce_sorted=False), state)
+            return pad(packed, total_length=len(x))[0], last
+
+        return self.with_gradients(forward)
+
+    def train_resets(self) -> Call:
+        network, resets, cat = self.network, self.case.resets, self.torch.cat
+        begins = [0, *(t for t in range(1, len(resets)) if resets[t].any())]
+        ends = [*begins[1:], len(resets)]
+        kept = [self.torch.from_numpy(~resets[t, :, None]).float() for t in begins]
+
+        def forward(x: Any, state: Any) -> Any:
+            outputs = []
+            for begin, end, keep in zip(begins, ends, kept, strict=True):
+                output, state = network(x[begin:end], (state[0] * keep, state[1] * keep))
+                outputs.append(output)
+            return cat(outputs), state
+
+        return self.with_gradients(forward)
+
+    def with_gradients(self, forward: Callable[..., Any]) -> Call:
+        """A forward pass under autograd, and then the gradients of everything, which are not added to any before."""
+        network = self.lstm.train()
+        x, (h, c) = self.x.clone().requires_grad_(), (s.clone().requires_grad_() for s in self.state)
+        leaves = (x, h, c, *(network.get_parameter(name) for name, _ in self.case.weights.named_tensors()))
+        grad, d_output = self.torch.autograd.grad, self.torch.from_numpy(self.case.d_output)
+
+        def call() -> Any:
+            output, last = forward(x, (h, c))
+            return output, last, grad(output, leaves, d_output)
+
+        return call
+
     def one_step(self) -> Callable[..., Any]:
         """A function of x (B, I) and (h, c) for single steps; h and c are sequences of the layers' states."""
         weights = self.case.weights
@@ -164,6 +237,9 @@ class Torch(Engine):
         return step
 
     def arrays(self, result: Any) -> Arrays:
+        if self.case.mode.startswith("train"):
+            output, last, gradients = result
+            return tuple(tensor.detach().numpy() for tensor in (output, *last, *gradients))
         output, state = result
         h, c = (self.torch.stack(part) if isinstance(part, list) else part for part in state)
         return output.numpy(), h.numpy(), c.numpy()
@@ -178,6 +254,8 @@ class TorchCompile(Torch):
         super().__init__(case, threads)
         if case.mode == "ragged":
             raise Unsupported("packed sequences are not compiled")
+        if case.mode.startswith("train"):
+            raise Unsupported("the weights it packs are frozen, and have no gradients")
         import torch._dynamo
         import torch._inductor.config
 
@@ -191,6 +269,8 @@ class OnnxEngine(Engine):
     """What the two engines that read ONNX share: fixed buffers by name, bound before the call."""
 
     def __init__(self, case: Case, threads: int) -> None:
+        if case.mode.startswith("train"):
+            raise Unsupported("runs networks and does not train them")
         if case.shape.P:
             raise Unsupported("ONNX's LSTM has no projection")
         self.case = case
@@ -228,6 +308,11 @@ class OnnxEngine(Engine):
             return next(calls)()
 
         return call
+
+    def train(self) -> Call:
+        raise AssertionError("refused when it was made")
+
+    train_ragged = train_resets = train
 
     def between(self, x: np.ndarray, before: Any, after: Any, more: dict[str, np.ndarray] | None = None) -> Call:
         inputs = {"x": x, "h_0": before[0], "c_0": before[1], **(more or {})}
@@ -299,6 +384,12 @@ USUAL = tuple(name for name in ENGINES if name != "torch.compile")  # it compile
 def missing_modules(name: str) -> list[str]:
     """The modules an engine needs that are not installed."""
     return [module for module in ENGINES[name].modules if importlib.util.find_spec(module) is None]
+
+
+def call_of(engine: Engine, mode: str) -> Call:
+    """The call of a mode, named as the mode is."""
+    call: Call = getattr(engine, mode.replace("-", "_"))()
+    return call
 
 
 def results(engine: Engine, call: Call) -> Arrays:

@@ -127,7 +127,7 @@ def cache_sizes() -> tuple[int, int, int]:
 # ---- Limits --------------------------------------------------------------------------------------------------------------------
 
 
-def limit(shape: Shape, peaks: Peaks, lengths: np.ndarray | None = None) -> Limit:
+def limit(shape: Shape, peaks: Peaks, lengths: np.ndarray | None = None, training: bool = False) -> Limit:
     """The least time of a forward pass: its arithmetic at the peak, or reading its weights, whichever is longer.
 
     Every weight is read once in a call; the recurrent ones (R, and the projection) again at each further step, for a step needs
@@ -136,14 +136,17 @@ def limit(shape: Shape, peaks: Peaks, lengths: np.ndarray | None = None) -> Limi
     gates' functions are free.
 
     With `lengths`, shape (B,), only tokens cost, and there are as many steps as in the longest row.
+
+    Gradients take twice the arithmetic again: a weight and a token have a product for the input's gradient and one for the
+    weight's. They read the weights as a forward pass does; what is kept in between, and the sums of gradients, are free.
     """
     T = shape.T if lengths is None else int(lengths.max())
     share = 1.0 if lengths is None else float(lengths.sum()) / (shape.T * shape.B)
     recurrent = ITEM * (4 * shape.H * shape.recurrent + shape.P * shape.H)
-    arithmetic = shape.flops * share / peaks.flops
+    arithmetic = (3 if training else 1) * shape.flops * share / peaks.flops
     first, furthest = reading(ITEM * shape.parameters, peaks)
     again, _ = reading(recurrent, peaks)
-    reads = first + (T - 1) * shape.L * shape.D * again
+    reads = (2 if training else 1) * (first + (T - 1) * shape.L * shape.D * again)
     if T > 1:
         furthest = reading(recurrent, peaks)[1]
     return Limit(arithmetic, "FMA") if arithmetic >= reads else Limit(reads, furthest)

@@ -13,7 +13,7 @@ import pytest
 from shapes import Shape
 
 from bench.cases import MODES, make_case, select
-from bench.engines import ENGINES, USUAL, FastLSTM, Unsupported, difference, missing_modules, results
+from bench.engines import ENGINES, USUAL, FastLSTM, Unsupported, call_of, difference, missing_modules, results
 
 pytestmark = pytest.mark.filterwarnings("default")  # other engines' warnings are not our errors
 
@@ -29,11 +29,11 @@ def test_speed(benchmark: Any, mode: str, shape: Shape, engine: str, threads: in
     case = make_case(mode, shape)
     try:
         network = ENGINES[engine](case, threads)
-        call = getattr(network, mode)()
+        call = call_of(network, mode)
     except Unsupported as reason:
         pytest.skip(str(reason))
     ours = FastLSTM(case, threads)
-    expected = results(ours, getattr(ours, mode)())
+    expected = results(ours, call_of(ours, mode))
     found = difference(results(network, call), expected)
     assert found <= 1, f"{engine} differs by {found:.3g} times the tolerance"
     assert all(np.isfinite(array).all() for array in expected)

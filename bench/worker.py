@@ -16,7 +16,7 @@ from typing import Any
 from shapes import Shape
 
 from bench.cases import make_case
-from bench.engines import ENGINES, Call, Unsupported, results
+from bench.engines import ENGINES, Call, Unsupported, call_of, results
 
 SAMPLE_SECONDS = 100e-6  # a sample is as many calls as take this long: a clock reading costs 50 ns
 WARM_SECONDS = 5e-3  # before a turn is timed: threads wake, caches fill
@@ -112,12 +112,12 @@ class Bench:
         try:
             begin = time.perf_counter()
             self._engine = ENGINES[self._name](case, self._threads)
-            self._call = getattr(self._engine, mode)()
+            self._call = call_of(self._engine, mode)
             built = time.perf_counter()
             self._call()
             first = time.perf_counter()
             if mode == "stream":
-                self._call = getattr(self._engine, mode)()  # from its beginning
+                self._call = call_of(self._engine, mode)  # from its beginning
             result = results(self._engine, self._call)
         except Unsupported as reason:
             return {"skipped": str(reason)}

@@ -102,6 +102,14 @@ DEEPBENCH = tuple(
     for B in (1, 2, 4)
 )
 
+# What the race of training was first measured with, beside the shapes in use.
+TRAINING = _shapes(
+    ("t100b32i128h128", "training, many short rows"),
+    ("t50b64i256h256", "training, a usual batch"),
+    ("t50b64i512h512", "training, larger than L2"),
+    ("t100b1i256h256", "training, one row"),
+)
+
 # Sizes around every tail of the kernels: vectors have 4, 8 or 16 lanes of float32 and 2, 4 or 8 of float64, tiles at most 6 rows.
 EDGE = _shapes(
     ("t1b1i1h1", "the smallest network"),
@@ -150,4 +158,4 @@ EDGE = _shapes(
 
 def by_name(name: str) -> Shape:
     """A shape of the lists above with its reason, or any other one."""
-    return next((shape for shape in (*REAL_USES, *DEEPBENCH, *EDGE) if shape.name == name), Shape.parse(name))
+    return next((shape for shape in (*REAL_USES, *DEEPBENCH, *TRAINING, *EDGE) if shape.name == name), Shape.parse(name))

@@ -56,16 +56,41 @@ def test_every_engine_gives_the_references_numbers(engine: str, mode: str, sizes
     if missing := engines.missing_modules(engine):
         pytest.skip(f"{', '.join(missing)} not installed")
     case = cases.make_case(mode, sizes)
-    if sizes.P and engine in ("onnxruntime", "openvino"):
-        with pytest.raises(engines.Unsupported, match="projection"):
+    training = mode.startswith("train")
+    if (sizes.P or training) and engine in ("onnxruntime", "openvino"):
+        with pytest.raises(engines.Unsupported, match="does not train" if training else "projection"):
             engines.ENGINES[engine](case, 1)
         return
     network = engines.ENGINES[engine](case, 1)
-    given = engines.results(network, getattr(network, mode)())
+    given = engines.results(network, engines.call_of(network, mode))
+    if training:
+        check_training(case, given, f"{engine} {mode} {sizes}")
+        return
     state = None if mode == "stream" else case.state
     x = case.x[:4] if mode == "stream" else case.x
     output, (h_n, c_n) = reference.forward(case.weights, x, state, case.lengths if mode == "ragged" else None)
     assert_close(given, (output, h_n, c_n), 3e-6, f"{engine} {mode} {sizes}")
+
+
+def check_training(case: cases.Case, given: engines.Arrays, what: str) -> None:
+    """Outputs and every gradient are the reference's."""
+    lengths = case.lengths if case.mode == "train-ragged" else None
+    resets = case.resets if case.mode == "train-resets" else None
+    output, state = reference.forward(case.weights, case.x, case.state, lengths, resets)
+    d_x, d_state, parameters = reference.backward(case.weights, case.x, case.state, case.d_output, None, lengths, resets)
+    assert_close(given[:3], (output, *state), 3e-6, what)
+    names = ("x", "h_0", "c_0", *parameters)
+    for name, a, exact in zip(names, given[3:], (d_x, *d_state, *parameters.values()), strict=True):
+        assert a.shape == exact.shape, name
+        assert np.abs(a - exact).max() <= 3e-6 * np.abs(exact).max(), f"{what}: the gradient of {name}"
+
+
+def test_resets_are_inside_the_sequences() -> None:
+    """Some rows begin anew, at steps of their own; else the race of them would be that of whole sequences."""
+    for shape in cases.shapes_of("train-resets"):
+        inside = cases.make_case("train-resets", shape).resets[1:]
+        assert 0.5 * cases.RESETS < inside.mean() < 2 * cases.RESETS
+        assert not (inside.all(axis=1) & inside.any(axis=1)).any()
 
 
 @pytest.mark.parametrize("engine", engines.USUAL)
@@ -114,6 +139,11 @@ def test_select() -> None:
     assert [shape.name for _, shape in cases.select(["forward"], "t3b2i5h7l2p3")] == ["t3b2i5h7l2p3"]
     assert [shape.name for _, shape in cases.select(["step"], "t3b2i5h7l2p3")] == ["t1b2i5h7l2p3"]
     assert cases.select(["stream"], "t3b2i5h7d2") == cases.select(["ragged"], "t3b1i5h7") == [], "they cannot"
+    assert cases.select(["train-resets"], "t3b2i5h7d2") == cases.select(["train-ragged"], "t3b1i5h7") == [], "they cannot either"
+    assert [shape.name for _, shape in cases.select(["train-resets"])] == ["t128b8i64h256"]
+    assert {"t100b32i128h128", "t50b64i256h256", "t50b64i512h512", "t100b1i256h256"} <= {
+        shape.name for _, shape in cases.select(["train"])
+    }
     assert cases.select(["forward"], "no such use") == []
     for mode, names in cases.QUICK.items():
         assert {shape.name for _, shape in cases.select([mode], quick=True)} == set(names)
@@ -171,6 +201,16 @@ def test_limit_of_lengths_counts_tokens_and_the_longest_row() -> None:
     assert machine.limit(shape, PEAKS, lengths).seconds == pytest.approx(0.4 * machine.limit(shape, PEAKS).seconds)
     one = Shape.parse("t10b1i8h8")
     assert machine.limit(one, PEAKS, np.array([3])).seconds == machine.limit(one.at_most(3, 1), PEAKS).seconds
+
+
+def test_limit_of_training() -> None:
+    """Three products for one; the weights once forward, once back."""
+    many, one = Shape.parse("t10b50i8h8"), Shape.parse("t10b1i8h8")
+    slow, fast = PEAKS, machine.Peaks(1e12, PEAKS.levels)
+    assert machine.limit(many, slow, training=True).seconds == pytest.approx(3 * machine.limit(many, slow).seconds)
+    assert machine.limit(one, fast, training=True).seconds == pytest.approx(2 * machine.limit(one, fast).seconds)
+    lengths = np.full(50, 4)
+    assert machine.limit(many, slow, lengths, True).seconds == pytest.approx(3 * machine.limit(many, slow, lengths).seconds)
 
 
 def test_measured_peaks() -> None:
