@@ -105,10 +105,14 @@ class Tape:
         threads: tuple[int, int],
     ) -> None:
         """The backward pass; everything in the engine's shapes. `d_x` (None: not wanted), `d_state` and `records` are written."""
-        assert self._engine is not None, "a tape that is not used up"
+        engine, self._engine = self._engine, None
+        assert engine is not None, "a tape that is not used up"
         run = _BACKWARD[d_state[0].dtype.name]
-        run(self._transposed, self._engine, d_y, *d_final, self._resets, steps, 0, d_x, *d_state, records, *threads)
-        self._engine = None
+        try:
+            run(self._transposed, engine, d_y, *d_final, self._resets, steps, 0, d_x, *d_state, records, *threads)
+        except MemoryError:  # nothing has changed then; after Ctrl-C it is worth nothing
+            self._engine = engine
+            raise
 
     @property
     def nbytes(self) -> int:
@@ -172,7 +176,7 @@ class Tape:
             raise ValueError(f"steps must be at least 1, got {steps}")
         steps = 0 if steps is None else int(min(steps, max(T, 1)))  # at T or beyond nothing is cut
         d_y = None if d_output is None else lstm._as_written(in_place(_like("d_output", d_output, self.output)), self._single)
-        d_final = self._check_state(d_state)
+        d_final, allowed = self._check_state(d_state), _threads.allowance(threads)
 
         single, I = self._single, lstm.input_size
         d_input: Array | None = None
@@ -188,13 +192,12 @@ class Tape:
             end = suffix(index, lstm.num_directions)
             kinds = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_peephole", "h_0", "c_0")
             records.append(tuple(_bytes(parameters.get(kind + end)) for kind in kinds))
-        allowance = _threads.allowance(threads)
         try:
             self._turns.pop()
         except IndexError:
             raise RuntimeError(_USED) from None  # by another Python thread, just now
         try:
-            self._run_back(d_y, d_final, steps, d_x, d_initial, records, allowance)
+            self._run_back(d_y, d_final, steps, d_x, d_initial, records, allowed)
         except MemoryError:  # nothing has changed then
             self._turns.append(None)
             raise

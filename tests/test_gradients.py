@@ -1056,6 +1056,7 @@ except RuntimeError as error:
     assert "used before" in str(error)
 else:
     raise AssertionError("half used up")
+assert tape.nbytes == 0
 same_bits(gradients(small, *asked(small)), before)
 """
 
