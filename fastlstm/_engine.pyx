@@ -4,7 +4,7 @@ Checks that talk to the user are in lstm.py; sizes are checked once more here be
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from cython cimport floating
 from cython.parallel cimport parallel, threadid
@@ -339,12 +339,26 @@ cdef const void *bytes_of(const uint8_t[::1] array, Py_ssize_t size) except NULL
     return &array[0]
 
 
-def same_bytes(const uint8_t[::1] a not None, const uint8_t[::1] b not None):
-    """Whether two arrays of bytes are equal, at the speed of memory."""
-    cdef bint same = a.shape[0] == b.shape[0]
-    if same and a.shape[0]:
-        with nogil:
-            same = memcmp(&a[0], &b[0], a.shape[0]) == 0
+def same_arrays(list ours not None, list theirs not None):
+    """Whether the arrays of two lists, C-contiguous all, have the same shapes and bytes; at the speed of memory."""
+    cdef Py_buffer a, b
+    cdef bint same = len(ours) == len(theirs)
+    cdef int k
+    for x, y in zip(ours, theirs):
+        if not same:
+            break
+        PyObject_GetBuffer(x, &a, PyBUF_C_CONTIGUOUS)
+        try:
+            PyObject_GetBuffer(y, &b, PyBUF_C_CONTIGUOUS)
+            same = a.ndim == b.ndim and a.itemsize == b.itemsize
+            for k in range(a.ndim if same else 0):
+                same = same and a.shape[k] == b.shape[k]
+            if same:
+                with nogil:
+                    same = memcmp(a.buf, b.buf, a.len) == 0
+            PyBuffer_Release(&b)
+        finally:
+            PyBuffer_Release(&a)
     return same
 
 

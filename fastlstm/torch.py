@@ -37,7 +37,7 @@ import torch
 import fastlstm
 from fastlstm import _engine
 from fastlstm import threads as _threads
-from fastlstm.arrays import Array, shape_error
+from fastlstm.arrays import Array, contiguous, shape_error
 from fastlstm.tape import Tape
 from fastlstm.weights import Weights, parameter_shapes
 
@@ -605,7 +605,17 @@ class _Ragged:
 
 # ---- Packed weights ------------------------------------------------------------------------------------------------------------
 
-_networks: dict[int, tuple[weakref.ref[Any], fastlstm.LSTM]] = {}  # by the id of the first weight, until it dies
+@dataclass(frozen=True, eq=False)
+class _Packed:
+    """A packed network, the arrays it was packed of, and the first of the tensors these came from."""
+
+    first: weakref.ref[Any]
+    options: tuple[bool, int, bool, bool]
+    arrays: list[Array]
+    lstm: fastlstm.LSTM
+
+
+_networks: dict[int, _Packed] = {}  # by the id of the first tensor, until it dies
 
 
 def _network(weights: list[Tensor], bias: bool, proj_size: int, bidirectional: bool, batch_first: bool) -> fastlstm.LSTM:
@@ -613,13 +623,17 @@ def _network(weights: list[Tensor], bias: bool, proj_size: int, bidirectional: b
 
     Version counters are not asked: they miss what is written through ``.data``, as gradcheck does, or through NumPy.
     """
-    first, arrays = weights[0], [_array(weight) for weight in weights]
+    first, options = weights[0], (bias, proj_size, bidirectional, batch_first)
+    arrays = [contiguous(weight.detach().numpy()) for weight in weights]
     known = _networks.get(id(first))
-    if known is not None and known[0]() is first:
-        lstm = known[1]
-        same = (lstm.bias, lstm.proj_size, lstm.bidirectional, lstm.batch_first) == (bias, proj_size, bidirectional, batch_first)
-        if same and _are_packed(lstm, arrays):
-            return lstm
+    if (
+        known is not None
+        and known.first() is first
+        and known.options == options
+        and _engine.same_arrays(arrays, known.arrays)
+        and arrays[0].dtype == known.lstm.dtype
+    ):
+        return known.lstm
     records, directions = len(arrays) // _per_record(bias, proj_size), 2 if bidirectional else 1
     I, H = arrays[0].shape[1], len(arrays[0]) // 4
     sizes: dict[str, Any] = {"bias": bias, "bidirectional": bidirectional, "proj_size": proj_size}
@@ -628,23 +642,12 @@ def _network(weights: list[Tensor], bias: bool, proj_size: int, bidirectional: b
     key = id(first)
 
     def forget(dead: weakref.ref[Any]) -> None:
-        if key in _networks and _networks[key][0] is dead:
+        if key in _networks and _networks[key].first is dead:
             del _networks[key]
 
-    _networks[key] = weakref.ref(first, forget), lstm
+    copies = [tensor for _, tensor in lstm.weights.named_tensors()]
+    _networks[key] = _Packed(weakref.ref(first, forget), options, copies, lstm)
     return lstm
-
-
-def _are_packed(lstm: fastlstm.LSTM, arrays: list[Array]) -> bool:
-    packed = [tensor for _, tensor in lstm.weights.named_tensors()]
-    return len(packed) == len(arrays) and all(
-        a.shape == b.shape and a.dtype == b.dtype and _engine.same_bytes(_bytes(a), _bytes(b))
-        for a, b in zip(arrays, packed, strict=True)
-    )
-
-
-def _bytes(array: Array) -> Array:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _per_record(bias: bool, proj_size: int) -> int:

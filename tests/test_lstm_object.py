@@ -331,13 +331,14 @@ def test_a_bidirectional_network_cannot_stream() -> None:
         fastlstm.LSTM(5, 7, bidirectional=True).stream()
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @networks
-def test_the_gradient_of_the_input_can_be_left_out(options: dict[str, Any]) -> None:
+def test_the_gradient_of_the_input_can_be_left_out(options: dict[str, Any], recompute: bool) -> None:
     """The others keep their bits."""
     lstm = fastlstm.LSTM(5, 7, seed=0, **options)
     rng = np.random.default_rng(1)
     x = rng.standard_normal((6, 3, 5)).astype(np.float32)
-    tapes = lstm.record(x, lengths=[6, 0, 4]), lstm.record(x, lengths=[6, 0, 4])
+    tapes = [lstm.record(x, lengths=[6, 0, 4], recompute=recompute) for _ in range(2)]
     d_output = rng.standard_normal(tapes[0].output.shape).astype(np.float32)
     with_input, without = tapes[0].backward(d_output), tapes[1].backward(d_output, input=False)
     assert with_input.input is not None
