@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from helpers import import_needed, import_torch, python_environment
+from helpers import import_torch, python_environment, required
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -34,7 +34,7 @@ def test_adam_in_numpy() -> None:
 
 
 def test_lbfgs_of_scipy() -> None:
-    import_needed("scipy.optimize")
+    required("scipy.optimize")
     output = run("-W", "error", EXAMPLES / "train_scipy.py", "--iterations", 40)
     losses, (persistence, network) = numbers(r"loss (\S+)", output), numbers(r"on, .*: (\S+)", output)
     assert losses[-1] < 0.9 * losses[0]
@@ -43,7 +43,7 @@ def test_lbfgs_of_scipy() -> None:
 
 def test_text_in_torch() -> None:
     import_torch()
-    import_needed("tqdm")
+    required("tqdm")
     output = run(EXAMPLES / "train_text.py", "--epochs", 2, "--length", 5000, "--threads", 1)
     rows = [[float(cell) for cell in line.split()] for line in output.splitlines()[2:]]
     assert [row[0] for row in rows] == [1, 2]
