@@ -23,6 +23,7 @@ class Network:
         num_directions: int,
         proj_size: int,
         reverse: bool,
+        nonlinearity: str | None = None,
     ) -> Network: ...
 
 class _Forward:

@@ -61,8 +61,8 @@ cdef extern from "fastlstm.h" nogil:
 
     ctypedef struct fl_network:
         const fl_kernels *kernels
-        fl_index I, H, P, L, D
-        int has_projection, reverse
+        fl_index I, H, P, L, D, C, gates, units
+        int relu, has_projection, reverse
         fl_layer *layers
         fl_index item, V, blocks, projected_blocks
 
@@ -226,12 +226,13 @@ cdef class Network:
         Of the same records; None is PyTorch's cell. The first three are (kind, alpha, beta).
     item : 4 for float32, 8 for float64
     reverse : whether the one direction runs from the end to the beginning
+    nonlinearity : None for an LSTM, "tanh" or "relu" for a plain RNN, whose state c has no columns
     """
 
     cdef fl_network net
 
     def __cinit__(self, list layers not None, list variants not None, int item, Py_ssize_t input_size, Py_ssize_t hidden_size,
-                  Py_ssize_t num_layers, Py_ssize_t num_directions, Py_ssize_t proj_size, bint reverse):
+                  Py_ssize_t num_layers, Py_ssize_t num_directions, Py_ssize_t proj_size, bint reverse, str nonlinearity=None):
         cdef fl_network *net = &self.net
         cdef fl_layer_weights *weights
         cdef fl_variant *cells
@@ -240,12 +241,17 @@ cdef class Network:
 
         if len(variants) != num_layers * num_directions or (reverse and num_directions > 1):
             raise ValueError("variants: one for each layer and direction")
+        if nonlinearity not in (None, "tanh", "relu") or (nonlinearity is not None and proj_size):
+            raise ValueError("a nonlinearity that rnn.py should have refused")
         net.kernels = chosen_isa.f32 if item == 4 else chosen_isa.f64
         net.I, net.H, net.P = input_size, hidden_size, proj_size or hidden_size
         net.L, net.D = num_layers, num_directions
         net.has_projection, net.reverse = proj_size > 0, reverse
         net.item, net.V = net.kernels.item, net.kernels.V
-        net.blocks = fl_ceil_div(net.H, net.V)
+        net.gates, net.relu = 4 if nonlinearity is None else 1, nonlinearity == "relu"
+        net.C = net.H if nonlinearity is None else 0
+        net.units = FL_VECTORS * net.V // net.gates
+        net.blocks = fl_ceil_div(net.H, net.units)
         net.projected_blocks = fl_ceil_div(proj_size, FL_VECTORS * net.V) if proj_size else 0
 
         cells = <fl_variant *>calloc(len(variants), sizeof(fl_variant))
@@ -295,7 +301,7 @@ cdef class Transposed:
 
 cdef fl_layer_weights *rows_of(const fl_network *net, list layers) except NULL:
     """Pointers to weights in PyTorch's rows, to be freed; `layers` keeps the arrays alive."""
-    cdef Py_ssize_t index, inputs, rows = 4 * net.H * net.item
+    cdef Py_ssize_t index, inputs, rows = net.gates * net.H * net.item
     cdef fl_layer_weights *weights
 
     if len(layers) != net.L * net.D:
@@ -471,7 +477,7 @@ cdef int run_team(Job *job, int limit) except -1:
         if claimed:
             fl_return_threads(claimed)
     if status:
-        raise MemoryError("scratch memory of an LSTM call")
+        raise MemoryError("scratch memory of a call")
     if pending.error is not None:
         raise pending.error
     return 0
@@ -515,9 +521,9 @@ def forward(
     if (sizeof(floating) != net.item or x.shape[2] != net.I
             or output.shape[0] != T or output.shape[1] != B or output.shape[2] != net.D * net.P
             or h_n.shape[0] != states or h_n.shape[1] != B or h_n.shape[2] != net.P
-            or c_n.shape[0] != states or c_n.shape[1] != B or c_n.shape[2] != net.H
+            or c_n.shape[0] != states or c_n.shape[1] != B or c_n.shape[2] != net.C
             or (h_0 is not None and (h_0.shape[0] != states or h_0.shape[1] != B or h_0.shape[2] != net.P))
-            or (c_0 is not None and (c_0.shape[0] != states or c_0.shape[1] != B or c_0.shape[2] != net.H))
+            or (c_0 is not None and (c_0.shape[0] != states or c_0.shape[1] != B or c_0.shape[2] != net.C))
             or (lengths is not None and lengths.shape[0] != B)
             or (resets is not None and (resets.shape[0] != T or resets.shape[1] != B))
             or (net.I > 1 and T > 0 and B > 0 and x.strides[2] != net.item)
@@ -531,9 +537,9 @@ def forward(
     call.output.data = <char *>&output[0, 0, 0] if T and B else NULL
     call.output.strides[0], call.output.strides[1], call.output.strides[2] = output.strides[0], output.strides[1], net.item
     call.h_0 = <const char *>&h_0[0, 0, 0] if h_0 is not None and B else NULL
-    call.c_0 = <const char *>&c_0[0, 0, 0] if c_0 is not None and B else NULL
+    call.c_0 = <const char *>&c_0[0, 0, 0] if c_0 is not None and B and net.C else NULL
     call.h_n = <char *>&h_n[0, 0, 0] if B else NULL
-    call.c_n = <char *>&c_n[0, 0, 0] if B else NULL
+    call.c_n = <char *>&c_n[0, 0, 0] if B and net.C else NULL
     call.lengths = &lengths[0] if lengths is not None and B else NULL
     call.resets = NULL
     if resets is not None and T and B:
@@ -571,17 +577,17 @@ cdef class Tape:
         cdef int status
 
         if ((lengths is not None and lengths.shape[0] != B) or (h_0 is not None and h_0.shape[0] != rows * net.P)
-                or (c_0 is not None and c_0.shape[0] != rows * net.H)):
+                or (c_0 is not None and c_0.shape[0] != rows * net.C)):
             raise ValueError("shapes that lstm.py should have refused")
         self.network = network
         if B:
             lengths_at = &lengths[0] if lengths is not None else NULL
             h_at = <const char *>&h_0[0] if h_0 is not None else NULL
-            c_at = <const char *>&c_0[0] if c_0 is not None else NULL
+            c_at = <const char *>&c_0[0] if c_0 is not None and net.C else NULL
         with nogil:
             status = fl_make_tape(&self.tape, net, T, B, lengths_at, h_at, c_at, fl_dropout(dropout, seed))
         if status:
-            raise MemoryError("the tape of a recorded LSTM call")
+            raise MemoryError("the tape of a recorded call")
 
     def __dealloc__(self):
         fl_free_tape(&self.tape)
@@ -637,23 +643,23 @@ def backward(
     cdef fl_backward_call call
     cdef Job job = Job(NULL, &call)
     cdef Py_ssize_t T = tape.tape.T, B = tape.tape.B, states = net.L * net.D
-    cdef Py_ssize_t index, inputs, rows = 4 * net.H * net.item
+    cdef Py_ssize_t index, inputs, rows = net.gates * net.H * net.item
     cdef fl_layer_gradients *d_weights
 
     if (sizeof(floating) != net.item or steps < 0 or first_step < 0 or len(gradients) != states
             or d_h_0.shape[0] != states or d_h_0.shape[1] != B or d_h_0.shape[2] != net.P
-            or d_c_0.shape[0] != states or d_c_0.shape[1] != B or d_c_0.shape[2] != net.H
+            or d_c_0.shape[0] != states or d_c_0.shape[1] != B or d_c_0.shape[2] != net.C
             or (d_h_n is not None and (d_h_n.shape[0] != states or d_h_n.shape[1] != B or d_h_n.shape[2] != net.P))
-            or (d_c_n is not None and (d_c_n.shape[0] != states or d_c_n.shape[1] != B or d_c_n.shape[2] != net.H))
+            or (d_c_n is not None and (d_c_n.shape[0] != states or d_c_n.shape[1] != B or d_c_n.shape[2] != net.C))
             or (resets is not None and (resets.shape[0] != T or resets.shape[1] != B))):
         raise ValueError("shapes that lstm.py should have refused")
     call.d_output = in_place(d_output, T, B, net.D * net.P, net.item)
     call.d_x = in_place(d_x, T, B, net.I, net.item)
     call.net, call.transposed, call.tape = net, &transposed.weights, &tape.tape
     call.d_h_n = <const char *>&d_h_n[0, 0, 0] if d_h_n is not None and B else NULL
-    call.d_c_n = <const char *>&d_c_n[0, 0, 0] if d_c_n is not None and B else NULL
+    call.d_c_n = <const char *>&d_c_n[0, 0, 0] if d_c_n is not None and B and net.C else NULL
     call.d_h_0 = <char *>&d_h_0[0, 0, 0] if B else NULL
-    call.d_c_0 = <char *>&d_c_0[0, 0, 0] if B else NULL
+    call.d_c_0 = <char *>&d_c_0[0, 0, 0] if B and net.C else NULL
     call.steps, call.first_step = steps, first_step
     call.resets = NULL
     if resets is not None and T and B:
@@ -741,7 +747,7 @@ cdef class StreamState:
         cdef uint8_t[::1] view
         self.network, self.B, self.threads = network, batch_size, threads
         self.owners = (h, c)
-        for i, pair, size in ((0, h, rows * net.P * net.item), (2, c, rows * net.H * net.item)):
+        for i, pair, size in ((0, h, rows * net.P * net.item), (2, c, rows * net.C * net.item)):
             for k in range(2):
                 view = pair[k]
                 if view.shape[0] != size:
@@ -752,7 +758,7 @@ cdef class StreamState:
         self.call.plan = fl_make_plan(net, 1, batch_size, threads)
         if self.call.plan.threads == 1:
             if fl_prepare(&self.call):
-                raise MemoryError("scratch memory of an LSTM stream")
+                raise MemoryError("scratch memory of a stream")
             self.prepared = True
 
     def __dealloc__(self):

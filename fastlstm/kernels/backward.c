@@ -106,7 +106,7 @@ static layout make_layout(const fl_backward_call *call)
     l.dx = tokens * l.dx_pitch;
     l.dh_pitch = fl_pitch(fl_padded(net->P), item);
     l.dh = net->has_projection ? tokens * l.dh_pitch : 0;
-    l.dc_pitch = fl_pitch(fl_padded(net->H), item);
+    l.dc_pitch = net->C ? fl_pitch(fl_padded(net->H), item) : 0;
     l.dc = B * l.dc_pitch;
     l.own_h = has_own(net) ? B * l.dh_pitch : 0;
     l.own_c = has_own(net) ? B * l.dc_pitch : 0;
@@ -145,6 +145,12 @@ static char *gates_at(const place *p, const pass *q, fl_index token)
 static char *c_at(const place *p, const pass *q, fl_index token)
 {
     return p->tape->c + (q->index * p->tape->tokens + token) * p->tape->c_pitch;
+}
+
+/* h of this direction; the other one's stands beside it. */
+static char *h_at(const place *p, const pass *q, fl_index token)
+{
+    return p->tape->y + (q->layer * p->tape->tokens + token) * p->tape->y_pitch + q->side * p->net->P * p->net->item;
 }
 
 static int reset_at(const fl_backward_call *call, fl_index t, fl_index row)
@@ -230,7 +236,7 @@ typedef struct {
 static void recur(place *p, const pass *q, processed after, fl_index t, fl_index n, fl_index j)
 {
     const fl_network *net = p->net;
-    const fl_index width = FL_VECTORS * net->V, bytes = width * net->item, K = FL_VECTORS * fl_padded(net->H);
+    const fl_index width = FL_VECTORS * net->V, bytes = width * net->item, K = net->gates * fl_padded(net->H);
     const fl_index from = j * width, count = fl_min(width, net->P - from);
 
     if (after.n) {
@@ -267,7 +273,7 @@ static void carry_c(const place *p, const pass *q, processed after, fl_index t, 
 {
     const fl_index item = p->net->item, width = FL_VECTORS * p->net->V;
     const fl_index from = p->unit * width, end = fl_min(p->unit_end * width, fl_padded(p->net->H));
-    const fl_index count = fl_min(end, p->net->H) - from;
+    const fl_index count = fl_min(end, p->net->C) - from;
 
     if (count <= 0)
         return;
@@ -276,13 +282,13 @@ static void carry_c(const place *p, const pass *q, processed after, fl_index t, 
         char *dc = q->dc + (p->rank + i * p->rank_step) * p->l->dc_pitch + from * item;
 
         if (i >= after.n)
-            begin_row(p, q, p->call->d_c_n, p->net->H, row, from, count, dc, (end - from) * item);
+            begin_row(p, q, p->call->d_c_n, p->net->C, row, from, count, dc, (end - from) * item);
         else if (i < n && cut(p, fl_max(t, after.t), row)) {
             if (reset_at(p->call, fl_max(t, after.t), row))
                 add_own(p, q->own_c, p->l->dc_pitch, i, from, count, dc);
             memset(dc, 0, (size_t)((end - from) * item));
         } else if (i >= n) {
-            char *to = p->call->d_c_0 + ((q->index * p->tape->B + row) * p->net->H + from) * item;
+            char *to = p->call->d_c_0 + ((q->index * p->tape->B + row) * p->net->C + from) * item;
             const int reset = !q->reverse && reset_at(p->call, after.t, row);
 
             if (reset || !p->tape->c_0)
@@ -300,10 +306,17 @@ static void cells(place *p, const pass *q, fl_index t, fl_index n, fl_index j, c
 {
     const fl_network *net = p->net;
     const fl_index item = net->item, V = net->V, token = p->tape->first[t] + p->rank;
-    char *gates = gates_at(p, q, token), *c = c_at(p, q, token), *m = m_at(p, q, token);
+    char *gates = gates_at(p, q, token), *c = c_at(p, q, token), *m = m_at(p, q, token), *h = h_at(p, q, token);
 
     for (fl_index v = 0; v < FL_VECTORS && (j * FL_VECTORS + v) * V < net->H; v++) {
-        const fl_index unit = (j * FL_VECTORS + v) * V, element = unit / FL_UNITS * FL_VECTORS * FL_UNITS + unit % FL_UNITS;
+        const fl_index unit = (j * FL_VECTORS + v) * V, element = unit / FL_UNITS * net->gates * FL_UNITS + unit % FL_UNITS;
+        if (net->gates == 1) {
+            p->kernels->rnn_backward(net->relu, n, p->acc + v * V * item, FL_VECTORS * V, dy + unit * item,
+                                     p->rank_step * p->l->dy_pitch / item, h + unit * item,
+                                     p->rank_step * p->tape->y_pitch / item, gates + element * item,
+                                     p->rank_step * p->tape->gates_pitch / item);
+            continue;
+        }
         const fl_cell_gradient cell = {
             .dh = p->acc + v * V * item,
             .dh_pitch = FL_VECTORS * V,
@@ -328,8 +341,8 @@ static void cells(place *p, const pass *q, fl_index t, fl_index n, fl_index j, c
     const fl_index last = fl_padded(net->H) - FL_UNITS, real = net->H - last;
     if (real < FL_UNITS && (net->H - 1) / (FL_VECTORS * V) == j)
         for (fl_index i = 0; i < n; i++)
-            for (int gate = 0; gate < FL_VECTORS; gate++)
-                memset(gates + i * p->rank_step * p->tape->gates_pitch + (last * FL_VECTORS + gate * FL_UNITS + real) * item, 0,
+            for (fl_index gate = 0; gate < net->gates; gate++)
+                memset(gates + i * p->rank_step * p->tape->gates_pitch + (last * net->gates + gate * FL_UNITS + real) * item, 0,
                        (size_t)((FL_UNITS - real) * item));
 }
 
@@ -354,17 +367,14 @@ static void point_to_c(const place *p, const pass *q, fl_index t, fl_index n)
 /* dh of one row, where h was clipped: its columns from byte `from` on. */
 static void clip_gradient(const place *p, const pass *q, fl_index token, fl_index from, fl_index count, char *dh)
 {
-    const fl_tape *tape = p->tape;
-    const char *y = tape->y + (q->layer * tape->tokens + token) * tape->y_pitch + q->side * p->net->P * p->net->item;
-
-    p->kernels->clip_backward(count, q->packed->variant->proj_clip, y + from, dh);
+    p->kernels->clip_backward(count, q->packed->variant->proj_clip, h_at(p, q, token) + from, dh);
 }
 
 static int step(place *p, const pass *q, processed after, fl_index t, fl_index n)
 {
     const fl_network *net = p->net;
     const fl_index width = FL_VECTORS * net->V, item = net->item, token = n ? p->tape->first[t] + p->rank : 0;
-    const fl_index K = FL_VECTORS * fl_padded(net->H);
+    const fl_index K = net->gates * fl_padded(net->H);
     const char *dy = p->dy + token * p->l->dy_pitch + q->side * p->l->dy_side;
 
     point_to_c(p, q, t, n);
@@ -406,7 +416,7 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
 /* dx = dG W: pieces of DX_ROWS tokens and one panel are shared out. */
 static int input_gradient(place *p, const pass *q, fl_index first, fl_index tokens)
 {
-    const fl_index width = FL_VECTORS * p->net->V, item = p->net->item, K = FL_VECTORS * fl_padded(p->net->H);
+    const fl_index width = FL_VECTORS * p->net->V, item = p->net->item, K = p->net->gates * fl_padded(p->net->H);
     const fl_index pieces = fl_ceil_div(tokens, DX_ROWS), panels = fl_ceil_div(q->I, width);
     const fl_index begin = fl_share(pieces * panels, p->side_size, p->side_rank);
     const fl_index end = fl_share(pieces * panels, p->side_size, p->side_rank + 1);
@@ -440,18 +450,18 @@ static void outer_product(const place *p, fl_index n, const char *a, fl_index a_
     }
 }
 
-/* d_weight (4H, columns) += dG^T b for this thread's gate rows: runs of FL_UNITS units of one gate are shared out. */
+/* d_weight (gates * H, columns) += dG^T b for this thread's gate rows: runs of FL_UNITS units of one gate are shared out. */
 static int gate_weights(place *p, const pass *q, fl_index token, fl_index n, const void **b, fl_index b_from, char *d_weight,
                         fl_index columns)
 {
     const fl_network *net = p->net;
-    const fl_index width = FL_VECTORS * net->V, runs = FL_VECTORS * fl_padded(net->H) / FL_UNITS;
+    const fl_index width = FL_VECTORS * net->V, runs = net->gates * fl_padded(net->H) / FL_UNITS;
     const fl_index begin = fl_share(runs, p->side_size, p->side_rank), end = fl_share(runs, p->side_size, p->side_rank + 1);
     const char *gates = gates_at(p, q, token);
 
     for (fl_index column = 0; column < columns; column += width) {
         for (fl_index run = begin; run < end; run++) {
-            const fl_index unit = run / FL_VECTORS * FL_UNITS, gate = run % FL_VECTORS;
+            const fl_index unit = run / net->gates * FL_UNITS, gate = run % net->gates;
             outer_product(p, n, gates + run * FL_UNITS * net->item, p->tape->gates_pitch, b, b_from,
                           d_weight + (gate * net->H + unit) * columns * net->item, fl_min(FL_UNITS, net->H - unit), columns,
                           column);
@@ -464,11 +474,11 @@ static int gate_weights(place *p, const pass *q, fl_index token, fl_index n, con
 
 static void gate_biases(place *p, const pass *q, fl_index token, fl_index n)
 {
-    const fl_index H = p->net->H, item = p->net->item, runs = FL_VECTORS * fl_padded(H) / FL_UNITS;
+    const fl_index H = p->net->H, item = p->net->item, gates = p->net->gates, runs = gates * fl_padded(H) / FL_UNITS;
     const fl_index end = fl_share(runs, p->side_size, p->side_rank + 1);
 
     for (fl_index run = fl_share(runs, p->side_size, p->side_rank); run < end; run++) {
-        const fl_index unit = run / FL_VECTORS * FL_UNITS, gate = run % FL_VECTORS;
+        const fl_index unit = run / gates * FL_UNITS, gate = run % gates;
         p->kernels->sum_rows(n, gates_at(p, q, token) + run * FL_UNITS * item, p->tape->gates_pitch / item,
                              q->d_weights->bias + (gate * H + unit) * item, fl_min(FL_UNITS, H - unit));
     }
@@ -509,7 +519,7 @@ static void point_to_inputs(const place *p, const pass *q, fl_index token, fl_in
 static void point_to_h(const place *p, const pass *q, fl_index t, fl_index token, fl_index n)
 {
     const fl_tape *tape = p->tape;
-    const char *y = tape->y + q->layer * tape->tokens * tape->y_pitch + q->side * p->net->P * p->net->item;
+    const char *y = h_at(p, q, 0);
 
     for (fl_index i = 0; i < n; i++, token++) {
         while (token >= tape->first[t + 1])

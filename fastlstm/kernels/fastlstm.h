@@ -1,7 +1,8 @@
 /* The contract between the Cython boundary, the schedule and the leaf kernels.
  *
  * Letters: T steps, B rows (sequences), I inputs, H hidden units, P size of h (H, or proj_size), L layers, D directions, V lanes
- * of a vector. "Units" are hidden units; a "block" is V units, whose four gates stand side by side in one panel.
+ * of a vector. "Units" are hidden units; a "block" is as many units as one panel has room for: V of an LSTM, whose four gates stand
+ * side by side, or 4V of a plain RNN.
  *
  * Arrays of either floating-point type pass as untyped pointers and byte strides; `net->item` is the size of one element.
  */
@@ -14,7 +15,7 @@
 
 typedef ptrdiff_t fl_index;
 
-enum { FL_VECTORS = 4 };    /* vectors of one panel: the gates i, f, g, o of a block, or four blocks of projected outputs */
+enum { FL_VECTORS = 4 };    /* vectors of one panel: the gates i, f, g, o of a block; or four of units or projected outputs */
 enum { FL_MAX_TILE = 6 };   /* the most rows that any instruction set takes in one tile */
 enum { FL_SLAB = 16 };      /* products that are summed on their own before they join the sum, see fl_tile */
 enum { FL_UNITS = 16 };     /* hidden units that stand side by side in a tape, gate by gate: as many lanes as any vector has */
@@ -43,6 +44,20 @@ typedef void fl_cell(fl_index n, const void *xW, const void *hR, const void *bia
  *   gates   OUT   n rows, gates_pitch elements apart */
 typedef void fl_record_cell(fl_index n, const void *xW, const void *hR, const void *bias, void *c, fl_index c_pitch, void *h,
                             fl_index h_pitch, void *gates, fl_index gates_pitch);
+
+/* The cell of a plain RNN for n rows of one block: h = tanh or, if `relu`, max(0, .) of (x W + h R) + bias.
+ *   xW, hR  IN    [n][FL_VECTORS][V], units side by side
+ *   bias    IN    [FL_VECTORS][V]
+ *   h       OUT   n rows of 4V elements, h_pitch elements apart */
+typedef void fl_rnn_cell(int relu, fl_index n, const void *xW, const void *hR, const void *bias, void *h, fl_index h_pitch);
+
+/* Its derivatives for V units of n rows; pitches in elements.
+ *   dh      IN    [n][V], of h
+ *   dy      IN    of the output, to be added to dh
+ *   h       IN    what the cell has put out, any alignment
+ *   dz      OUT   of the pre-activations */
+typedef void fl_rnn_backward(int relu, fl_index n, const void *dh, fl_index dh_pitch, const void *dy, fl_index dy_pitch,
+                             const void *h, fl_index h_pitch, void *dz, fl_index dz_pitch);
 
 /* The derivatives of one block's cell for n rows; pitches in elements. */
 typedef struct {
@@ -149,6 +164,8 @@ typedef struct {
     fl_variant_backward *variant_backward;
     fl_clip_backward *clip_backward;
     fl_sum_products *sum_products;
+    fl_rnn_cell *rnn_cell;
+    fl_rnn_backward *rnn_backward;
 } fl_kernels;
 
 typedef struct {
@@ -177,10 +194,14 @@ typedef struct {
 typedef struct {
     const fl_kernels *kernels;
     fl_index I, H, P, L, D;
+    fl_index C;     /* size of the state c: H, or 0 of a plain RNN, which has none */
+    fl_index gates; /* 4, or 1 of a plain RNN */
+    fl_index units; /* of one block: V * FL_VECTORS / gates */
+    int relu;       /* of a plain RNN: instead of tanh */
     int has_projection;
     int reverse; /* D is 1, and this direction runs from the end to the beginning */
     fl_index item, V;
-    fl_index blocks;           /* ceil(H / V) */
+    fl_index blocks;           /* ceil(H / units) */
     fl_index projected_blocks; /* ceil(P / 4V), 0 without projection */
     fl_layer *layers;          /* L * D records, layer-major */
     void *memory;              /* of all panels */
@@ -189,16 +210,16 @@ typedef struct {
 
 /* Row-major weights as PyTorch has them, C-contiguous; a NULL bias is zero. */
 typedef struct {
-    const void *weight_ih;         /* (4H, I) */
-    const void *weight_hh;         /* (4H, P) */
-    const void *bias_ih, *bias_hh; /* (4H,) or NULL */
+    const void *weight_ih;         /* (gates * H, I) */
+    const void *weight_hh;         /* (gates * H, P) */
+    const void *bias_ih, *bias_hh; /* (gates * H,) or NULL */
     const void *weight_hr;         /* (P, H) or NULL */
     const fl_variant *variant;     /* NULL: PyTorch's cell, without peepholes */
     const void *weight_peephole;   /* (3H,) or NULL */
     const void *h_0, *c_0;         /* (P,) and (H,), or NULL: zeros */
 } fl_layer_weights;
 
-/* A second packing for gradients, transposed; the four gates of FL_UNITS units follow each other as in a tape: K = 4 * fl_padded(H). */
+/* A second packing for gradients, transposed; the gates of FL_UNITS units follow each other as in a tape: K = gates * fl_padded(H). */
 typedef struct {
     void *W;          /* [ceil(I / 4V)][K][4V] */
     void *R;          /* [ceil(P / 4V)][K][4V] */
@@ -240,11 +261,11 @@ typedef struct {
     fl_index *order; /* [B]: the row of each rank */
     char *x;         /* [tokens][I] */
     char *y;         /* [L][tokens][D*P]: outputs of the layers */
-    char
-        *gates; /* [L*D][tokens][H / FL_UNITS][4][FL_UNITS]: i, f, g, o; backward leaves the gradients of their pre-activations */
-    char *c;    /* [L*D][tokens][H]; with a projection backward leaves o tanh(c) */
+    char *
+        gates; /* [L*D][tokens][H / FL_UNITS][gates][FL_UNITS]: i, f, g, o; backward leaves the gradients of their pre-activations */
+    char *c;      /* [L*D][tokens][C]; with a projection backward leaves o tanh(c) */
     char *inputs; /* [L - 1][tokens][D*P]: what the layers above the first read, y with elements dropped; NULL without dropout */
-    char *h_0, *c_0; /* [L*D][B][P] and [L*D][B][H]; NULL: zeros */
+    char *h_0, *c_0; /* [L*D][B][P] and [L*D][B][C]; NULL: zeros */
     fl_dropout dropout;
     fl_index x_pitch, y_pitch, gates_pitch, c_pitch, h_pitch; /* c_0 has c's */
     void *memory;
@@ -294,7 +315,7 @@ typedef struct {
     fl_index T, B;
     fl_array x;             /* IN  (T, B, I) */
     fl_array output;        /* OUT (T, B, D*P) */
-    const char *h_0, *c_0;  /* IN  (L*D, B, P) and (L*D, B, H), contiguous; NULL: the layers' own, or zeros */
+    const char *h_0, *c_0;  /* IN  (L*D, B, P) and (L*D, B, C), contiguous; NULL: the layers' own, or zeros */
     char *h_n, *c_n;        /* OUT the same shapes, contiguous */
     const int64_t *lengths; /* IN  (B,); below 0 counts as 0, above T as T, but for the order of rows; NULL: all T */
     const uint8_t *resets;  /* IN  (T, B) at resets_strides (bytes); NULL: none */

@@ -14,6 +14,8 @@
 #define lstm_cell FL_JOIN(lstm_cell, FL_TYPE)
 #define lstm_record FL_JOIN(lstm_record, FL_TYPE)
 #define lstm_backward FL_JOIN(lstm_backward, FL_TYPE)
+#define plain_cell FL_JOIN(plain_cell, FL_TYPE)
+#define plain_backward FL_JOIN(plain_backward, FL_TYPE)
 #define add_row FL_JOIN(add_row, FL_TYPE)
 #define add_to FL_JOIN(add_to, FL_TYPE)
 #define outer FL_JOIN(outer, FL_TYPE)
@@ -229,6 +231,49 @@ static void lstm_backward(fl_index n, const fl_cell_gradient *p)
     }
 }
 
+/* h = tanh(z), or max(0, z) such that a NaN passes. */
+static void plain_cell(int relu, fl_index n, const void *xW, const void *hR, const void *bias, void *h, fl_index h_pitch)
+{
+    const real *x = xW, *r = hR, *b = bias;
+    real *h_row = h;
+
+    for (fl_index row = 0; row < n; row++, x += FL_VECTORS * LANES, r += FL_VECTORS * LANES, h_row += h_pitch)
+        EACH (v, FL_VECTORS) {
+            const vec z = (v_load(x + v * LANES) + v_load(r + v * LANES)) + v_load(b + v * LANES);
+            vec numerator, denominator, h_new;
+
+            if (relu)
+                h_new = v_select((ivec)(z <= v_set(0)), v_set(0), z);
+            else {
+                tanh_parts(z, &numerator, &denominator);
+                h_new = numerator / denominator;
+            }
+            v_store(h_row + v * LANES, canonical(h_new));
+        }
+}
+
+/* dz = dh (1 - h^2), or dh where h > 0. */
+static void plain_backward(int relu, fl_index n, const void *dh, fl_index dh_pitch, const void *dy, fl_index dy_pitch,
+                           const void *h, fl_index h_pitch, void *dz, fl_index dz_pitch)
+{
+    const real *dh_row = dh, *dy_row = dy, *h_row = h;
+    real *dz_row = dz;
+    const vec one = v_set(1);
+
+    for (fl_index row = 0; row < n; row++) {
+        const vec h_t = v_load_any(h_row), d = v_load(dh_row) + v_load(dy_row);
+
+        if (relu)
+            v_store(dz_row, v_select((ivec)(h_t <= v_set(0)), v_set(0), d));
+        else
+            v_store(dz_row, d * ((one - h_t) * (one + h_t)));
+        dh_row += dh_pitch;
+        dy_row += dy_pitch;
+        h_row += h_pitch;
+        dz_row += dz_pitch;
+    }
+}
+
 /* ---- Sums over tokens ---------------------------------------------------------------------------------------------------------- */
 
 /* out[j] = canonical(out[j] + a[j]) */
@@ -374,6 +419,8 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
     .clip = clip_sums,
     .clip_backward = clip_slopes,
     .sum_products = column_products,
+    .rnn_cell = plain_cell,
+    .rnn_backward = plain_backward,
 };
 
 #undef EXP_LOWEST
@@ -413,6 +460,8 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
 #undef lstm_cell
 #undef lstm_record
 #undef lstm_backward
+#undef plain_cell
+#undef plain_backward
 #undef add_row
 #undef add_to
 #undef outer

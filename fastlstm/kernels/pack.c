@@ -1,4 +1,4 @@
-/* Weights, from PyTorch's rows to panels: for a block of V units, element k holds the gates i, f, g, o side by side. And transposed, for
+/* Weights, from PyTorch's rows to panels: for a block of units, element k holds their gates side by side. And transposed, for
  * gradients: for a block of 4V inputs, element k holds what gate row k makes of them. */
 #include "fastlstm.h"
 #include "team.h"
@@ -19,32 +19,28 @@ static void gather(char *lanes, const char *matrix, fl_index K, fl_index first, 
             ((double *)lanes)[lane] = ((const double *)element)[lane * K];
 }
 
-/* packed [blocks][K][FL_VECTORS][V] OUT (zeroed before); matrix (4H, K) IN. */
-static void pack_gates(char *packed, const char *matrix, fl_index H, fl_index K, fl_index V, fl_index item)
+/* packed [ceil(H / units)][K][FL_VECTORS][V] OUT (zeroed before), the gates of `units` units side by side; matrix (gates * H, K) IN. */
+static void pack_gates(char *packed, const char *matrix, fl_index gates, fl_index H, fl_index K, fl_index V, fl_index item)
 {
-    for (fl_index unit = 0; unit < H; unit += V)
+    const fl_index units = FL_VECTORS * V / gates;
+
+    for (fl_index block = 0; block < H; block += units)
         for (fl_index k = 0; k < K; k++)
-            for (int gate = 0; gate < FL_VECTORS; gate++, packed += V * item)
-                gather(packed, matrix, K, gate * H + unit, fl_min(V, H - unit), k, item);
+            for (fl_index gate = 0; gate < gates; gate++)
+                for (fl_index unit = block; unit < block + units; unit += V, packed += V * item)
+                    if (unit < H)
+                        gather(packed, matrix, K, gate * H + unit, fl_min(V, H - unit), k, item);
 }
 
-/* packed [ceil(P / 4V)][H][FL_VECTORS][V] OUT (zeroed before); matrix (P, H) IN. */
-static void pack_projection(char *packed, const char *matrix, fl_index P, fl_index H, fl_index V, fl_index item)
+static void pack_bias(char *packed, const fl_layer_weights *weights, const fl_network *net)
 {
-    for (fl_index output = 0; output < P; output += FL_VECTORS * V)
-        for (fl_index k = 0; k < H; k++)
-            for (fl_index first = output; first < output + FL_VECTORS * V; first += V, packed += V * item)
-                if (first < P)
-                    gather(packed, matrix, H, first, fl_min(V, P - first), k, item);
-}
+    const fl_index H = net->H, units = net->units, item = net->item;
 
-static void pack_bias(char *packed, const fl_layer_weights *weights, fl_index H, fl_index V, fl_index item)
-{
     if (!weights->bias_ih)
         return;
     for (fl_index unit = 0; unit < H; unit++)
-        for (int gate = 0; gate < FL_VECTORS; gate++) {
-            const fl_index from = gate * H + unit, to = (unit / V * FL_VECTORS + gate) * V + unit % V;
+        for (fl_index gate = 0; gate < net->gates; gate++) {
+            const fl_index from = gate * H + unit, to = (unit / units * net->gates + gate) * units + unit % units;
             if (item == 4)
                 ((float *)packed)[to] = ((const float *)weights->bias_ih)[from] + ((const float *)weights->bias_hh)[from];
             else
@@ -135,11 +131,11 @@ int fl_pack(fl_network *net, const fl_layer_weights *weights)
         pack_variant(layer, next + bytes.bias + bytes.W + bytes.R + bytes.projection, &weights[index], net, &bytes);
         next += bytes.all;
 
-        pack_bias(layer->bias, &weights[index], net->H, net->V, net->item);
-        pack_gates(layer->W, weights[index].weight_ih, net->H, I, net->V, net->item);
-        pack_gates(layer->R, weights[index].weight_hh, net->H, net->P, net->V, net->item);
+        pack_bias(layer->bias, &weights[index], net);
+        pack_gates(layer->W, weights[index].weight_ih, net->gates, net->H, I, net->V, net->item);
+        pack_gates(layer->R, weights[index].weight_hh, net->gates, net->H, net->P, net->V, net->item);
         if (net->has_projection)
-            pack_projection(layer->projection, weights[index].weight_hr, net->P, net->H, net->V, net->item);
+            pack_gates(layer->projection, weights[index].weight_hr, 1, net->P, net->H, net->V, net->item);
     }
     fl_leave_float_state(found);
     return FL_OK;
@@ -173,7 +169,7 @@ static char *pack_rows(char *packed, const char *matrix, fl_index columns, fl_in
 
 int fl_transpose(const fl_network *net, const fl_layer_weights *weights, fl_transposed *transposed)
 {
-    const fl_index records = net->L * net->D, width = FL_VECTORS * net->V, K = FL_VECTORS * fl_padded(net->H);
+    const fl_index records = net->L * net->D, width = FL_VECTORS * net->V, K = net->gates * fl_padded(net->H);
     fl_index elements = 0;
 
     for (fl_index index = 0; index < records; index++)
@@ -193,8 +189,8 @@ int fl_transpose(const fl_network *net, const fl_layer_weights *weights, fl_tran
 
         layer->W = next;
         layer->R = next =
-            pack_rows(next, weights[index].weight_ih, layer_inputs(net, index), width, net->item, FL_VECTORS, net->H);
-        next = pack_rows(next, weights[index].weight_hh, net->P, width, net->item, FL_VECTORS, net->H);
+            pack_rows(next, weights[index].weight_ih, layer_inputs(net, index), width, net->item, net->gates, net->H);
+        next = pack_rows(next, weights[index].weight_hh, net->P, width, net->item, net->gates, net->H);
         if (net->has_projection) {
             layer->projection = next;
             next = pack_rows(next, weights[index].weight_hr, net->H, width, net->item, 1, net->P);

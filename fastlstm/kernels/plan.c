@@ -149,7 +149,7 @@ static double backward_step_ns(const fl_network *net, const fl_plan *plan, fl_in
     const double rows = (double)fl_ceil_div(B, plan->row_groups), lanes = (double)width * (double)net->item;
     const double columns = (double)fl_ceil_div(fl_ceil_div(net->P, width), plan->unit_groups);
     const double units = (double)fl_ceil_div(fl_ceil_div(net->H, width), plan->unit_groups);
-    const double K = FL_VECTORS * (double)fl_padded(net->H), R = columns * K * lanes;
+    const double K = (double)(net->gates * fl_padded(net->H)), R = columns * K * lanes;
     double ns = STEP_NS + rows * units * FL_VECTORS * CELL_NS_PER_VECTOR + product_ns(net, rows, FL_VECTORS * columns, K, R);
 
     if (net->has_projection)

@@ -16,7 +16,7 @@
 
 #include <string.h>
 
-/* The recurrent state of one direction of one layer for one group's rows. */
+/* The recurrent state of one direction of one layer for one group's rows; a plain RNN has h alone. */
 typedef struct {
     char *h[2]; /* [rows][h_pitch]: step s reads h[s % 2] and writes h[(s + 1) % 2] */
     char *c;    /* [rows][c_pitch] */
@@ -30,7 +30,7 @@ typedef struct {
     int thread;
     int direction, directions;         /* first direction it runs, and how many */
     fl_index row, rows;                /* its group's rows in call->order */
-    fl_index block, block_end;         /* its hidden units, in blocks of V */
+    fl_index block, block_end;         /* its hidden units, in blocks */
     fl_index column, column_end;       /* its columns of h: units, or projected outputs */
     fl_index projected, projected_end; /* its blocks of projected outputs */
     fl_barrier *units, *group;         /* the unit group of one direction; all directions of the row group */
@@ -68,8 +68,8 @@ static layout make_layout(const fl_call *call)
 
     l.rows = fl_ceil_div(call->B, plan->row_groups);
     l.product_rows = l.rows * fl_max(plan->chunk, 1);
-    l.h_pitch = fl_pitch(net->has_projection ? net->projected_blocks * FL_VECTORS * net->V : net->blocks * net->V, item);
-    l.c_pitch = fl_pitch(net->blocks * net->V, item);
+    l.h_pitch = fl_pitch(net->has_projection ? net->projected_blocks * FL_VECTORS * net->V : net->blocks * net->units, item);
+    l.c_pitch = net->C ? fl_pitch(net->blocks * net->units, item) : 0;
     l.state = l.rows * (2 * l.h_pitch + l.c_pitch * (net->has_projection ? 2 : 1));
     l.states = l.state * net->L * net->D;
     l.width = net->D * net->P * item;
@@ -109,13 +109,14 @@ static fl_index length_of(const fl_call *call, fl_index row)
 static void begin_row(const place *p, const fl_layer *layer, char *h, char *c, const char *h_0, const char *c_0)
 {
     const fl_network *net = p->net;
-    const fl_index item = net->item, unit = p->block * net->V, units = fl_min(p->block_end * net->V, net->H) - unit;
+    const fl_index item = net->item, unit = p->block * net->units, units = fl_min(p->block_end * net->units, net->C) - unit;
     const fl_index columns = p->column_end - p->column;
 
     h_0 = h_0 ? h_0 : layer->h_0;
     c_0 = c_0 ? c_0 : layer->c_0;
     /* Lanes past H take part in the arithmetic and are never read: they must only be cheap. */
-    memset(c + unit * item, 0, (size_t)((p->block_end - p->block) * net->V * item));
+    if (units > 0)
+        memset(c + unit * item, 0, (size_t)((p->block_end - p->block) * net->units * item));
     if (units > 0 && c_0)
         memcpy(c + unit * item, c_0 + unit * item, (size_t)(units * item));
     if (columns > 0 && h_0)
@@ -135,7 +136,7 @@ static void load_state(const place *p, const layout *l, const state *s, fl_index
         const int fresh =
             !fl_runs_back(net, index) && call->resets && length_of(call, b) && call->resets[b * call->resets_strides[1]];
         const char *h_0 = call->h_0 && !fresh ? call->h_0 + at * net->P * net->item : NULL;
-        const char *c_0 = call->c_0 && !fresh ? call->c_0 + at * net->H * net->item : NULL;
+        const char *c_0 = call->c_0 && !fresh ? call->c_0 + at * net->C * net->item : NULL;
 
         for (int i = 0; i < 2; i++)
             begin_row(p, &net->layers[index], s->h[i] + row * l->h_pitch, s->c + row * l->c_pitch, h_0, c_0);
@@ -146,7 +147,7 @@ static void save_state(const place *p, const layout *l, const state *s, fl_index
 {
     const fl_call *call = p->call;
     const fl_network *net = p->net;
-    const fl_index item = net->item, unit = p->block * net->V, units = fl_min(p->block_end * net->V, net->H) - unit;
+    const fl_index item = net->item, unit = p->block * net->units, units = fl_min(p->block_end * net->units, net->C) - unit;
     const fl_index columns = p->column_end - p->column;
 
     for (fl_index row = 0; row < p->rows; row++) {
@@ -154,7 +155,7 @@ static void save_state(const place *p, const layout *l, const state *s, fl_index
         const fl_index last =
             fl_runs_back(net, index) ? call->T : length_of(call, b); /* the step count after which h was last written */
         if (units > 0)
-            memcpy(call->c_n + ((index * call->B + b) * net->H + unit) * item, s->c + row * l->c_pitch + unit * item,
+            memcpy(call->c_n + ((index * call->B + b) * net->C + unit) * item, s->c + row * l->c_pitch + unit * item,
                    (size_t)(units * item));
         if (columns > 0)
             memcpy(call->h_n + ((index * call->B + b) * net->P + p->column) * item,
@@ -217,7 +218,7 @@ static fl_index token_of(const place *p, fl_index index, fl_index t)
 /* Where the gates of the first row's units from `unit` on are kept. */
 static char *gates_of(const place *p, const pass *q, fl_index t, fl_index unit)
 {
-    const fl_index element = unit / FL_UNITS * FL_VECTORS * FL_UNITS + unit % FL_UNITS;
+    const fl_index element = unit / FL_UNITS * p->net->gates * FL_UNITS + unit % FL_UNITS;
     return p->call->tape->gates + token_of(p, q->index, t) * p->call->tape->gates_pitch + element * p->net->item;
 }
 
@@ -225,14 +226,15 @@ static char *gates_of(const place *p, const pass *q, fl_index t, fl_index unit)
 static void keep_state(const place *p, const layout *l, const pass *q, const char *h, fl_index t, fl_index n)
 {
     const fl_tape *tape = p->call->tape;
-    const fl_index item = p->net->item, unit = p->block * p->net->V * item, layer = q->index / p->net->D,
+    const fl_index item = p->net->item, unit = p->block * p->net->units * item, layer = q->index / p->net->D,
                    side = q->index % p->net->D;
     const fl_index from = p->column * item, bytes = (p->column_end - p->column) * item;
     char *c = tape->c + token_of(p, q->index, t) * tape->c_pitch;
     char *y = tape->y + token_of(p, layer, t) * tape->y_pitch + side * p->net->P * item;
 
     for (fl_index row = 0; row < n; row++) {
-        memcpy(c + unit, q->state.c + row * l->c_pitch + unit, (size_t)((p->block_end - p->block) * p->net->V * item));
+        if (p->net->C)
+            memcpy(c + unit, q->state.c + row * l->c_pitch + unit, (size_t)((p->block_end - p->block) * p->net->units * item));
         if (bytes > 0)
             memcpy(y + from, h + row * l->h_pitch + from, (size_t)bytes);
         c += p->rank_step * tape->c_pitch;
@@ -326,7 +328,7 @@ static void recur(const place *p, const layout *l, const pass *q, const char *xW
                   fl_index count, char *h_new, fl_index t, fl_index n)
 {
     const fl_network *net = p->net;
-    const fl_index item = net->item, vector = net->V * item, panel = FL_VECTORS * net->V, panels = net->P * panel;
+    const fl_index item = net->item, block_bytes = net->units * item, panel = FL_VECTORS * net->V, panels = net->P * panel;
     const char *R = (const char *)q->layer->R + block * panels * item;
     const char *bias = (const char *)q->layer->bias;
     char *to = net->has_projection ? q->state.m : h_new;
@@ -335,11 +337,14 @@ static void recur(const place *p, const layout *l, const pass *q, const char *xW
     fl_multiply(net->kernels, p->hR, n * panel, R, panels, count, p->hidden, n, net->P);
     for (fl_index i = 0; i < count; i++) {
         const char *b = bias + (block + i) * panel * item, *x = xW + i * xW_next * item;
-        char *r = p->hR + i * n * panel * item, *c_new = q->state.c + (block + i) * vector, *m_new = to + (block + i) * vector;
-        char *gates = p->call->tape ? gates_of(p, q, t, (block + i) * net->V) : NULL;
+        char *r = p->hR + i * n * panel * item, *c_new = q->state.c + (block + i) * block_bytes,
+             *m_new = to + (block + i) * block_bytes;
+        char *gates = p->call->tape ? gates_of(p, q, t, (block + i) * net->units) : NULL;
         const fl_index gates_pitch = gates ? p->rank_step * p->call->tape->gates_pitch / item : 0;
 
-        if (q->layer->variant)
+        if (net->gates == 1) /* h is all that its gradient needs */
+            net->kernels->rnn_cell(net->relu, n, x, r, b, m_new, to_pitch / item);
+        else if (q->layer->variant)
             net->kernels->variant_cell(q->layer->variant, fl_peephole_of(net, q->layer, block + i), n, x, r, b, c_new,
                                        l->c_pitch / item, m_new, to_pitch / item, gates, gates_pitch);
         else if (gates)
@@ -486,7 +491,7 @@ static place take_place(fl_call *call, const layout *l, int thread)
         .rank_step = call->lengths ? plan->row_groups : 1,
         .watcher = fl_watcher_of(&call->watch, thread),
     };
-    const fl_index width = net->has_projection ? FL_VECTORS * net->V : net->V;
+    const fl_index width = net->has_projection ? FL_VECTORS * net->V : net->units;
     p.column = fl_min((net->has_projection ? p.projected : p.block) * width, net->P);
     p.column_end = fl_min((net->has_projection ? p.projected_end : p.block_end) * width, net->P);
     return p;

@@ -56,8 +56,8 @@ int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, c
         .tokens = tokens,
         .x_pitch = fl_pitch(net->I, item),
         .y_pitch = fl_pitch(net->D * net->P, item),
-        .gates_pitch = fl_pitch(FL_VECTORS * units, item),
-        .c_pitch = fl_pitch(units, item),
+        .gates_pitch = fl_pitch(net->gates * units, item),
+        .c_pitch = net->C ? fl_pitch(units, item) : 0,
         .h_pitch = fl_pitch(net->P, item),
         .dropout = dropout,
     };
@@ -94,7 +94,7 @@ int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, c
     if (h_0)
         copy_rows(tape->h_0, tape->h_pitch, h_0, net->P * item, records * B);
     if (c_0)
-        copy_rows(tape->c_0, tape->c_pitch, c_0, net->H * item, records * B);
+        copy_rows(tape->c_0, tape->c_pitch, c_0, net->C * item, records * B);
     if (fl_order_rows(lengths, B, tape->order)) {
         fl_free_tape(tape);
         return FL_NO_MEMORY;
