@@ -6,6 +6,7 @@ from fastlstm.config import show_config
 from fastlstm.errors import FormatError
 from fastlstm.isa import available_isas, isa
 from fastlstm.lstm import LSTM
+from fastlstm.rnn import RNN
 from fastlstm.stream import Stream
 from fastlstm.tape import Gradients, Tape
 from fastlstm.threads import get_num_threads, set_num_threads
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LSTM",
+    "RNN",
     "FormatError",
     "Gradients",
     "LSTMInfo",

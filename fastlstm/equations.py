@@ -17,6 +17,9 @@ Saved = tuple[Array, ...]  # what a step keeps for its gradient
 
 def forward(w: LayerWeights, z: Array, c_prev: Array) -> tuple[Array, Array, Saved]:
     """The new c, and h before the projection, from the pre-activations `z` (B, 4H) without peepholes and the old c (B, H)."""
+    if w.nonlinearity:  # a plain RNN: h is all there is
+        h, dh = evaluate(Activation(w.nonlinearity), z)
+        return c_prev, h, (dh,)
     z_i, z_f, z_g, z_o = np.split(z, 4, axis=1)
     cell = w.cell
     i, di = _gate(cell.gate, z_i + _peephole(w, 0, c_prev), cell.gate_clip)  # di is the slope of i, and so on
@@ -34,6 +37,8 @@ def forward(w: LayerWeights, z: Array, c_prev: Array) -> tuple[Array, Array, Sav
 
 def backward(w: LayerWeights, saved: Saved, d_m: Array, d_c: Array) -> tuple[Array, Array, Array]:
     """Gradients of z, of the old c and, summed over rows, of the peepholes, from those of the results of :func:`forward`."""
+    if w.nonlinearity:
+        return d_m * saved[0], d_c, np.zeros(0)
     c_prev, c, i, f, g, o, s, di, df, dg, do, ds, dc = saved
     d_o = d_m * s * do
     d_c = (d_c + d_m * o * ds + _peephole(w, 2, d_o)) * dc

@@ -1,22 +1,14 @@
-"""The LSTM: checks what it is given, allocates what it returns, and leaves the arithmetic to the engine."""
+"""The LSTM."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from fastlstm import _engine
-from fastlstm import threads as _threads
-from fastlstm.arrays import Array, as_array, as_floats, as_lengths, as_resets, contiguous, in_place, shape_error
-from fastlstm.cell import ACTIVATIONS, PLAIN
-from fastlstm.isa import isa as _isa  # noqa: F401  (chooses the kernels before a network is packed)
-from fastlstm.stream import Stream
-from fastlstm.tape import RecomputedTape, Tape
-from fastlstm.weights import TENSORS, LayerWeights, Weights, check_sizes, parameter_shapes
+from fastlstm.arrays import Array
+from fastlstm.network import Network
+from fastlstm.tape import Tape
+from fastlstm.weights import Weights
 
 if TYPE_CHECKING:
     from fastlstm.trace import Trace
@@ -26,7 +18,7 @@ __all__ = ["LSTM"]
 State = tuple[Array, Array]
 
 
-class LSTM:
+class LSTM(Network[State]):
     """A network of LSTM layers, with PyTorch's equations, names and argument order.
 
     For each step t, with gates i, f, g, o [1]_ [2]_::
@@ -88,121 +80,21 @@ class LSTM:
         dtype: Any = "float32",
         seed: int | None = None,
     ) -> None:
-        check_sizes(input_size, hidden_size, num_layers, proj_size)
-        kind = _as_dtype(dtype)
-        shapes = parameter_shapes(
-            input_size, hidden_size, num_layers, bias=bias, bidirectional=bidirectional, proj_size=proj_size
+        self._initialise(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bidirectional,
+            proj_size=proj_size,
+            dtype=dtype,
+            seed=seed,
         )
-        if sum(int(np.prod(shape, dtype=object)) for shape in shapes.values()) > 1 << 44:
-            raise ValueError(f"hidden_size {hidden_size} and input_size {input_size} make more weights than memory can hold")
-        try:
-            rng = np.random.default_rng(seed)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"seed must be a non-negative integer or None, got {seed!r:.100}") from error
-        bound = 1 / np.sqrt(hidden_size)
-        tensors = {name: rng.uniform(-bound, bound, shape).astype(kind) for name, shape in shapes.items()}
-        self.batch_first = bool(batch_first)
-        self._adopt(Weights.from_named_tensors(tensors))
-
-    @classmethod
-    def from_weights(cls, weights: Weights, batch_first: bool = False) -> LSTM:
-        """A network with these weights. Arrays that anybody else could write to are copied."""
-        if not isinstance(weights, Weights):
-            raise TypeError(f"weights must be fastlstm.Weights, got {type(weights).__name__}")
-        lstm = cls.__new__(cls)
-        lstm.batch_first = bool(batch_first)
-        lstm._adopt(weights)
-        return lstm
-
-    def _adopt(self, weights: Weights) -> None:
-        """Pack `weights`; the last thing that can fail comes before the first thing that changes."""
-        owned = replace(weights, layers=tuple(_owned(layer) for layer in weights.layers))
-        network = _engine.Network(
-            _rows(owned),
-            [_variant(layer) for layer in owned.layers],
-            owned.dtype.itemsize,
-            owned.input_size,
-            owned.hidden_size,
-            owned.num_layers,
-            owned.num_directions,
-            owned.proj_size,
-            owned.reverse,
-        )
-        self.weights = owned
-        self._network = network
-        self._transposed: _engine.Transposed | None = None
-        self._dtype = owned.dtype
-        self._forward = _FORWARD[owned.dtype.name]
-        self._sizes = (owned.input_size, owned.hidden_size, owned.proj_size or owned.hidden_size, len(owned.layers))
-        self._width = owned.num_directions * self._sizes[2]
-
-    def _transposed_weights(self) -> _engine.Transposed:
-        """The weights packed a second time, for gradients, when they are first asked for."""
-        if self._transposed is None:
-            self._transposed = _engine.Transposed(self._network, _rows(self.weights))
-        return self._transposed
-
-    # ---- What it is ------------------------------------------------------------------------------------------------------------
-
-    @property
-    def input_size(self) -> int:
-        return self.weights.input_size
-
-    @property
-    def hidden_size(self) -> int:
-        return self.weights.hidden_size
-
-    @property
-    def num_layers(self) -> int:
-        return self.weights.num_layers
-
-    @property
-    def bidirectional(self) -> bool:
-        return self.weights.bidirectional
-
-    @property
-    def num_directions(self) -> int:
-        return self.weights.num_directions
 
     @property
     def proj_size(self) -> int:
         return self.weights.proj_size
-
-    @property
-    def output_size(self) -> int:
-        """Size of the output's last axis; of both side by side where the output is a pair."""
-        return self._width if self.weights.merge_mode in ("concat", None) else self._sizes[2]
-
-    @property
-    def bias(self) -> bool:
-        return self.weights.bias
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.weights.dtype
-
-    def __repr__(self) -> str:
-        parts = [str(self.input_size), str(self.hidden_size)]
-        if self.num_layers != 1:
-            parts.append(f"num_layers={self.num_layers}")
-        if not self.bias:
-            parts.append("bias=False")
-        if self.batch_first:
-            parts.append("batch_first=True")
-        if self.bidirectional:
-            parts.append("bidirectional=True")
-        if self.weights.merge_mode != "concat":
-            parts.append(f"merge_mode={self.weights.merge_mode!r}")
-        if self.proj_size:
-            parts.append(f"proj_size={self.proj_size}")
-        if self.dtype != np.float32:
-            parts.append(f"dtype={self.dtype.name!r}")
-        return f"LSTM({', '.join(parts)})"
-
-    def __reduce__(self) -> Any:
-        return LSTM.from_weights, (self.weights, self.batch_first)
-
-    # ---- Running it ------------------------------------------------------------------------------------------------------------
 
     def __call__(
         self,
@@ -252,26 +144,7 @@ class LSTM:
         MemoryError
             If scratch memory cannot be had; nothing has changed then but perhaps `out`.
         """
-        seen, x, single, h_0, c_0, lengths, resets = self._check(x, state, lengths, resets)
-        T, B, _ = x.shape
-        most, limit = _threads.allowance(threads)
-        merge_mode = self.weights.merge_mode
-        if out is None or merge_mode in ("sum", "mul", "ave"):
-            result, output = self._new_output(T, B, single)
-            target = result
-        else:
-            result = self._check_out(out, self._output_shape(T, B, single), (seen, h_0, c_0, lengths, resets))
-            target = in_place(result)  # a copy of `out` if the kernels cannot write to it as it stands
-            output = self._as_written(target, single)
-        h_n, c_n = self._new_state(B)
-        self._forward(self._network, x, h_0, c_0, output, h_n, c_n, lengths, resets, most, limit)
-        if target is not result:
-            result[...] = target
-        if single:
-            h_n, c_n = h_n[:, 0], c_n[:, 0]
-        if merge_mode != "concat":
-            return self._merged(result, out, (seen, h_0, c_0, lengths, resets)), (h_n, c_n)
-        return (result if out is None else out), (h_n, c_n)
+        return self._call(x, state, lengths, resets, out, threads)
 
     def record(
         self,
@@ -284,7 +157,7 @@ class LSTM:
         seed: int | None = None,
         recompute: bool = False,
         threads: int | None = None,
-    ) -> Tape:
+    ) -> Tape[State]:
         """Run whole sequences and keep what their gradients need.
 
         Parameters
@@ -315,24 +188,7 @@ class LSTM:
         ----------
         .. [1] A. Gruslys et al., "Memory-Efficient Backpropagation Through Time", NeurIPS 2016.
         """
-        _, x, single, h_0, c_0, lengths, resets = self._check(x, state, lengths, resets)
-        if not isinstance(dropout, (int, float, np.floating)) or isinstance(dropout, bool):
-            raise TypeError(f"dropout must be a number, got {dropout!r:.100}")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must be between 0 and 1, got {dropout}")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer))):
-            raise TypeError(f"seed must be an integer or None, got {seed!r:.100}")
-        if seed is not None and not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed must be between 0 and 2**64 - 1, got {seed}")
-        chosen = int.from_bytes(os.urandom(8), "little") if seed is None else int(seed)
-        if self.weights.merge_mode != "concat":
-            raise ValueError(
-                f"gradients are of both directions side by side, not of merge_mode {self.weights.merge_mode!r}"
-            )
-        if recompute and self.weights.layers[0].h_0 is not None:
-            raise ValueError("recompute=True does not cover a network with an initial state of its own; leave it out")
-        kind = RecomputedTape if recompute else Tape
-        return kind(self, x, h_0, c_0, lengths, resets, single, float(dropout), chosen, threads)
+        return self._record(x, state, lengths, resets, dropout, seed, recompute, threads)
 
     def trace(
         self,
@@ -362,164 +218,6 @@ class LSTM:
         from fastlstm.trace import Trace
 
         return Trace.of(self.record(x, state, lengths=lengths, resets=resets, threads=threads))
-
-    def _check(self, x: Any, state: Any, lengths: Any, resets: Any) -> tuple[Any, ...]:
-        """The input as it was given and as (T, B, I) to be read in place, whether it is one sequence, and the rest as the engine
-        takes it."""
-        I = self._sizes[0]
-        x = seen = as_floats("x", x, self._dtype)
-        single = x.ndim == 2
-        if x.ndim not in (2, 3) or x.shape[-1] != I:
-            free = ("B", "T") if self.batch_first else ("T", "B")
-            raise shape_error("x", (*free, I), x.shape)
-        if single:
-            x = x[:, None]
-        elif self.batch_first:
-            x = x.transpose(1, 0, 2)
-        T, B, _ = x.shape
-        x = in_place(x)
-        h_0, c_0 = (None, None) if state is None else self._check_state(state, B, single)
-        if lengths is not None:
-            if single:
-                raise ValueError("lengths needs a batch: x must have 3 dimensions, got 2")
-            lengths = as_lengths(lengths, T, B)
-        if resets is not None:
-            resets = as_resets(resets, (T,) if single else (T, B))
-        return seen, x, single, h_0, c_0, lengths, resets
-
-    def _output_shape(self, T: int, B: int, single: bool) -> tuple[int, ...]:
-        return (T, self._width) if single else (B, T, self._width) if self.batch_first else (T, B, self._width)
-
-    def _new_output(self, T: int, B: int, single: bool) -> tuple[Array, Array]:
-        """An array as the caller gets it, and the same memory as the engine writes it."""
-        output = np.empty(self._output_shape(T, B, single), self._dtype)
-        return output, self._as_written(output, single)
-
-    def _as_written(self, output: Array, single: bool) -> Array:
-        """The same memory as (T, B, ...) with each step at its own time, which Keras' order of processing turns round."""
-        output = output[:, None] if single else output.transpose(1, 0, 2) if self.batch_first else output
-        return output[::-1] if self.weights.flipped else output
-
-    def _new_state(self, B: int) -> State:
-        _, H, P, records = self._sizes
-        return np.empty((records, B, P), self._dtype), np.empty((records, B, H), self._dtype)
-
-    def _merged(self, both: Array, out: Any, inputs: tuple[Array | None, ...]) -> Any:
-        """The outputs of both directions made one, as Keras' Bidirectional does; a pair if its mode is None."""
-        forward, backward = np.split(both, 2, axis=-1)
-        mode = self.weights.merge_mode
-        if mode is None:
-            return forward, backward
-        result = np.empty(forward.shape, self._dtype) if out is None else self._check_out(out, forward.shape, inputs)
-        with np.errstate(all="ignore"):  # infinity and NaN go where IEEE arithmetic takes them
-            (np.multiply if mode == "mul" else np.add)(forward, backward, out=result)
-            if mode == "ave":
-                result *= 0.5
-        return result if out is None else out
-
-    def _check_state(self, state: tuple[Any, Any], B: int, single: bool) -> State:
-        """The initial state as contiguous arrays (L*D, B, P) and (L*D, B, H)."""
-        _, H, P, records = self._sizes
-        if not isinstance(state, (tuple, list)) or len(state) != 2:
-            raise TypeError(f"state must be a pair (h_0, c_0), got {type(state).__name__}")
-        checked = []
-        for name, value, size in (("h_0", state[0], P), ("c_0", state[1], H)):
-            array = as_floats(name, value, self._dtype)
-            expected = (records, size) if single else (records, B, size)
-            if array.shape != expected:
-                raise shape_error(name, expected, array.shape)
-            array = contiguous(array)
-            checked.append(array[:, None] if single else array)
-        return checked[0], checked[1]
-
-    def _check_out(self, out: Any, shape: tuple[int, ...], inputs: tuple[Array | None, ...]) -> Array:
-        array = as_floats("out", out, self._dtype)
-        if array.shape != shape:
-            raise shape_error("out", shape, array.shape)
-        if not array.flags.writeable:
-            raise ValueError("out is read-only")
-        if array.size and _overlaps_itself(array):
-            raise ValueError("out must not overlap itself: some of its elements share memory")
-        for name, other in zip(("x", "h_0", "c_0", "lengths", "resets"), inputs, strict=True):
-            if other is not None and _overlap(array, other):
-                raise ValueError(f"out must not overlap {name}")
-        return array
-
-    def stream(self, batch_size: int = 1) -> Stream:
-        """A carried state that takes one step at a time.
-
-        Parameters
-        ----------
-        batch_size : int
-            Rows B of every step.
-
-        Returns
-        -------
-        Stream
-
-        Raises
-        ------
-        ValueError
-            If the network is bidirectional, which needs the whole sequence.
-        """
-        return Stream(self, batch_size)
-
-    def plan(self, T: int, B: int, threads: int | None = None) -> dict[str, int]:
-        """How a call with T steps and B rows would be divided.
-
-        Returns
-        -------
-        dict
-            ``threads`` in all; ``directions``: 2 if both run side by side; ``row_groups`` that never wait for each other;
-            ``unit_groups``: threads that divide the hidden units and meet at every step; ``chunk``: steps whose input product is
-            taken at once (0: with the recurrent product); ``stride``: steps that a layer hands on to the next at a time.
-        """
-        return _engine.plan(self._network, T, B, _threads.allowance(threads)[0])
-
-    # ---- Weights ---------------------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Array]:
-        """Copies of the parameters under PyTorch's names, in PyTorch's order: ``weight_ih_l0``, ``weight_hh_l0``, ..."""
-        return {name: tensor.copy() for name, tensor in self.weights.named_tensors()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Replace all parameters; on an error nothing has changed.
-
-        Parameters
-        ----------
-        state_dict : mapping of str to arrays or tensors
-            Exactly the names, shapes and dtype of :meth:`state_dict`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If a tensor is missing, unexpected or does not fit; the message names it.
-        """
-        expected = self.weights.expected_shapes()
-        for name in state_dict:
-            if name not in expected:
-                raise ValueError(f"unexpected tensor {name!r:.100}; expected {', '.join(expected)}")
-        tensors = {}
-        for name, shape in expected.items():
-            if name not in state_dict:
-                raise ValueError(f"tensor {name} is missing; expected shape {shape}")
-            value = state_dict[name]
-            tensor = as_array(name, value.detach() if hasattr(value, "detach") else value)
-            if tensor.shape != shape:
-                raise shape_error(name, shape, tensor.shape)
-            tensors[name] = np.array(as_floats(name, tensor, self._dtype), order="C")
-        self._adopt(self.weights.with_tensors(tensors))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters, and whether the network is batch-first, as a safetensors file that :func:`fastlstm.load` reads.
-
-        The file is written beside its place and then moved there: `path` never holds half a file.
-        """
-        from fastlstm.loaders.safetensors_file import write_safetensors
-
-        if self.weights.merge_mode != "concat":
-            raise ValueError(f"a safetensors file has no place for merge_mode {self.weights.merge_mode!r}; keep state_dict()")
-        write_safetensors(path, self.weights, self.batch_first)
 
     def to_keras_weights(self) -> list[Array]:
         """Copies of the parameters as ``keras_layer.set_weights`` takes them: kernel, recurrent_kernel, bias.
@@ -558,69 +256,17 @@ class LSTM:
 
         write_onnx(path, self.weights, self.batch_first)
 
+    @staticmethod
+    def _check_kind(weights: Weights) -> None:
+        if weights.nonlinearity is not None:
+            raise ValueError("weights must be those of an LSTM, got those of a plain RNN; use fastlstm.RNN")
 
-_KINDS = tuple(ACTIVATIONS)  # by the engine's numbers
-_FORWARD = {"float32": _engine.forward["float"], "float64": _engine.forward["double"]}
+    @staticmethod
+    def _split(name: str, state: Any, names: tuple[str, str]) -> tuple[Any, ...]:
+        if not isinstance(state, (tuple, list)) or len(state) != 2:
+            raise TypeError(f"{name} must be a pair ({', '.join(names)}), got {type(state).__name__}")
+        return tuple(state)
 
-
-def _as_dtype(dtype: Any) -> np.dtype[Any]:
-    given = f"{dtype!r:.100}"
-    try:
-        found: np.dtype[Any] | None = None if dtype is None else np.dtype(dtype)  # NumPy takes None for float64
-    except TypeError:
-        found = None
-    if found is None or found not in (np.float32, np.float64):
-        raise ValueError(f"dtype must be float32 or float64, got {given if found is None else found}")
-    return found
-
-
-def _owned(layer: LayerWeights) -> LayerWeights:
-    """The same tensors as read-only, contiguous arrays that nobody else can write to."""
-
-    def own(tensor: Array | None) -> Array | None:
-        if tensor is None:
-            return None
-        flags = tensor.flags
-        if flags.writeable or not flags.owndata or not flags.c_contiguous or not flags.aligned:
-            tensor = np.array(tensor, order="C")
-            tensor.setflags(write=False)
-        return tensor
-
-    return replace(layer, **{kind: own(getattr(layer, kind)) for kind in TENSORS})  # type: ignore[arg-type]
-
-
-def _rows(weights: Weights) -> list[Any]:
-    """Each record's tensors as flat bytes, as the engine packs them."""
-    return [tuple(_bytes(getattr(layer, kind)) for kind in TENSORS) for layer in weights.layers]
-
-
-def _bytes(tensor: Array | None) -> Array | None:
-    return None if tensor is None else tensor.reshape(-1).view(np.uint8)
-
-
-def _variant(layer: LayerWeights) -> tuple[Any, ...] | None:
-    """The cell in the engine's numbers; None for PyTorch's, which has its own kernel."""
-    cell = layer.cell
-    if cell == PLAIN and layer.weight_peephole is None:
-        return None
-    functions = ((_KINDS.index(f.name), *(*f.parameters, 0.0, 0.0)[:2]) for f in (cell.gate, cell.candidate, cell.hidden))
-    clips = (np.inf if clip is None else clip for clip in (cell.gate_clip, cell.cell_clip, cell.proj_clip))
-    return *functions, (None, "forget", "input").index(cell.coupled), *clips
-
-
-def _overlap(a: Array, b: Array) -> bool:
-    try:
-        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # any integer, NumPy says
-    except np.exceptions.TooHardError:
-        return True  # what cannot be shown to be apart is taken as overlapping
-
-
-def _overlaps_itself(array: Array) -> bool:
-    """Whether two elements may share memory: sorted by stride, each axis must step over all inner ones."""
-    extent = array.itemsize
-    for stride, size in sorted((abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True)):
-        if size > 1:
-            if stride < extent:
-                return True
-            extent += stride * (size - 1)
-    return False
+    @staticmethod
+    def _join(h: Array, c: Array) -> State:
+        return h, c

@@ -9,7 +9,7 @@ the :math:`h_t` of both directions side by side. In every array time comes first
     c_t &= f c_{t-1} + i g \\
     h_t &= o \tanh(c_t), \quad\text{or with a projection}\quad W_{hr} (o \tanh(c_t))
 
-* The cell's variants stand in :class:`fastlstm.cell.Cell`.
+* The cell's variants stand in :class:`fastlstm.cell.Cell`. A plain RNN has :math:`h_t = \tanh(z)` or relu, and a c of no columns.
 * ``lengths``: row b has the steps ``0 <= t < lengths[b]``; the rest is padding and not computed: output zero, state kept. The
   final state is that after the row's last step, which is step 0 in the reverse direction; with length 0 it is the initial state.
 * ``resets``: row b starts anew, as without a state, at step t where ``resets[t, b]``. The forward direction forgets all before t,
@@ -146,4 +146,4 @@ def _own_state(w: LayerWeights) -> State:
     """h and c of a row that begins without a state."""
     if w.h_0 is not None and w.c_0 is not None:
         return w.h_0, w.c_0
-    return np.zeros(w.weight_hh.shape[1]), np.zeros(len(w.weight_hh) // 4)
+    return np.zeros(w.weight_hh.shape[1]), np.zeros(0 if w.nonlinearity else len(w.weight_hh) // 4)

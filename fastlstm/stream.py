@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -12,35 +12,39 @@ from fastlstm import threads as _threads
 from fastlstm.arrays import Array, as_floats, in_place, shape_error
 
 if TYPE_CHECKING:
-    from fastlstm.lstm import LSTM
+    from fastlstm.network import Network
 
 __all__ = ["Stream"]
 
 
-class Stream:
-    """The state of B rows that advance one step at a time; made by :meth:`LSTM.stream`.
+S = TypeVar("S")  # the state: (h, c), or h alone of a plain RNN
+
+
+class Stream(Generic[S]):
+    """The state of B rows that advance one step at a time; made by :meth:`LSTM.stream` or :meth:`RNN.stream`.
 
     The outputs of the steps are, bit for bit, those of one call over the whole sequence. A stream keeps the weights it was made
     with. It belongs to one thread at a time.
     """
 
-    def __init__(self, lstm: LSTM, batch_size: int = 1) -> None:
-        if lstm.bidirectional:
+    def __init__(self, network: Network[S], batch_size: int = 1) -> None:
+        if network.bidirectional:
             raise ValueError("a bidirectional network cannot stream: its backward direction begins at the end of the sequence")
-        if lstm.weights.reverse:
+        if network.weights.reverse:
             raise ValueError("a reverse network cannot stream: it begins at the end of the sequence")
         if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
             raise TypeError(f"batch_size must be an integer, got {batch_size!r:.100}")
         if not 0 <= batch_size < 1 << 31:
             raise ValueError(f"batch_size must be at least 0, got {batch_size}")
-        B, self._I, self._P = int(batch_size), lstm.input_size, lstm.proj_size or lstm.hidden_size
-        self._dtype = lstm.dtype
+        B, self._I, self._P = int(batch_size), network.input_size, network.weights.proj_size or network.hidden_size
+        self._dtype = network.dtype
         self._shape = (B, self._P)
-        self._h = tuple(np.zeros((lstm.num_layers, B, self._P), self._dtype) for _ in range(2))
-        self._c = tuple(np.zeros((lstm.num_layers, B, lstm.hidden_size), self._dtype) for _ in range(2))
+        self._h = tuple(np.zeros((network.num_layers, B, self._P), self._dtype) for _ in range(2))
+        self._c = tuple(np.zeros((network.num_layers, B, network.weights.cell_size), self._dtype) for _ in range(2))
         h, c = (tuple(array.reshape(-1).view(np.uint8) for array in pair) for pair in (self._h, self._c))
-        self._initial = lstm.weights.initial_state
-        self._engine = _engine.StreamState(lstm._network, B, h, c, _threads.allowance(None)[0])  # type: ignore[arg-type]
+        self._initial = network.weights.initial_state
+        self._split, self._join = network._split, network._join
+        self._engine = _engine.StreamState(network._network, B, h, c, _threads.allowance(None)[0])  # type: ignore[arg-type]
         self.reset()
 
     def step(self, x: Any) -> Array:
@@ -82,23 +86,22 @@ class Stream:
         return self._shape[0]
 
     @property
-    def state(self) -> tuple[Array, Array]:
-        """Copies of h, shape (num_layers, B, P or H), and c, shape (num_layers, B, H); may be set."""
+    def state(self) -> S:
+        """Copies of h, shape (num_layers, B, P or H), and c, shape (num_layers, B, H); of an RNN h alone. May be set."""
         now = self._engine.current
-        return self._h[now].copy(), self._c[now].copy()
+        return self._join(self._h[now].copy(), self._c[now].copy())
 
     @state.setter
-    def state(self, state: tuple[Any, Any]) -> None:
-        if not isinstance(state, (tuple, list)) or len(state) != 2:
-            raise TypeError(f"state must be a pair (h, c), got {type(state).__name__}")
-        now = self._engine.current
-        given = []
-        for name, value, held in (("h", state[0], self._h[now]), ("c", state[1], self._c[now])):
+    def state(self, state: Any) -> None:
+        now, names, given = self._engine.current, ("h", "c"), []
+        held_now = self._h[now], self._c[now]
+        for name, value, held in zip(names, self._split("state", state, names), held_now, strict=False):
             array = as_floats(name, value, self._dtype)
             if array.shape != held.shape:
                 raise shape_error(name, held.shape, array.shape)
             given.append(array)
-        self._h[now][...], self._c[now][...] = given
+        for held, array in zip(held_now, given, strict=False):
+            held[...] = array
 
     def reset(self, rows: Iterable[int] | None = None) -> None:
         """Begin anew, all rows or `rows`: from a zero state, or the initial state that the network's file holds.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -14,11 +14,12 @@ from fastlstm.arrays import Array, as_floats, contiguous, in_place, shape_error
 from fastlstm.weights import Weights, suffix
 
 if TYPE_CHECKING:
-    from fastlstm.lstm import LSTM
+    from fastlstm.network import Network
 
 __all__ = ["Gradients", "Tape"]
 
-State = tuple[Array, Array]
+S = TypeVar("S")  # the state as callers see it: (h, c), or h alone of a plain RNN
+State = tuple[Array, Array]  # as the engine sees it: c has no columns in a plain RNN
 Maybe = tuple["Array | None", "Array | None"]
 Records = list[Any]  # of each layer and direction: the memory of its parameters' gradients
 
@@ -29,33 +30,35 @@ _USED = "this tape was used before: its memory became that of the gradients; rec
 
 
 @dataclass(frozen=True)
-class Gradients:
+class Gradients(Generic[S]):
     """What :meth:`Tape.backward` returns, in the network's dtype.
 
     Attributes
     ----------
     input : array, shaped as the input, or None
         Zero where there is padding. None if it was not asked for.
-    state : (array, array)
+    state : (array, array), or an array of an RNN
         Of the initial state, shaped as it.
     parameters : dict of str to array
-        By the names of ``lstm.state_dict()``. ``bias_ih`` and ``bias_hh`` are added in the network: their gradients are equal.
+        By the names of ``state_dict()``. ``bias_ih`` and ``bias_hh`` are added in the network: their gradients are equal.
     """
 
     input: Array | None
-    state: State
+    state: S
     parameters: dict[str, Array]
 
 
-class Tape:
-    """A forward pass that keeps what backpropagation through time needs; made by :meth:`LSTM.record`.
+class Tape(Generic[S]):
+    """A forward pass that keeps what backpropagation through time needs; made by :meth:`LSTM.record` or
+    :meth:`RNN.record`.
 
     It keeps copies: arrays that change afterwards do not change the gradients. Per token and direction of a layer these are 4H
-    gates, H of the cell state and P (or H) outputs, besides the I inputs of the first layer; padding takes none.
+    gates, H of the cell state and P (or H) outputs, or 2H numbers of an RNN, besides the I inputs of the first layer; padding
+    takes none.
 
     Attributes
     ----------
-    output, state : as :meth:`LSTM.__call__` returns them, bit for bit
+    output, state : as a call returns them, bit for bit
     dropout : float
         Probability that an element between two layers is dropped.
     seed : int
@@ -64,7 +67,7 @@ class Tape:
 
     def __init__(
         self,
-        lstm: LSTM,
+        network: Network[S],
         x: Array,
         h_0: Array | None,
         c_0: Array | None,
@@ -77,22 +80,22 @@ class Tape:
     ) -> None:
         T, B, _ = x.shape
         self.dropout, self.seed = dropout, seed
-        self._lstm, self._weights, self._single, self._sizes = lstm, lstm.weights, single, (T, B)
+        self._net, self._weights, self._single, self._sizes = network, network.weights, single, (T, B)
         self._lengths = None if lengths is None else lengths.copy()
         self._resets = None if resets is None else resets.copy()
         self._turns = [None]  # as many as there are gradients to be taken; a list's methods are safe between threads
-        self.output, output = lstm._new_output(T, B, single)
-        h_n, c_n = lstm._new_state(B)
+        self.output, output = network._new_output(T, B, single)
+        h_n, c_n = network._new_state(B)
         self._record(x, (h_0, c_0), output, (h_n, c_n), _threads.allowance(threads))
-        self.state = (h_n[:, 0], c_n[:, 0]) if single else (h_n, c_n)
+        self.state: S = network._join(h_n[:, 0], c_n[:, 0]) if single else network._join(h_n, c_n)
 
     def _record(self, x: Array, state: Maybe, output: Array, final: State, threads: tuple[int, int]) -> None:
         """The forward pass; everything in the engine's shapes."""
-        self._transposed = self._lstm._transposed_weights()
+        self._transposed = self._net._transposed_weights()
         self._arguments = (*self._sizes, self._lengths, *map(_bytes, state), self.dropout, self.seed)
-        self._engine: _engine.Tape | None = _engine.Tape(self._lstm._network, *self._arguments)
+        self._engine: _engine.Tape | None = _engine.Tape(self._net._network, *self._arguments)
         run = _FORWARD[output.dtype.name]
-        run(self._lstm._network, x, *state, output, *final, self._lengths, self._resets, *threads, self._engine)
+        run(self._net._network, x, *state, output, *final, self._lengths, self._resets, *threads, self._engine)
 
     def _run_back(
         self,
@@ -122,12 +125,12 @@ class Tape:
     def backward(
         self,
         d_output: Any = None,
-        d_state: tuple[Any, Any] | None = None,
+        d_state: Any = None,
         *,
         steps: int | None = None,
         input: bool = True,
         threads: int | None = None,
-    ) -> Gradients:
+    ) -> Gradients[S]:
         """Gradients of ``sum(output * d_output) + sum(h_n * d_state[0]) + sum(c_n * d_state[1])``.
 
         The sums behind each number have one order, which depends on T, B and the lengths alone: the same bits on any number of
@@ -137,7 +140,7 @@ class Tape:
         ----------
         d_output : array, shaped as `output`, optional
             None stands for zeros.
-        d_state : (d_h_n, d_c_n), shaped as `state`, optional
+        d_state : (d_h_n, d_c_n), or d_h_n of an RNN, shaped as `state`, optional
             None stands for zeros, for both or for one of them.
         steps : int, optional
             Truncated backpropagation [1]_: gradients do not cross from step t to step t - 1 where t is a multiple of `steps`; the
@@ -167,29 +170,29 @@ class Tape:
         """
         if not self._turns:
             raise RuntimeError(_USED)
-        lstm, (T, B) = self._lstm, self._sizes
-        if lstm.weights is not self._weights:
+        net, (T, B) = self._net, self._sizes
+        if net.weights is not self._weights:
             raise RuntimeError("the network's weights were replaced (load_state_dict) after this tape was recorded; record again")
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, (int, np.integer))):
             raise TypeError(f"steps must be an integer or None, got {steps!r:.100}")
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         steps = 0 if steps is None else int(min(steps, max(T, 1)))  # at T or beyond nothing is cut
-        d_y = None if d_output is None else lstm._as_written(in_place(_like("d_output", d_output, self.output)), self._single)
+        d_y = None if d_output is None else net._as_written(in_place(_like("d_output", d_output, self.output)), self._single)
         d_final, allowed = self._check_state(d_state), _threads.allowance(threads)
 
-        single, I = self._single, lstm.input_size
+        single, I = self._single, net.input_size
         d_input: Array | None = None
         d_x: Array | None = None
         if input:
-            d_input = np.zeros((T, I) if single else (B, T, I) if lstm.batch_first else (T, B, I), lstm.dtype)
-            d_x = d_input[:, None] if single else d_input.transpose(1, 0, 2) if lstm.batch_first else d_input
-        d_initial = _copies(d_final, lstm._new_state(B))  # a row without a step hands on what it is given
+            d_input = np.zeros((T, I) if single else (B, T, I) if net.batch_first else (T, B, I), net.dtype)
+            d_x = d_input[:, None] if single else d_input.transpose(1, 0, 2) if net.batch_first else d_input
+        d_initial = _copies(d_final, net._new_state(B))  # a row without a step hands on what it is given
         shapes = self._weights.expected_shapes()
-        parameters = {name: np.zeros(shape, lstm.dtype) for name, shape in shapes.items()}
+        parameters = {name: np.zeros(shape, net.dtype) for name, shape in shapes.items()}
         records: Records = []
         for index in range(len(self._weights.layers)):
-            end = suffix(index, lstm.num_directions)
+            end = suffix(index, net.num_directions)
             kinds = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_peephole", "h_0", "c_0")
             records.append(tuple(_bytes(parameters.get(kind + end)) for kind in kinds))
         try:
@@ -205,21 +208,22 @@ class Tape:
             if name.startswith("bias_hh"):
                 parameters[name][...] = parameters[name.replace("bias_hh", "bias_ih")]
         d_h_0, d_c_0 = d_initial
-        return Gradients(d_input, (d_h_0[:, 0], d_c_0[:, 0]) if single else (d_h_0, d_c_0), parameters)
+        d_begin = net._join(d_h_0[:, 0], d_c_0[:, 0]) if single else net._join(d_h_0, d_c_0)
+        return Gradients(d_input, d_begin, parameters)
 
-    def _check_state(self, d_state: tuple[Any, Any] | None) -> tuple[Array | None, Array | None]:
+    def _check_state(self, d_state: Any) -> Maybe:
         if d_state is None:
             return None, None
-        if not isinstance(d_state, (tuple, list)) or len(d_state) != 2:
-            raise TypeError(f"d_state must be a pair (d_h_n, d_c_n), got {type(d_state).__name__}")
+        names = ("d_h_n", "d_c_n")
+        likes = self._net._split("state", self.state, names)
         checked: list[Array | None] = []
-        for name, value, like in (("d_h_n", d_state[0], self.state[0]), ("d_c_n", d_state[1], self.state[1])):
+        for name, value, like in zip(names, self._net._split("d_state", d_state, names), likes, strict=False):
             array = None if value is None else contiguous(_like(name, value, like))
             checked.append(array[:, None] if array is not None and self._single else array)
-        return checked[0], checked[1]
+        return checked[0], checked[1] if len(checked) == 2 else None
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._lstm.weights is not self._weights:
+        if self._net.weights is not self._weights:
             raise RuntimeError("the network's weights were replaced after this tape was recorded: it can no longer be copied")
         state = self.__dict__.copy()
         for name in self._remade:
@@ -229,7 +233,7 @@ class Tape:
     def __setstate__(self, state: dict[str, Any]) -> None:
         content = state.pop("content")
         self.__dict__.update(state)
-        self._weights = self._lstm.weights
+        self._weights = self._net.weights
         self._restore(content)
 
     _remade: tuple[str, ...] = ("_weights", "_transposed", "_engine")  # when a tape is copied
@@ -238,28 +242,28 @@ class Tape:
         return None if self._engine is None else self._engine.content()
 
     def _restore(self, content: Any) -> None:
-        self._transposed, self._engine = self._lstm._transposed_weights(), None
+        self._transposed, self._engine = self._net._transposed_weights(), None
         if content is not None:
-            self._engine = _engine.Tape(self._lstm._network, *self._arguments)
+            self._engine = _engine.Tape(self._net._network, *self._arguments)
             self._engine.restore(content)
 
 
-class RecomputedTape(Tape):
+class RecomputedTape(Tape[S]):
     """A tape that keeps the inputs of each layer and a state now and then; when it goes back it records the steps between anew,
     for one layer and direction after the other."""
 
     _remade = ("_weights", "_parts")
 
     def _record(self, x: Array, state: Maybe, output: Array, final: State, threads: tuple[int, int]) -> None:
-        lstm, (T, B) = self._lstm, self._sizes
-        self._segment, self._parts = _segment(T, B), _parts(self._weights)
+        net, (T, B) = self._net, self._sizes
+        self._segment, self._parts = _segment(T, B), _parts(net)
         self._inputs = [x.copy()]  # of each layer
         self._states: list[dict[int, Maybe]] = []  # of each part: by a segment's first step, the state it begins from
         for index, part in enumerate(self._parts):
-            layer, side = divmod(index, lstm.num_directions)
+            layer, side = divmod(index, net.num_directions)
             if side == 0:
-                last = layer + 1 == lstm.num_layers
-                y = output if last else np.empty((T, B, lstm._width), lstm.dtype)
+                last = layer + 1 == net.num_layers
+                y = output if last else np.empty((T, B, net._width), net.dtype)
             before: Maybe = _record_of(state[0], index), _record_of(state[1], index)
             states: dict[int, Maybe] = {}
             for begin, end in self._segments(part):
@@ -271,7 +275,7 @@ class RecomputedTape(Tape):
                 before = after
             final[0][index], final[1][index] = after[0][0], after[1][0]
             self._states.append(states)
-            if side + 1 == lstm.num_directions and not last:
+            if side + 1 == net.num_directions and not last:
                 if self.dropout:
                     _DROP[y.dtype.name](y, self.dropout, self.seed, layer)
                 self._inputs.append(y)
@@ -286,8 +290,8 @@ class RecomputedTape(Tape):
         records: Records,
         threads: tuple[int, int],
     ) -> None:
-        D, dtype = self._lstm.num_directions, d_state[0].dtype
-        for layer in reversed(range(self._lstm.num_layers)):
+        D, dtype = self._net.num_directions, d_state[0].dtype
+        for layer in reversed(range(self._net.num_layers)):
             wanted = layer > 0 or d_x is not None
             d_inputs = [np.zeros(self._inputs[layer].shape, dtype) if wanted else None for _ in range(D)]
             for side in range(D):
@@ -309,7 +313,7 @@ class RecomputedTape(Tape):
         self, index: int, d_x: Array | None, d_y: Array | None, d_after: Maybe, steps: int, record: Any, threads: tuple[int, int]
     ) -> State:
         """One layer and direction, segment by segment from its end; the gradient of its initial state."""
-        part, x = self._parts[index], self._inputs[index // self._lstm.num_directions]
+        part, x = self._parts[index], self._inputs[index // self._net.num_directions]
         T, B = self._sizes
         forward, backward, transposed = _FORWARD[x.dtype.name], _BACKWARD[x.dtype.name], part._transposed_weights()
         d_before = _copies(d_after, part._new_state(B))
@@ -327,14 +331,14 @@ class RecomputedTape(Tape):
             d_after = d_before
         return d_before
 
-    def _segments(self, part: LSTM) -> list[tuple[int, int]]:
+    def _segments(self, part: Network[S]) -> list[tuple[int, int]]:
         """First step and end of each segment, in the order of processing."""
         T = self._sizes[0]
         segments = [(begin, min(begin + self._segment, T)) for begin in range(0, max(T, 1), self._segment)]
         return segments[::-1] if part.weights.reverse else segments
 
     def _columns(self, side: int) -> slice:
-        width = self._lstm._width // self._lstm.num_directions
+        width = self._net._width // self._net.num_directions
         return slice(side * width, (side + 1) * width)
 
     def _cut(self, begin: int, end: int) -> tuple[Array | None, Array | None]:
@@ -361,7 +365,7 @@ class RecomputedTape(Tape):
         return None
 
     def _restore(self, content: Any) -> None:
-        self._parts = _parts(self._weights)
+        self._parts = _parts(self._net)
 
 
 def _segment(T: int, B: int) -> int:
@@ -370,13 +374,11 @@ def _segment(T: int, B: int) -> int:
     return block * max(1, round(math.sqrt(T) / block))
 
 
-def _parts(weights: Weights) -> list[LSTM]:
+def _parts(network: Network[S]) -> list[Network[S]]:
     """Each layer and direction as a network of its own."""
-    from fastlstm.lstm import LSTM
-
-    D = weights.num_directions
+    weights, D = network.weights, network.num_directions
     reverse = [weights.reverse or index % D == 1 for index in range(len(weights.layers))]
-    return [LSTM.from_weights(Weights((layer,), reverse=back)) for layer, back in zip(weights.layers, reverse, strict=True)]
+    return [network.from_weights(Weights((layer,), reverse=back)) for layer, back in zip(weights.layers, reverse, strict=True)]
 
 
 def _record_of(state: Array | None, index: int) -> Array | None:

@@ -41,13 +41,13 @@ class Trace:
     h: Array
 
     @classmethod
-    def of(cls, tape: Tape) -> Trace:
+    def of(cls, tape: Tape[tuple[Array, Array]]) -> Trace:
         """Read a tape that is not used up."""
-        lstm, (T, B), engine = tape._lstm, tape._sizes, tape._engine
+        lstm, (T, B), engine = tape._net, tape._sizes, tape._engine
         assert engine is not None, "a tape that is not used up"
         found = {}
         for what in "ifgoch":
-            n = lstm.proj_size or lstm.hidden_size if what == "h" else lstm.hidden_size
+            n = lstm.weights.proj_size or lstm.hidden_size if what == "h" else lstm.hidden_size
             values = np.zeros((len(lstm.weights.layers), T, B, n), lstm.dtype)
             for record in range(len(values)):
                 engine.read(record, what, values[record].reshape(-1).view(np.uint8))

@@ -1,4 +1,4 @@
-"""The canonical weights: one record per layer and direction, PyTorch's names, gates in the order i, f, g, o.
+"""The canonical weights: one record per layer and direction, PyTorch's names, gates in the order i, f, g, o; a plain RNN has one.
 
 Every loader produces :class:`Weights`; the engine, ``state_dict`` and ``save`` consume it. Nothing else passes between them.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class LayerWeights:
     Attributes
     ----------
     weight_ih : array, shape (4*H, I)
+        In all, H in place of 4*H of a plain RNN.
     weight_hh : array, shape (4*H, H), or (4*H, P) with a projection
     bias_ih, bias_hh : arrays, shape (4*H,), or both None
     weight_hr : array, shape (P, H), or None without a projection
@@ -36,6 +37,7 @@ class LayerWeights:
     h_0, c_0 : arrays, shape (H or P,) and (H,), or both None
         The initial state that a file carries, for every row where the caller gives none.
     cell : Cell
+    nonlinearity : "tanh" or "relu" of a plain RNN, None of an LSTM
     """
 
     weight_ih: Array
@@ -47,6 +49,7 @@ class LayerWeights:
     h_0: Array | None = None
     c_0: Array | None = None
     cell: Cell = PLAIN
+    nonlinearity: Literal["tanh", "relu"] | None = None
 
 
 TENSORS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_peephole", "h_0", "c_0")
@@ -83,6 +86,13 @@ class Weights:
         if self.merge_mode != "concat" and (self.num_directions, self.num_layers) != (2, 1):
             raise ValueError(f"merge_mode {self.merge_mode!r} is for one layer of two directions")
         first = self.layers[0]
+        for layer in self.layers:
+            if layer.nonlinearity != first.nonlinearity or first.nonlinearity not in (None, "tanh", "relu"):
+                raise ValueError(
+                    f"nonlinearity must be one of 'tanh', 'relu', None in all layers, got {layer.nonlinearity!r:.100}"
+                )
+            if layer.nonlinearity and (layer.cell != PLAIN or any(getattr(layer, name) is not None for name in TENSORS[4:])):
+                raise ValueError("a plain RNN has no projection, peepholes, initial state or cell of its own")
         for name in ("weight_ih", "weight_hh"):
             if getattr(first, name).ndim != 2:
                 raise ValueError(f"{name}_l0 must have 2 dimensions, got shape {getattr(first, name).shape}")
@@ -115,7 +125,21 @@ class Weights:
 
     @property
     def hidden_size(self) -> int:
-        return int(self.layers[0].weight_hh.shape[0]) // 4
+        return int(self.layers[0].weight_hh.shape[0]) // self.gates
+
+    @property
+    def cell_size(self) -> int:
+        """Size of the state c: 0 in a plain RNN, which has none."""
+        return self.hidden_size if self.nonlinearity is None else 0
+
+    @property
+    def nonlinearity(self) -> Literal["tanh", "relu"] | None:
+        """Of a plain RNN; None for an LSTM."""
+        return self.layers[0].nonlinearity
+
+    @property
+    def gates(self) -> int:
+        return 4 if self.nonlinearity is None else 1
 
     @property
     def proj_size(self) -> int:
@@ -139,10 +163,10 @@ class Weights:
 
     @property
     def initial_state(self) -> tuple[Array, Array]:
-        """h_0, shape (L*D, P or H), and c_0, shape (L*D, H), of a row without a given state: zeros, unless the file holds one."""
-        H, P = self.hidden_size, self.proj_size or self.hidden_size
+        """h_0, shape (L*D, P or H), and c_0, shape (L*D, cell_size), where none is given: zeros, unless the file holds one."""
+        C, P = self.cell_size, self.proj_size or self.hidden_size
         h_0 = np.stack([np.zeros(P, self.dtype) if w.h_0 is None else w.h_0 for w in self.layers])
-        return h_0, np.stack([np.zeros(H, self.dtype) if w.c_0 is None else w.c_0 for w in self.layers])
+        return h_0, np.stack([np.zeros(C, self.dtype) if w.c_0 is None else w.c_0 for w in self.layers])
 
     def expected_shapes(self) -> dict[str, tuple[int, ...]]:
         return parameter_shapes(
@@ -154,6 +178,7 @@ class Weights:
             proj_size=self.proj_size,
             peephole=self.layers[0].weight_peephole is not None,
             initial=self.layers[0].h_0 is not None,
+            gates=self.gates,
         )
 
     def named_tensors(self) -> Iterator[tuple[str, Array]]:
@@ -174,7 +199,7 @@ class Weights:
         return replace(self, layers=tuple(layers))
 
     @classmethod
-    def from_named_tensors(cls, tensors: Mapping[str, Array]) -> Weights:
+    def from_named_tensors(cls, tensors: Mapping[str, Array], nonlinearity: Literal["tanh", "relu"] | None = None) -> Weights:
         """Read back what :meth:`named_tensors` gives; the names must be exactly one network's."""
         bidirectional = "weight_ih_l0_reverse" in tensors
         directions = 2 if bidirectional else 1
@@ -184,7 +209,8 @@ class Weights:
             end = suffix(len(layers), directions)
             if "weight_hh" + end not in remaining:
                 raise ValueError(f"weight_hh{end} is missing")
-            layers.append(LayerWeights(*(remaining.pop(kind + end, None) for kind in TENSORS)))  # type: ignore[arg-type]
+            found: dict[str, Any] = {kind: remaining.pop(kind + end, None) for kind in TENSORS}
+            layers.append(LayerWeights(**found, nonlinearity=nonlinearity))
         if remaining:
             raise ValueError(f"unexpected tensor {min(remaining)[:100]!r} among the weights of {len(layers)} layer record(s)")
         return cls(tuple(layers), bidirectional)
@@ -206,6 +232,7 @@ def parameter_shapes(
     proj_size: int,
     peephole: bool = False,
     initial: bool = False,
+    gates: int = 4,
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of all parameters under PyTorch's names, in PyTorch's order."""
     directions = 2 if bidirectional else 1
@@ -213,11 +240,11 @@ def parameter_shapes(
     shapes: dict[str, tuple[int, ...]] = {}
     for index in range(num_layers * directions):
         end = suffix(index, directions)
-        shapes["weight_ih" + end] = (4 * hidden_size, input_size if index < directions else directions * recurrent)
-        shapes["weight_hh" + end] = (4 * hidden_size, recurrent)
+        shapes["weight_ih" + end] = (gates * hidden_size, input_size if index < directions else directions * recurrent)
+        shapes["weight_hh" + end] = (gates * hidden_size, recurrent)
         if bias:
-            shapes["bias_ih" + end] = (4 * hidden_size,)
-            shapes["bias_hh" + end] = (4 * hidden_size,)
+            shapes["bias_ih" + end] = (gates * hidden_size,)
+            shapes["bias_hh" + end] = (gates * hidden_size,)
         if proj_size:
             shapes["weight_hr" + end] = (proj_size, hidden_size)
         if peephole:
