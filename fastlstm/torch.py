@@ -558,7 +558,7 @@ _lstm_backward.register_fake(_backward_shapes)
 class _Kept(np.ndarray[Any, np.dtype[Any]]):
     """The number of a tape, and the tape: PyTorch holds this array as long as it holds the tensor over it, and no longer."""
 
-    tape: Tape
+    tape: Tape[Any]
     ragged: _Ragged | None
     used: bool
 
@@ -567,7 +567,7 @@ _tapes: weakref.WeakValueDictionary[int, _Kept] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
 
 
-def _remember(tape: Tape, ragged: _Ragged | None) -> Tensor:
+def _remember(tape: Tape[Any], ragged: _Ragged | None) -> Tensor:
     """A tensor that names a tape: operators hand on tensors and nothing else."""
     number = next(_numbers)
     kept = np.array([number], np.int64).view(_Kept)
