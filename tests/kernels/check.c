@@ -164,6 +164,233 @@ static void check_cell(const fl_kernels *k, fl_index n)
     free(xW), free(hR), free(bias), free(c), free(h), free(c_before);
 }
 
+/* The numbers are those of fl_cell, and the gates stand where they belong, with nothing written beside them. */
+static void check_record_cell(const fl_kernels *k, fl_index n)
+{
+    static const double special[] = {0, -0.0, 1e-30, -9, 30, -200, 800, INFINITY, -INFINITY, NAN};
+    enum { SPECIAL = sizeof special / sizeof *special };
+    const fl_index item = k->item, V = k->V, c_pitch = V + 16, h_pitch = 2 * V, gates_pitch = FL_VECTORS * FL_UNITS + 16;
+    void *xW = numbers(item, n * FL_VECTORS * V, 4), *hR = numbers(item, n * FL_VECTORS * V, 2),
+         *bias = numbers(item, FL_VECTORS * V, 2);
+    void *c[2] = {numbers(item, n * c_pitch, 3), aligned(n * c_pitch * item)};
+    void *h[2] = {numbers(item, n * h_pitch, 1), aligned(n * h_pitch * item)};
+    void *gates = numbers(item, n * gates_pitch, 1), *before = aligned(n * gates_pitch * item);
+
+    for (fl_index row = 1; row < n; row++)
+        for (fl_index v = 0; v < V; v++) {
+            const fl_index gate = (row + v) % 5;
+            put(gate == 4 ? c[0] : xW, item, gate == 4 ? row * c_pitch + v : (row * FL_VECTORS + gate) * V + v,
+                special[(row * 7 + v * 3) % SPECIAL]);
+        }
+    memcpy(c[1], c[0], (size_t)(n * c_pitch * item));
+    memcpy(h[1], h[0], (size_t)(n * h_pitch * item));
+    memcpy(before, gates, (size_t)(n * gates_pitch * item));
+    k->cell(n, xW, hR, bias, c[0], c_pitch, h[0], h_pitch);
+    k->record_cell(n, xW, hR, bias, c[1], c_pitch, h[1], h_pitch, gates, gates_pitch);
+    EXPECT(memcmp(c[0], c[1], (size_t)(n * c_pitch * item)) == 0, "record_cell: c is not that of cell");
+    EXPECT(memcmp(h[0], h[1], (size_t)(n * h_pitch * item)) == 0, "record_cell: h is not that of cell");
+    for (fl_index row = 0; row < n; row++)
+        for (fl_index at = 0; at < gates_pitch; at++) {
+            const fl_index gate = at / FL_UNITS, v = at % FL_UNITS, from = (row * FL_VECTORS + gate) * V + v;
+            const double found = get(gates, item, row * gates_pitch + at);
+
+            if (gate >= FL_VECTORS || v >= V) {
+                EXPECT(found == get(before, item, row * gates_pitch + at), "record_cell: wrote to element %td", at);
+                continue;
+            }
+            const double z = add(add(get(xW, item, from), get(hR, item, from), item), get(bias, item, gate * V + v), item);
+            const double expected = gate == 2 ? tanh(z) : sigmoid(z);
+            EXPECT(close_to(found, expected, item), "record_cell: gate %td of %g is %.9g, not %.9g", gate, z, found, expected);
+        }
+    free(xW), free(hR), free(bias), free(c[0]), free(c[1]), free(h[0]), free(h[1]), free(gates), free(before);
+}
+
+/* Within `error`, or the same NaN or infinity. */
+static int within(double value, double expected, double error)
+{
+    if (isnan(expected) || isinf(expected))
+        return isnan(expected) ? isnan(value) : value == expected;
+    return fabs(value - expected) <= error;
+}
+
+static void check_cell_backward(const fl_kernels *k, fl_index n, int has_dy, int has_m)
+{
+    static const double special[] = {0, -0.0, INFINITY, -INFINITY, NAN, 40, -40};
+    enum { SPECIAL = sizeof special / sizeof *special };
+    const fl_index item = k->item, V = k->V, dh_pitch = FL_VECTORS * V, dy_pitch = V + 16, c_pitch = 2 * V, dc_pitch = V + 32,
+                   gates_pitch = FL_VECTORS * FL_UNITS + 16, from = V;
+    void *dh = numbers(item, n * dh_pitch, 2), *dy = numbers(item, n * dy_pitch, 1), *c = numbers(item, n * c_pitch, 3);
+    void *dc = numbers(item, n * dc_pitch, 2), *gates = numbers(item, n * gates_pitch, 1), *m = numbers(item, n * c_pitch, 1);
+    void *c_prev = numbers(item, n * 2 * V, 3);
+    const void **rows = calloc((size_t)n, sizeof *rows);
+    const double u = item == 4 ? 6e-7 : 2e-15; /* a handful of roundings */
+
+    for (fl_index row = 0; row < n; row++) {
+        rows[row] = (char *)c_prev + (n - 1 - row) * 2 * V * item; /* any order */
+        for (fl_index at = 0; at < FL_VECTORS * FL_UNITS; at++)    /* i, f, o in [0, 1) */
+            if (at / FL_UNITS != 2)
+                put(gates, item, row * gates_pitch + at, fabs(get(gates, item, row * gates_pitch + at)));
+        for (fl_index v = 0; row > 0 && v < V; v++) {
+            const double value = special[(row * 5 + v * 3) % SPECIAL];
+            void *const places[] = {(char *)dh + row * dh_pitch * item, (char *)dy + row * dy_pitch * item,
+                                    (char *)c + row * c_pitch * item, (char *)dc + row * dc_pitch * item,
+                                    (char *)rows[row] + from * item};
+            const fl_index which = (row + v) % 7;
+            if (which < 5)
+                put(places[which], item, v, value);
+            else /* a gate at an end, or NaN */
+                put(gates, item, row * gates_pitch + (row + v) % FL_VECTORS * FL_UNITS + v,
+                    isnan(value) ? NAN
+                    : value > 0  ? 1
+                                 : 0);
+        }
+    }
+    void *old_dc = aligned(n * dc_pitch * item), *old_gates = aligned(n * gates_pitch * item);
+    memcpy(old_dc, dc, (size_t)(n * dc_pitch * item));
+    memcpy(old_gates, gates, (size_t)(n * gates_pitch * item));
+    const fl_cell_gradient cell = {
+        .dh = dh,
+        .dh_pitch = dh_pitch,
+        .dy = has_dy ? dy : NULL,
+        .dy_pitch = dy_pitch,
+        .gates = gates,
+        .gates_pitch = gates_pitch,
+        .c_prev = rows,
+        .c_prev_from = from,
+        .c = c,
+        .c_pitch = c_pitch,
+        .dc = dc,
+        .dc_pitch = dc_pitch,
+        .m = has_m ? m : NULL,
+    };
+    k->cell_backward(n, &cell);
+    for (fl_index row = 0; row < n; row++)
+        for (fl_index v = 0; v < V; v++) {
+            double gate[FL_VECTORS], found[FL_VECTORS], d[FL_VECTORS], error[FL_VECTORS];
+            for (int g = 0; g < FL_VECTORS; g++) {
+                gate[g] = get(old_gates, item, row * gates_pitch + g * FL_UNITS + v);
+                found[g] = get(gates, item, row * gates_pitch + g * FL_UNITS + v);
+            }
+            const double i = gate[0], f = gate[1], g = gate[2], o = gate[3], c_t = get(c, item, row * c_pitch + v);
+            const double t = item == 4 ? (double)tanhf((float)c_t) : tanh(c_t), before = get(rows[row], item, from + v);
+            const double dh_t = has_dy ? add(get(dh, item, row * dh_pitch + v), get(dy, item, row * dy_pitch + v), item)
+                                       : get(dh, item, row * dh_pitch + v);
+            const double dc_n = get(old_dc, item, row * dc_pitch + v), dc_t = dc_n + dh_t * o * (1 - t) * (1 + t);
+            const double dc_error = u * (fabs(dc_n) + fabs(dh_t * o)); /* 1 - t loses digits where t is nearly 1 */
+
+            d[0] = dc_t * g * (i * (1 - i)), error[0] = (dc_error + u * fabs(dc_t)) * fabs(g * i);
+            d[1] = dc_t * before * (f * (1 - f)), error[1] = (dc_error + u * fabs(dc_t)) * fabs(before * f);
+            d[2] = dc_t * i * (1 - g) * (1 + g), error[2] = (dc_error + u * fabs(dc_t)) * fabs(i);
+            d[3] = dh_t * t * (o * (1 - o)), error[3] = u * fabs(dh_t * o);
+            for (int j = 0; j < FL_VECTORS; j++)
+                EXPECT(within(found[j], d[j], error[j] + 1e-37),
+                       "cell_backward: i %g f %g g %g o %g c %g before %g dh %g dc %g: gradient %d is %.9g, not %.9g", i, f, g, o,
+                       c_t, before, dh_t, dc_n, j, found[j], d[j]);
+            EXPECT(within(get(dc, item, row * dc_pitch + v), dc_t * f, (dc_error + u * fabs(dc_t)) * f + 1e-37),
+                   "cell_backward: dc is %.9g, not %.9g", get(dc, item, row * dc_pitch + v), dc_t * f);
+            if (has_m)
+                EXPECT(within(get(m, item, row * c_pitch + v), o * t, u), "cell_backward: m is %.9g, not %.9g",
+                       get(m, item, row * c_pitch + v), o * t);
+        }
+    free(dh), free(dy), free(c), free(dc), free(gates), free(m), free(c_prev), free(rows), free(old_dc), free(old_gates);
+}
+
+static int same(double a, double b) { return a == b || (isnan(a) && isnan(b)); }
+
+/* Some of them infinite or NaN. */
+static void spoil(void *array, fl_index item, fl_index count)
+{
+    static const double special[] = {INFINITY, -INFINITY, NAN};
+    for (fl_index i = 0; i < count; i++)
+        if (uniform() > 0.97)
+            put(array, item, i, special[i % 3]);
+}
+
+/* The sum of K products, slab by slab, or of b alone where a is NULL: what the kernels over tokens do to one element. */
+static double slabs(fl_index K, const void *a, fl_index a_pitch, const void *const *b, fl_index at, fl_index item, int fused)
+{
+    double sum = 0;
+    for (fl_index slab = 0; slab < K; slab += FL_SLAB) {
+        double part = 0;
+        for (fl_index n = slab; n < fl_min(slab + FL_SLAB, K); n++)
+            part = a ? multiply_add(get(a, item, n * a_pitch), get(b[n], item, at), part, item, fused)
+                     : add(part, get(b[n], item, at), item);
+        sum = add(sum, part, item);
+    }
+    return sum;
+}
+
+static void check_outer(const fl_kernels *k, int fused, fl_index M, fl_index K, fl_index columns, int spoilt)
+{
+    const fl_index item = k->item, width = FL_VECTORS * k->V, a_pitch = M + 5, out_pitch = columns + 1, from = 3;
+    void *a = numbers(item, K * a_pitch, 1), *out = numbers(item, M * out_pitch, 1), *before = aligned(M * out_pitch * item);
+    const void **b = calloc((size_t)K + 1, sizeof *b);
+
+    for (fl_index n = 0; n < K; n++) { /* rows of exactly as many elements as may be read, so that a sanitizer sees one more */
+        void *row = malloc((size_t)((from + width) * item));
+        for (fl_index i = 0; i < from + width; i++)
+            put(row, item, i, uniform());
+        if (spoilt)
+            spoil(row, item, from + width);
+        b[n] = row;
+    }
+    if (spoilt)
+        spoil(a, item, K * a_pitch), spoil(out, item, M * out_pitch);
+    memcpy(before, out, (size_t)(M * out_pitch * item));
+    k->outers[M - 1](K, a, a_pitch, b, from, out, out_pitch, columns);
+    for (fl_index m = 0; m < M; m++)
+        for (fl_index j = 0; j < out_pitch; j++) {
+            const double found = get(out, item, m * out_pitch + j), was = get(before, item, m * out_pitch + j);
+            const double sum =
+                j < columns ? add(was, slabs(K, (char *)a + m * item, a_pitch, b, from + j, item, fused), item) : was;
+            EXPECT(same(found, sum), "outer M %td, K %td, columns %td: out[%td][%td] is %.17g, not %.17g", M, K, columns, m, j,
+                   found, sum);
+        }
+    for (fl_index n = 0; n < K; n++)
+        free((void *)b[n]);
+    free(a), free(out), free(before), free(b);
+}
+
+static void check_sum_rows(const fl_kernels *k, fl_index K, fl_index columns, int spoilt)
+{
+    const fl_index item = k->item, pitch = FL_UNITS * 2;
+    void *a = numbers(item, fl_max(1, K) * pitch, 1), *out = numbers(item, FL_UNITS + 1, 1),
+         *before = aligned((FL_UNITS + 1) * item);
+    const void **rows = calloc((size_t)K + 1, sizeof *rows);
+
+    for (fl_index n = 0; n < K; n++)
+        rows[n] = (char *)a + n * pitch * item;
+    if (spoilt)
+        spoil(a, item, K * pitch), spoil(out, item, FL_UNITS + 1);
+    memcpy(before, out, (size_t)((FL_UNITS + 1) * item));
+    k->sum_rows(K, a, pitch, out, columns);
+    for (fl_index j = 0; j < FL_UNITS + 1; j++) {
+        const double was = get(before, item, j), sum = j < columns ? add(was, slabs(K, NULL, 0, rows, j, item, 0), item) : was;
+        EXPECT(same(get(out, item, j), sum), "sum_rows K %td, columns %td: %td is %.17g, not %.17g", K, columns, j,
+               get(out, item, j), sum);
+    }
+    free(a), free(out), free(before), free(rows);
+}
+
+static void check_add(const fl_kernels *k, fl_index n, int spoilt)
+{
+    const fl_index item = k->item;
+    char *a = malloc((size_t)((n + 1) * item)), *out = malloc((size_t)((n + 1) * item)),
+         *before = malloc((size_t)((n + 1) * item));
+
+    for (fl_index i = 0; i <= n; i++)
+        put(a, item, i, uniform()), put(out, item, i, uniform());
+    if (spoilt)
+        spoil(a, item, n + 1), spoil(out, item, n + 1);
+    memcpy(before, out, (size_t)((n + 1) * item));
+    k->add(n, a + item, out + item); /* off by one element, up to the very end */
+    for (fl_index i = 0; i <= n; i++) {
+        const double sum = i ? add(get(before, item, i), get(a, item, i), item) : get(before, item, 0);
+        EXPECT(same(get(out, item, i), sum), "add %td: %td is %.17g, not %.17g", n, i, get(out, item, i), sum);
+    }
+    free(a), free(out), free(before);
+}
+
 /* ---- Variants of the cell ---------------------------------------------------------------------------------------------------------- */
 
 /* Every function in every place, and each of the other differences with some of them. The parameters are exact in float32. */
@@ -397,6 +624,8 @@ typedef struct {
     int lengths, resets, threads;
     int kind; /* 0: PyTorch's cell; else variant_of(kind - 1), most with peepholes, some with only their own initial state */
     int reverse;
+    fl_index steps; /* of truncated gradients; 0: whole */
+    int left_out;   /* bits 1, 2, 4: no d_output, d_h_n, d_c_n is given; 8: d_x is not wanted */
 } shape;
 
 typedef struct {
@@ -429,16 +658,19 @@ static void run_team(fl_call *forward, fl_backward_call *backward, int threads)
         pthread_join(workers[thread], NULL);
 }
 
+/* As many zeros and not one more, so that a sanitizer sees what is read or written behind them. */
+static void *zeros(fl_index item, fl_index count) { return calloc((size_t)fl_max(count, 1), (size_t)item); }
+
 /* Gradients of a recorded call, for gradients of its results that are drawn here. Uses the tape up. */
-static uint64_t backward(uint64_t h, const fl_call *call, fl_tape *tape, const fl_layer_weights *weights, fl_plan plan)
+static uint64_t backward(uint64_t h, const fl_call *call, fl_tape *tape, const fl_layer_weights *weights, const shape *s,
+                         fl_plan plan)
 {
     const fl_network *net = call->net;
     const fl_index T = call->T, B = call->B, P = net->P, item = net->item, states = net->L * net->D;
     fl_layer_gradients *d_weights = calloc((size_t)states, sizeof *d_weights);
     void *d_output = numbers(item, T * B * net->D * P, 1), *d_h_n = numbers(item, states * B * P, 1);
-    void *d_c_n = numbers(item, states * B * net->H, 1), *d_x = calloc((size_t)(T * B * net->I + 1), (size_t)item);
-    void *d_h_0 = calloc((size_t)(states * B * P + 1), (size_t)item),
-         *d_c_0 = calloc((size_t)(states * B * net->H + 1), (size_t)item);
+    void *d_c_n = numbers(item, states * B * net->H, 1), *d_x = zeros(item, T * B * net->I);
+    void *d_h_0 = zeros(item, states * B * P), *d_c_0 = zeros(item, states * B * net->H);
     fl_transposed transposed = {0};
 
     EXPECT(fl_transpose(net, weights, &transposed) == FL_OK, "fl_transpose");
@@ -447,18 +679,19 @@ static uint64_t backward(uint64_t h, const fl_call *call, fl_tape *tape, const f
         char **parts[] = {&d_weights[i].weight_ih,       &d_weights[i].weight_hh, &d_weights[i].bias, &d_weights[i].weight_hr,
                           &d_weights[i].weight_peephole, &d_weights[i].h_0,       &d_weights[i].c_0};
         for (int part = 0; part < 7; part++)
-            *parts[part] = calloc((size_t)sizes[part], (size_t)item);
+            *parts[part] = zeros(item, sizes[part]);
     }
     fl_backward_call back = {
         .net = net,
         .transposed = &transposed,
         .tape = tape,
-        .d_output = {d_output, {call->output.strides[0], call->output.strides[1], item}},
-        .d_h_n = d_h_n,
-        .d_c_n = d_c_n,
+        .d_output = {s->left_out & 1 ? NULL : d_output, {call->output.strides[0], call->output.strides[1], item}},
+        .d_h_n = s->left_out & 2 ? NULL : d_h_n,
+        .d_c_n = s->left_out & 4 ? NULL : d_c_n,
         .resets = call->resets,
         .resets_strides = {call->resets_strides[0], call->resets_strides[1]},
-        .d_x = {d_x, {call->x.strides[0], call->x.strides[1], item}},
+        .steps = s->steps,
+        .d_x = {s->left_out & 8 ? NULL : d_x, {call->x.strides[0], call->x.strides[1], item}},
         .d_h_0 = d_h_0,
         .d_c_0 = d_c_0,
         .d_weights = d_weights,
@@ -470,6 +703,8 @@ static uint64_t backward(uint64_t h, const fl_call *call, fl_tape *tape, const f
     h = hash(hash(hash(h, d_x, T * B * net->I * item), d_h_0, states * B * P * item), d_c_0, states * B * net->H * item);
     for (fl_index i = 0; i < states; i++) {
         const fl_index sizes[] = {4 * net->H * net->layers[i].I, 4 * net->H * P, 4 * net->H, P * net->H, 3 * net->H, P, net->H};
+        for (fl_index j = 0; j < 4 * net->H * P; j++)
+            EXPECT(isfinite(get(d_weights[i].weight_hh, item, j)), "a gradient is not finite");
         char *parts[] = {d_weights[i].weight_ih,       d_weights[i].weight_hh, d_weights[i].bias, d_weights[i].weight_hr,
                          d_weights[i].weight_peephole, d_weights[i].h_0,       d_weights[i].c_0};
         for (int part = 0; part < 7; part++) {
@@ -551,6 +786,8 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
     fl_release(&call);
     const uint64_t silent = hash(h, output, s->T * s->B * s->D * P * item);
     call.tape = &tape;
+    memset(tape.x, 0xff,
+           (size_t)((tape.h_0 ? tape.h_0 : (char *)tape.memory + tape.bytes) - tape.x)); /* NaN: room must not leak */
     EXPECT(fl_prepare(&call) == FL_OK, "fl_prepare");
     run_team(&call, NULL, call.plan.threads);
     fl_release(&call);
@@ -559,7 +796,7 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
     h = hash(h, output, s->T * s->B * s->D * P * item);
     h = hash(h, h_n, states * s->B * P * item);
     h = hash(h, c_n, states * s->B * s->H * item);
-    h = backward(h, &call, &tape, weights, plan.threads ? plan : fl_make_backward_plan(&net, s->T, s->B, s->threads));
+    h = backward(h, &call, &tape, weights, s, plan.threads ? plan : fl_make_backward_plan(&net, s->T, s->B, s->threads));
     fl_free_tape(&tape);
     for (fl_index i = 0; i < states; i++) {
         const void *tensors[] = {weights[i].weight_ih, weights[i].weight_hh,       weights[i].bias_ih, weights[i].bias_hh,
@@ -604,17 +841,21 @@ static uint64_t all_divisions(const fl_kernels *k, const shape *s)
 int main(int argc, char **argv)
 {
     static const shape shapes[] = {
-        {1, 1, 1, 1, 1, 1, 0, 0, 0, 2, 0, 0},     /* the smallest */
-        {3, 5, 7, 11, 2, 2, 0, 0, 0, 3, 0, 0},    /* no multiple of any vector */
-        {5, 7, 16, 32, 1, 1, 0, 1, 0, 2, 0, 0},   /* full vectors, ragged */
-        {9, 13, 5, 33, 3, 1, 0, 1, 1, 4, 0, 0},   /* one unit past two AVX-512 vectors; three layers handed on in strides */
-        {6, 6, 9, 20, 2, 2, 7, 1, 1, 4, 0, 0},    /* projection */
-        {4, 2, 300, 70, 1, 1, 65, 0, 1, 2, 0, 0}, /* K beyond one panel; projection of more than one AVX-512 block */
-        {2, 30, 300, 17, 1, 2, 0, 1, 0, 2, 0, 0}, /* several tiles of rows in one panel */
-        {5, 7, 6, 33, 2, 2, 9, 1, 1, 4, 22, 0},   /* a variant: every clip, peepholes, a projection */
-        {7, 3, 6, 18, 3, 1, 0, 1, 1, 3, 12, 1},   /* i = 1 - f, peepholes, its own initial state, reverse */
-        {5, 9, 6, 20, 1, 2, 0, 0, 1, 2, 2, 0},    /* f = 1 - i, peepholes, clips */
-        {6, 5, 6, 35, 1, 1, 11, 1, 0, 2, 30, 1},  /* coupled, clipped, projected, without peepholes, reverse */
+        {1, 1, 1, 1, 1, 1, 0, 0, 0, 2, 0, 0, 0, 0},     /* the smallest */
+        {3, 5, 7, 11, 2, 2, 0, 0, 0, 3, 0, 0, 0, 0},    /* no multiple of any vector */
+        {5, 7, 16, 32, 1, 1, 0, 1, 0, 2, 0, 0, 0, 0},   /* full vectors, ragged */
+        {9, 13, 5, 33, 3, 1, 0, 1, 1, 4, 0, 0, 0, 0},   /* one unit past two AVX-512 vectors; three layers handed on in strides */
+        {6, 6, 9, 20, 2, 2, 7, 1, 1, 4, 0, 0, 0, 0},    /* projection */
+        {4, 2, 300, 70, 1, 1, 65, 0, 1, 2, 0, 0, 0, 0}, /* K beyond one panel; projection of more than one AVX-512 block */
+        {2, 30, 300, 17, 1, 2, 0, 1, 0, 2, 0, 0, 0, 0}, /* several tiles of rows in one panel */
+        {61, 5, 3, 19, 2, 1, 0, 1, 1, 3, 0, 0, 7, 0},   /* several blocks of tokens; truncated gradients */
+        {2, 200, 3, 5, 1, 2, 4, 0, 1, 2, 0, 0, 1, 4},   /* a step of more tokens than a block; no d_c_n */
+        {8, 5, 70, 40, 1, 2, 0, 1, 0, 3, 0, 0, 0, 9},   /* no d_output, and no d_x wanted */
+        {7, 4, 20, 66, 1, 1, 0, 0, 0, 2, 0, 0, 3, 6},   /* no gradients of the state */
+        {5, 7, 6, 33, 2, 2, 9, 1, 1, 4, 22, 0, 0, 0},   /* a variant: every clip, peepholes, a projection */
+        {7, 3, 6, 18, 3, 1, 0, 1, 1, 3, 12, 1, 0, 0},   /* i = 1 - f, peepholes, its own initial state, reverse */
+        {5, 9, 6, 20, 1, 2, 0, 0, 1, 2, 2, 0, 0, 0},    /* f = 1 - i, peepholes, clips */
+        {6, 5, 6, 35, 1, 1, 11, 1, 0, 2, 30, 1, 0, 0},  /* coupled, clipped, projected, without peepholes, reverse */
     };
     const fl_isa *isa = fl_isas();
 
@@ -637,6 +878,20 @@ int main(int argc, char **argv)
         }
         for (fl_index n = 1; n < 60; n += 7)
             check_cell(k, n);
+        for (fl_index n = 1; n < 60; n += 7) {
+            check_record_cell(k, n);
+            for (int with = 0; with < 4; with++)
+                check_cell_backward(k, n, with % 2, with / 2);
+        }
+        for (fl_index K = 0; K < 3 * FL_SLAB; K += K < FL_SLAB + 2 ? 1 : 7) {
+            for (fl_index M = 1; M <= k->max_tile; M++)
+                for (fl_index columns = 1; columns <= FL_VECTORS * k->V; columns += columns % 5 + 1)
+                    check_outer(k, fused, M, K, columns, (int)(K + columns) % 3 == 0);
+            for (fl_index columns = 1; columns <= FL_UNITS; columns++)
+                check_sum_rows(k, K, columns, (int)(K + columns) % 3 == 0);
+        }
+        for (fl_index n = 0; n < 70; n++)
+            check_add(k, n, n % 3 == 0);
         for (int i = 0; i < VARIANTS; i++)
             check_variant(k, i, 1 + i % 20, fused);
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
