@@ -727,6 +727,9 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
                       .P = P,
                       .L = s->L,
                       .D = s->D,
+                      .C = s->H,
+                      .gates = FL_VECTORS,
+                      .units = k->V,
                       .has_projection = s->P > 0,
                       .reverse = s->reverse,
                       .item = item};
