@@ -264,7 +264,7 @@ class RecomputedTape(Tape[S]):
             if side == 0:
                 last = layer + 1 == net.num_layers
                 y = output if last else np.empty((T, B, net._width), net.dtype)
-            before: Maybe = _record_of(state[0], index), _record_of(state[1], index)
+            before: Maybe = _copy_of(state[0], index), _copy_of(state[1], index)  # the caller's arrays may change
             states: dict[int, Maybe] = {}
             for begin, end in self._segments(part):
                 states[begin], after = before, part._new_state(B)
@@ -384,6 +384,10 @@ def _parts(network: Network[S]) -> list[Network[S]]:
 def _record_of(state: Array | None, index: int) -> Array | None:
     """One layer's and direction's part, as (1, B, ...)."""
     return None if state is None else state[index : index + 1]
+
+
+def _copy_of(state: Array | None, index: int) -> Array | None:
+    return None if state is None else state[index : index + 1].copy()
 
 
 def _zero(state: State, rows: Any) -> None:

@@ -76,7 +76,8 @@ def by_name(d_input: Any, d_state: Any, parameters: Any) -> Named:
 def gradients(case: Case, d_output: Any, d_state: Any, lstm: fastlstm.LSTM | None = None, **options: Any) -> Named:
     """The engine's."""
     lstm = lstm or case.network()
-    tape = lstm.record(case.x, case.state, lengths=case.lengths, resets=case.resets, threads=options.get("threads"))
+    recording = {"threads": options.get("threads"), "recompute": options.pop("recompute", False)}
+    tape = lstm.record(case.x, case.state, lengths=case.lengths, resets=case.resets, **recording)
     grads = tape.backward(d_output, d_state, **options)
     return by_name(grads.input, grads.state, grads.parameters)
 
@@ -257,6 +258,12 @@ def test_random_networks(seed: int) -> None:
     grads = tape.backward(d_y, d_state, steps=steps)
     given = by_name(grads.input.swapaxes(0, 1) if batch_first else grads.input, grads.state, grads.parameters)
     check(given, expected, TOLERANCE[case.x.dtype.name], f"{case.shape}, steps {steps}")
+    tape = lstm.record(x, case.state, lengths=case.lengths, resets=case.resets, recompute=True)
+    assert tape.backward(d_y, d_state, input=False).input is None
+    tape = lstm.record(x, case.state, lengths=case.lengths, resets=case.resets, recompute=True)
+    grads = tape.backward(d_y, d_state, steps=steps)
+    recomputed = by_name(grads.input.swapaxes(0, 1) if batch_first else grads.input, grads.state, grads.parameters)
+    same_bits(recomputed, given, f"{case.shape}, steps {steps}, recomputed")
     if batch_first or case.lengths is not None:
         return
     one = by_torch(alone := case.rows([0]), d_output[:, :1], (d_h[:, :1], d_c[:, :1]))
@@ -280,13 +287,20 @@ def test_random_networks_against_torchs_own_lstm(seed: int) -> None:
 
 
 @dtypes
-@named(("t40b6i33h70", "t25b9i40h50l2d2p21", "t200b1i9h20l2", "t9b70i12h20d2", "t7b200i3h9p4"))
+@named(("t40b6i33h70", "t25b9i40h50l2d2p21", "t200b1i9h20l2", "t9b70i12h20d2", "t7b200i3h9p4", "t90b20i6h18l2d2"))
 def test_more_tokens_than_a_block(name: str, dtype: str) -> None:
-    """Gradients of the weights are summed block by block of tokens: several blocks, blocks of one step, blocks cut by an end."""
+    """Gradients of the weights are summed block by block of tokens: several blocks, blocks of one step, blocks cut by an end.
+
+    A tape that recomputes takes several of its segments then.
+    """
     for kind in ("plain", "lengths and resets"):
         case = make_case(name, dtype, **KINDS[kind])
         d_output, d_state = asked(case)
-        check(gradients(case, d_output, d_state), exact(case, d_output, d_state), TOLERANCE[dtype], kind)
+        given = gradients(case, d_output, d_state)
+        check(given, exact(case, d_output, d_state), TOLERANCE[dtype], kind)
+        same_bits(gradients(case, d_output, d_state, recompute=True), given, "recomputed")
+        truncated = gradients(case, d_output, (None, d_state[1]), steps=4)
+        same_bits(gradients(case, d_output, (None, d_state[1]), steps=4, recompute=True, threads=3), truncated, "steps")
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -637,14 +651,15 @@ def test_tensors() -> None:
     same_bits(given, gradients(case, d_output, d_state))
 
 
-def test_arrays_that_change_after_recording() -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_arrays_that_change_after_recording(recompute: bool) -> None:
     """A tape keeps copies."""
     case = make_case("t9b6i11h20l2d2p7", lengths=True, resets=True)
     d_output, d_state = asked(case)
     expected = gradients(case, d_output, d_state)
     for layout in (np.asarray, np.asfortranarray):
         x, h, c, lengths, resets = arguments = [layout(a.copy()) for a in (case.x, *case.state, case.lengths, case.resets)]
-        tape = case.network().record(x, (h, c), lengths=lengths, resets=resets)
+        tape = case.network().record(x, (h, c), lengths=lengths, resets=resets, recompute=recompute)
         output, (h_n, c_n) = tape.output, tape.state
         for a in (*arguments, output, h_n, c_n):
             a[...] = 1
@@ -823,11 +838,12 @@ def refusals() -> dict[str, tuple[dict[str, Any], type[Exception], str]]:
     }
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("what", refusals())
-def test_refused_and_nothing_changed(what: str) -> None:
+def test_refused_and_nothing_changed(what: str, recompute: bool) -> None:
     case = make_case("t7b3i5h8l2d2p4")
     given, error, words = refusals()[what]
-    tape = case.network().record(case.x, case.state)
+    tape = case.network().record(case.x, case.state, recompute=recompute)
     bytes_before = tape.nbytes
     with pytest.raises(error, match=words):
         tape.backward(**given)
@@ -847,9 +863,10 @@ def test_refused_of_one_sequence() -> None:
     assert tape.backward(d_output[:, 0]).input.any()
 
 
-def test_a_tape_is_used_once() -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_tape_is_used_once(recompute: bool) -> None:
     case = make_case("t7b3i5h8")
-    tape = case.network().record(case.x)
+    tape = case.network().record(case.x, recompute=recompute)
     kept = tape.output.copy()
     tape.backward(asked(case)[0])
     for _ in range(2):
@@ -891,9 +908,10 @@ def test_record_refuses_what_a_call_refuses() -> None:
 COPIES = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda o: pickle.loads(pickle.dumps(o))}
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("how", COPIES)
 @named(("t9b4i5h20l2d2p7", "t7b1i3h5", "t0b2i5h4l2d2p3", "t4b0i5h3"))
-def test_copies(how: str, name: str) -> None:
+def test_copies(how: str, name: str, recompute: bool) -> None:
     """A copy has its own memory: both can be used, in either order, once each."""
     for batch_first in (False, True):
         case = make_case(name, lengths=True, resets=True)
@@ -901,7 +919,7 @@ def test_copies(how: str, name: str) -> None:
         d_output, d_state = asked(case)
         x, d_y = (a.swapaxes(0, 1) if batch_first else a for a in (case.x, d_output))
         for state in (case.state, None):
-            tape = lstm.record(x, state, lengths=case.lengths, resets=case.resets)
+            tape = lstm.record(x, state, lengths=case.lengths, resets=case.resets, recompute=recompute)
             other, third = COPIES[how](tape), COPIES[how](tape)
             assert other.output.tobytes() == tape.output.tobytes()
             assert other.nbytes == tape.nbytes
