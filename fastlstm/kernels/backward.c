@@ -15,9 +15,11 @@
 
 #include <string.h>
 
-enum { BLOCK_TOKENS = 192 }; /* 32 KiB of AVX-512 panel of inputs, in L1 while all gate rows pass */
-enum { RUNS = 32 };          /* runs of FL_UNITS gate rows whose part of dG, 256 KiB, stays in L2 while all inputs pass */
-enum { DX_ROWS = 48 };       /* rows that reuse a panel of W */
+enum {
+    BLOCK_TOKENS = 192
+};                     /* rows of one panel of inputs, 48 KiB, that all gate rows pass by; fewer touch the sums more often */
+enum { RUNS = 32 };    /* runs of FL_UNITS gate rows whose part of dG, 256 KiB, stays in L2 while all inputs pass */
+enum { DX_ROWS = 48 }; /* rows that reuse a panel of W */
 
 /* Sizes of scratch, in bytes; everything begins on a cache line. */
 typedef struct {
@@ -459,16 +461,18 @@ static int gate_weights(place *p, const pass *q, fl_index token, fl_index n, con
     const fl_index begin = fl_share(runs, p->side_size, p->side_rank), end = fl_share(runs, p->side_size, p->side_rank + 1);
     const char *gates = gates_at(p, q, token);
 
-    for (fl_index column = 0; column < columns; column += width) {
-        for (fl_index run = begin; run < end; run++) {
-            const fl_index unit = run / net->gates * FL_UNITS, gate = run % net->gates;
-            outer_product(p, n, gates + run * FL_UNITS * net->item, p->tape->gates_pitch, b, b_from,
-                          d_weight + (gate * net->H + unit) * columns * net->item, fl_min(FL_UNITS, net->H - unit), columns,
-                          column);
+    for (fl_index from = begin; from < end; from += RUNS)
+        for (fl_index column = 0; column < columns; column += width) {
+            const fl_index to = fl_min(from + RUNS, end);
+            for (fl_index run = from; run < to; run++) {
+                const fl_index unit = run / net->gates * FL_UNITS, gate = run % net->gates;
+                outer_product(p, n, gates + run * FL_UNITS * net->item, p->tape->gates_pitch, b, b_from,
+                              d_weight + (gate * net->H + unit) * columns * net->item, fl_min(FL_UNITS, net->H - unit), columns,
+                              column);
+            }
+            if (fl_stopped(&p->watcher, n * (to - from) * FL_UNITS * width))
+                return FL_STOPPED;
         }
-        if (fl_stopped(&p->watcher, n * (end - begin) * FL_UNITS * width))
-            return FL_STOPPED;
-    }
     return FL_OK;
 }
 
