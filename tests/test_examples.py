@@ -59,3 +59,16 @@ def test_two_processes() -> None:
     pairs = re.findall(r"process (\d) of 2: loss (\S+) at first, (\S+) at last", output)
     assert sorted(rank for rank, *_ in pairs) == ["0", "1"]
     assert numbers(r"difference to one process: (\S+)", output)[0] < 1e-4
+
+
+def test_memory(tmp_path: Path) -> None:
+    """Both learn a short gap, and the plain RNN's gradient shrinks."""
+    required("matplotlib")
+    required("tqdm")
+    options = ("--gaps", 3, 24, "--seeds", 1, "--steps", 150, "--hidden", 16, "--output", tmp_path / "memory.png")
+    output = run(EXAMPLES / "memory.py", *options)
+    assert (tmp_path / "memory.png").stat().st_size > 10_000
+    for kind in ("RNN", "LSTM"):
+        assert numbers(rf"\n{kind} +(\S+) %", output)[0] > 95
+    rnn_h, lstm_h, lstm_c = numbers(r"after step 1: ([^\s,]+)", output)
+    assert rnn_h < 1e-2 * min(lstm_h, lstm_c)
