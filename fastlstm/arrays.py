@@ -80,6 +80,23 @@ def as_resets(value: Any, shape: tuple[int, ...]) -> Array:
     return bits[:, None] if bits.ndim == 1 else bits
 
 
+def as_mask(value: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """A mask as the real steps of each row: their order (T, B), before the masked ones, and their number (B,)."""
+    array = as_array("mask", value)
+    if array.dtype != np.bool_:
+        raise TypeError(f"mask must be bool, got {array.dtype}")
+    if array.shape != shape:
+        raise shape_error("mask", shape, array.shape)
+    return np.argsort(~array, axis=0, kind="stable"), array.sum(axis=0, dtype=np.int64)
+
+
+def in_order(packed: Array, order: Array) -> Array:
+    """What stands at each step of rows without their masked steps, put at its own time."""
+    spread = np.zeros(packed.shape, packed.dtype)
+    np.put_along_axis(spread, order, packed, 0)  # behind a row's end it is zero already
+    return spread
+
+
 def shape_error(name: str, expected: tuple[object, ...], given: tuple[int, ...]) -> ValueError:
     """The error for a wrong shape; letters may stand for lengths that are free."""
     wanted = "(" + ", ".join(str(n) for n in expected) + ("," if len(expected) == 1 else "") + ")"

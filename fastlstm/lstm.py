@@ -102,6 +102,7 @@ class LSTM(Network[State]):
         state: tuple[Any, Any] | None = None,
         *,
         lengths: Any = None,
+        mask: Any = None,
         resets: Any = None,
         out: Any = None,
         threads: int | None = None,
@@ -119,6 +120,9 @@ class LSTM(Network[State]):
         lengths : integers, shape (B,), optional
             Real steps of each row, 0..T, in any order; the rest is not computed, and zero in the output. Final states are those
             of each row's last real step; the backward direction begins there.
+        mask : bool array, shape (T, B), optional
+            Instead of `lengths`: true where a row has a step. Any other step is not computed, its output is zero, and the state
+            stands still there, as in Keras with ``zero_output_for_mask``. ``(T,)`` for one sequence.
         resets : bool array, shape (T, B), optional
             Where true, that row begins anew before step t, as if no state had been given. ``(T,)`` for one sequence. The
             backward direction begins anew at the same places: before it takes the step left of each reset.
@@ -144,7 +148,7 @@ class LSTM(Network[State]):
         MemoryError
             If scratch memory cannot be had; nothing has changed then but perhaps `out`.
         """
-        return self._call(x, state, lengths, resets, out, threads)
+        return self._call(x, state, lengths, resets, out, threads, mask)
 
     def record(
         self,
@@ -152,6 +156,7 @@ class LSTM(Network[State]):
         state: tuple[Any, Any] | None = None,
         *,
         lengths: Any = None,
+        mask: Any = None,
         resets: Any = None,
         dropout: float = 0.0,
         seed: int | None = None,
@@ -162,7 +167,7 @@ class LSTM(Network[State]):
 
         Parameters
         ----------
-        x, state, lengths, resets, threads : as for :meth:`__call__`
+        x, state, lengths, mask, resets, threads : as for :meth:`__call__`
         dropout : float, 0 to 1
             Probability that an element of a layer's output is zero for the next layer, the others being divided by
             ``1 - dropout``: as in ``torch.nn.LSTM`` on the outputs of all layers but the last.
@@ -188,7 +193,7 @@ class LSTM(Network[State]):
         ----------
         .. [1] A. Gruslys et al., "Memory-Efficient Backpropagation Through Time", NeurIPS 2016.
         """
-        return self._record(x, state, lengths, resets, dropout, seed, recompute, threads)
+        return self._record(x, state, lengths, resets, dropout, seed, recompute, threads, mask)
 
     def trace(
         self,

@@ -11,7 +11,18 @@ import numpy as np
 
 from fastlstm import _engine
 from fastlstm import threads as _threads
-from fastlstm.arrays import Array, as_array, as_floats, as_lengths, as_resets, contiguous, in_place, shape_error
+from fastlstm.arrays import (
+    Array,
+    as_array,
+    as_floats,
+    as_lengths,
+    as_mask,
+    as_resets,
+    contiguous,
+    in_order,
+    in_place,
+    shape_error,
+)
 from fastlstm.cell import ACTIVATIONS, PLAIN
 from fastlstm.isa import isa as _isa  # noqa: F401  (chooses the kernels before a network is packed)
 from fastlstm.stream import Stream
@@ -185,9 +196,14 @@ class Network(Generic[S]):
 
     # ---- Running it ------------------------------------------------------------------------------------------------------------
 
-    def _call(self, x: Any, state: Any, lengths: Any, resets: Any, out: Any, threads: int | None) -> tuple[Any, S]:
+    def _call(
+        self, x: Any, state: Any, lengths: Any, resets: Any, out: Any, threads: int | None, mask: Any = None
+    ) -> tuple[Any, S]:
         """Run whole sequences."""
         seen, x, single, h_0, c_0, lengths, resets = self._check(x, state, lengths, resets)
+        order = None
+        if mask is not None:
+            x, lengths, resets, order = _without_masked(x, mask, lengths, resets, single)
         T, B, _ = x.shape
         most, limit = _threads.allowance(threads)
         merge_mode = self.weights.merge_mode
@@ -200,6 +216,8 @@ class Network(Generic[S]):
             output = self._as_written(target, single)
         h_n, c_n = self._new_state(B)
         self._forward(self._network, x, h_0, c_0, output, h_n, c_n, lengths, resets, most, limit)
+        if order is not None:
+            output[...] = in_order(output, order)
         if target is not result:
             result[...] = target
         final = self._join(h_n[:, 0], c_n[:, 0]) if single else self._join(h_n, c_n)
@@ -208,10 +226,22 @@ class Network(Generic[S]):
         return (result if out is None else out), final
 
     def _record(
-        self, x: Any, state: Any, lengths: Any, resets: Any, dropout: Any, seed: Any, recompute: bool, threads: int | None
+        self,
+        x: Any,
+        state: Any,
+        lengths: Any,
+        resets: Any,
+        dropout: Any,
+        seed: Any,
+        recompute: bool,
+        threads: int | None,
+        mask: Any = None,
     ) -> Tape[S]:
         """Run whole sequences and keep what their gradients need."""
         _, x, single, h_0, c_0, lengths, resets = self._check(x, state, lengths, resets)
+        order = None
+        if mask is not None:
+            x, lengths, resets, order = _without_masked(x, mask, lengths, resets, single)
         if not isinstance(dropout, (int, float, np.floating)) or isinstance(dropout, bool):
             raise TypeError(f"dropout must be a number, got {dropout!r:.100}")
         if not 0 <= dropout <= 1:
@@ -226,7 +256,7 @@ class Network(Generic[S]):
         if recompute and self.weights.layers[0].h_0 is not None:
             raise ValueError("recompute=True does not cover a network with an initial state of its own; leave it out")
         kind: type[Tape[S]] = RecomputedTape if recompute else Tape
-        return kind(self, x, h_0, c_0, lengths, resets, single, float(dropout), chosen, threads)
+        return kind(self, x, h_0, c_0, lengths, resets, single, float(dropout), chosen, threads, order)
 
     def _check(self, x: Any, state: Any, lengths: Any, resets: Any) -> tuple[Any, ...]:
         """The input as it was given and as (T, B, I) to be read in place, whether it is one sequence, and the rest as the engine
@@ -435,6 +465,24 @@ def _variant(layer: LayerWeights) -> tuple[Any, ...] | None:
     functions = ((_KINDS.index(f.name), *(*f.parameters, 0.0, 0.0)[:2]) for f in (cell.gate, cell.candidate, cell.hidden))
     clips = (np.inf if clip is None else clip for clip in (cell.gate_clip, cell.cell_clip, cell.proj_clip))
     return *functions, (None, "forget", "input").index(cell.coupled), *clips
+
+
+def _without_masked(
+    x: Array, mask: Any, lengths: Array | None, resets: Array | None, single: bool
+) -> tuple[Array, Array, Array | None, Array]:
+    """The input, lengths and resets without the masked steps, and the times (T, B, 1) of its steps.
+
+    A row stands still at a masked step, so it is the row without that step: those are moved behind its end.
+    """
+    if lengths is not None:
+        raise ValueError("mask takes the place of lengths: pass one of them")
+    T, B, _ = x.shape
+    order, count = as_mask(mask, (T,) if single else (T, B))
+    order, count = order.reshape(T, B), count.reshape(B)
+    if resets is not None:  # one at a masked step waits for the next real one
+        seen = np.take_along_axis(np.cumsum(resets, axis=0, dtype=np.int64), order, 0)
+        resets = (np.diff(seen, axis=0, prepend=np.zeros((1, B), np.int64)) > 0).view(np.uint8)
+    return np.take_along_axis(x, order[..., None], 0), count, resets, order[..., None]
 
 
 def _overlap(a: Array, b: Array) -> bool:

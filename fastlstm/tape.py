@@ -10,7 +10,7 @@ import numpy as np
 
 from fastlstm import _engine
 from fastlstm import threads as _threads
-from fastlstm.arrays import Array, as_floats, contiguous, in_place, shape_error
+from fastlstm.arrays import Array, as_floats, contiguous, in_order, in_place, shape_error
 from fastlstm.weights import Weights, suffix
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class Tape(Generic[S]):
         dropout: float,
         seed: int,
         threads: int | None,
+        order: Array | None = None,  # times (T, B, 1) of the steps of x, if some are masked
     ) -> None:
         T, B, _ = x.shape
         self.dropout, self.seed = dropout, seed
@@ -87,6 +88,9 @@ class Tape(Generic[S]):
         self.output, output = network._new_output(T, B, single)
         h_n, c_n = network._new_state(B)
         self._record(x, (h_0, c_0), output, (h_n, c_n), _threads.allowance(threads))
+        self._order = order
+        if order is not None:
+            output[...] = in_order(output, order)
         self.state: S = network._join(h_n[:, 0], c_n[:, 0]) if single else network._join(h_n, c_n)
 
     def _record(self, x: Array, state: Maybe, output: Array, final: State, threads: tuple[int, int]) -> None:
@@ -179,6 +183,8 @@ class Tape(Generic[S]):
             raise ValueError(f"steps must be at least 1, got {steps}")
         steps = 0 if steps is None else int(min(steps, max(T, 1)))  # at T or beyond nothing is cut
         d_y = None if d_output is None else net._as_written(in_place(_like("d_output", d_output, self.output)), self._single)
+        if d_y is not None and self._order is not None:
+            d_y = np.take_along_axis(d_y, self._order, 0)
         d_final, allowed = self._check_state(d_state), _threads.allowance(threads)
 
         single, I = self._single, net.input_size
@@ -204,6 +210,8 @@ class Tape(Generic[S]):
         except MemoryError:  # nothing has changed then
             self._turns.append(None)
             raise
+        if d_x is not None and self._order is not None:
+            d_x[...] = in_order(d_x, self._order)
         for name in shapes:
             if name.startswith("bias_hh"):
                 parameters[name][...] = parameters[name.replace("bias_hh", "bias_ih")]

@@ -510,3 +510,83 @@ def test_recomputed_tapes_take_the_same_gradients(variant: Variant, dtype: str) 
         results.append(((tape.output, *tape.state), (g.input, g.state, g.parameters)))
     assert_same_bytes(results[1][0], results[0][0])
     assert_same_gradients(results[1][1], results[0][1], "recomputed")
+
+
+# ---- Masks ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("name", ["learned state", "reverse, flipped, hard", "peepholes", "mixed"])
+def test_masked_steps_are_left_out(name: str, batch_first: bool) -> None:
+    """Each row is that row without its masked steps; resets at masked steps wait for the next real one."""
+    case = make_variant_case("t12b6i4h9l2d2p5", VARIANTS[name], resets=True)
+    assert case.resets is not None
+    rng = np.random.default_rng(2)
+    mask = rng.random((12, 6)) < 0.6
+    mask[:, 4], mask[:, 5] = False, True
+    case.x[~mask] = np.nan
+    time = int(batch_first)
+    lstm = fastlstm.LSTM.from_weights(case.weights, batch_first=batch_first)
+    output, (h_n, c_n) = lstm(case.x.swapaxes(0, time), case.state, mask=mask, resets=case.resets)
+    buffer = np.full_like(output, np.nan)
+    lstm(case.x.swapaxes(0, time), case.state, mask=mask, resets=case.resets, out=buffer)
+    assert buffer.tobytes() == output.tobytes()
+    output = output.swapaxes(0, time)
+    if case.weights.flipped:
+        output = output[::-1]
+    assert not output[~mask].any()
+    for row in range(6):
+        steps = np.flatnonzero(mask[:, row])
+        resets = [case.resets[before + 1 : t + 1, row].any() for before, t in zip([-1, *steps], steps, strict=False)]
+        state = tuple(s[:, row] for s in case.state)
+        given = np.array(resets, bool)
+        y, (h, c) = case.network()(case.x[steps, row], state, resets=given)
+        y = y[::-1] if case.weights.flipped else y
+        assert_same_bytes((output[steps, row], h_n[:, row], c_n[:, row]), (np.ascontiguousarray(y), h, c), f"row {row}")
+        one = lstm(case.x[:, row], state, mask=mask[:, row], resets=case.resets[:, row])
+        whole = output[::-1, row] if case.weights.flipped else output[:, row]
+        assert_same_bytes(flat(one), (np.ascontiguousarray(whole), h, c), f"row {row} as one sequence")
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("name", ["reverse, flipped", "peepholes", "mixed"])
+def test_gradients_of_masked_rows(name: str, batch_first: bool, recompute: bool) -> None:
+    """Those of the row without its masked steps, for one row alone and for one of many."""
+    case = make_variant_case("t12b3i4h9l2d2p5", VARIANTS[name], "float64", resets=True)
+    assert case.resets is not None
+    mask = np.random.default_rng(2).random((12, 3)) < 0.6
+    np.logical_and(case.resets, mask, out=case.resets)
+    time, lstm = int(batch_first), fastlstm.LSTM.from_weights(case.weights, batch_first=batch_first)
+    d_output, d_state = random_gradients(case)
+    tape = lstm.record(case.x.swapaxes(0, time), case.state, mask=mask, resets=case.resets, recompute=recompute)
+    called = lstm(case.x.swapaxes(0, time), case.state, mask=mask, resets=case.resets)
+    assert_same_bytes((tape.output, *tape.state), flat(called))
+    g = tape.backward(d_output.swapaxes(0, time), d_state)
+    total = dict.fromkeys(g.parameters, 0.0)
+    assert g.input is not None
+    d_x, flip = g.input.swapaxes(0, time), -1 if case.weights.flipped else 1
+    assert not d_x[~mask].any()
+    for row in range(3):
+        steps, state = np.flatnonzero(mask[:, row]), tuple(s[:, row] for s in case.state)
+        alone = case.network().record(case.x[steps, row], state, resets=case.resets[steps, row])
+        expected = alone.backward(d_output[::flip][steps, row][::flip], tuple(d[:, row] for d in d_state))
+        np.testing.assert_allclose(d_x[steps, row], expected.input, rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(g.state[0][:, row], expected.state[0], rtol=1e-12, atol=1e-13)
+        total = {name: total[name] + gradient for name, gradient in expected.parameters.items()}
+    for key, gradient in g.parameters.items():
+        np.testing.assert_allclose(gradient, total[key], rtol=1e-11, atol=1e-12, err_msg=key)
+
+
+def test_masks_that_are_refused() -> None:
+    case = make_variant_case("t3b2i4h5", Variant())
+    lstm, mask = case.network(), np.ones((3, 2), bool)
+    assert_same_bytes(flat(lstm(case.x, case.state, mask=mask)), case.run())
+    for wrong, error, words in (
+        (mask[:2], ValueError, "mask must have shape"),
+        (mask.astype(int), TypeError, "mask must be bool"),
+    ):
+        with pytest.raises(error, match=words):
+            lstm(case.x, mask=wrong)
+    with pytest.raises(ValueError, match="takes the place of lengths"):
+        lstm(case.x, mask=mask, lengths=[1, 2])
