@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import statistics
 import subprocess
@@ -125,6 +126,16 @@ def assert_same_bytes(given: tuple[Any, ...], expected: tuple[Any, ...], what: o
             raise AssertionError(
                 f"{what}: {name} differs in {len(at)} of {a.size} elements, first at {list(first)}: {a[first]!r} != {b[first]!r}"
             )
+
+
+def framework(name: str) -> Any:
+    """Import a framework, or skip the test; with FASTLSTM_TEST_STRICT=1 its absence is a failure."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        if os.environ.get("FASTLSTM_TEST_STRICT") == "1":
+            raise
+        return pytest.skip(f"{name} is not installed")
 
 
 def import_torch() -> Any:

@@ -169,7 +169,7 @@ CONTAINER: dict[str, tuple[Build, tuple[str, ...]]] = {
     "GGUF": (lambda: b"GGUF\3\0\0\0", ("GGUF",)),
     "gzip": (lambda: b"\x1f\x8b\x08" + bytes(99), ("gzip", "unpack")),
     "tar": (tar, ("tar archive",)),
-    "npz": (lambda: zip_of([("a.npy", b"x")]), (".npz", "'a.npy'")),
+    "npz without NumPy's format": (lambda: zip_of([("a.npy", b"x")]), ("NumPy's format", "'a.npy'")),
     "Keras": (lambda: zip_of([("config.json", b"{}"), ("model.weights.h5", b"x")]), ("Keras model",)),
     "stable-baselines": (lambda: zip_of([("data", b"{}"), ("policy.pth", b"x")]), ("unpack it", "'policy.pth'")),
     "empty zip": (lambda: zip_of([]), ("without a <name>/data.pkl", "none")),

@@ -8,24 +8,26 @@ FormatError or OSError is raised.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders.found import Contents, Found, LSTMInfo, quoted
+from fastlstm.loaders.found import Contents, Found, LSTMInfo, listing, quoted
 from fastlstm.weights import Weights
 
 if TYPE_CHECKING:
     from fastlstm.loaders.source import SourceFile
     from fastlstm.lstm import LSTM
 
-__all__ = ["LSTMInfo", "from_torch", "load", "scan"]
+__all__ = ["LSTMInfo", "from_flax", "from_haste", "from_tensorflow", "from_torch", "load", "scan"]
 
 
 # Modules of this package, asked in this order
-FORMATS = ("safetensors_file", "torch_file")
+FORMATS = ("safetensors_file", "torch_file", "npz_file", "flax_file", "nam_file", "guitarml_file", "rtneural_file")
+PLAIN_TENSORS = ("safetensors_file", "npz_file")  # those that layout= is for
 
 
 class Format(Protocol):
@@ -41,7 +43,8 @@ def scan(path: str | os.PathLike[str]) -> list[LSTMInfo]:
     Parameters
     ----------
     path : str or os.PathLike
-        A ``.pt``/``.pth`` file of ``torch.save`` or a safetensors file; the content decides, not the suffix.
+        A file of ``torch.save`` (``.pt``, ``.pth``), safetensors, NumPy (``.npz``), Flax (``.msgpack``), Neural Amp Modeler
+        (``.nam``), GuitarML or RTNeural (``.json``); the content decides, not the suffix.
 
     Returns
     -------
@@ -62,19 +65,30 @@ def scan(path: str | os.PathLike[str]) -> list[LSTMInfo]:
 
 
 def load(
-    path: str | os.PathLike[str], name: str | None = None, *, batch_first: bool | None = None, allow_nonfinite: bool = False
+    path: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    batch_first: bool | None = None,
+    layout: str | None = None,
+    allow_nonfinite: bool = False,
 ) -> LSTM:
     """Load an LSTM from a file.
 
     Parameters
     ----------
     path : str or os.PathLike
-        A ``.pt``/``.pth`` file of ``torch.save`` or a safetensors file; the content decides, not the suffix.
+        A file of ``torch.save`` (``.pt``, ``.pth``), safetensors, NumPy (``.npz``), Flax (``.msgpack``), Neural Amp Modeler
+        (``.nam``), GuitarML or RTNeural (``.json``); the content decides, not the suffix.
     name : str, optional
         Which LSTM, as :func:`scan` names it: the prefix of its tensors without the trailing dot. Needed if there are several.
         Prefixes ``module.`` (DataParallel) and ``_orig_mod.`` (torch.compile) may be left out.
     batch_first : bool, optional
-        Whether inputs are ``(B, T, I)``; by default what the file says, else False.
+        Whether inputs are ``(B, T, I)``; by default what the file says, else what is usual in the framework whose names the
+        tensors have: True for Flax, Keras and TensorFlow 1, False for others.
+    layout : {"keras", "haste"}, optional
+        The order of gates in an npz or safetensors file whose tensors are called ``kernel`` and ``recurrent_kernel``: both
+        frameworks' are, and nothing else in the file tells which it was. Variables of TensorFlow 1 are read as
+        :func:`from_tensorflow` reads them by default; for others pass it the dictionary.
     allow_nonfinite : bool
         Accept NaN and infinity among the weights.
 
@@ -90,7 +104,7 @@ def load(
     OSError
         If the system refuses.
     """
-    weights, info = _read(path, name, allow_nonfinite)
+    weights, info = _read(path, name, allow_nonfinite, layout)
     return _made(weights, info, batch_first)
 
 
@@ -120,7 +134,136 @@ def from_torch(module_or_state_dict: Any, name: str | None = None, *, batch_firs
     """
     from fastlstm.loaders import torch_module
 
-    found = torch_module.find(module_or_state_dict).choose(name)
+    return _chosen(torch_module.find(module_or_state_dict), name, batch_first)
+
+
+def from_flax(params: Any, name: str | None = None, *, batch_first: bool | None = None) -> LSTM:
+    """Take an LSTM from the parameters of a Flax model.
+
+    Parameters
+    ----------
+    params : mapping, or flax.nnx.Module
+        Variables of a ``linen`` model or the state of an ``nnx`` model: nested, or flat with keys such as ``"a/b/kernel"``,
+        ``"a.b.kernel"`` or ``("a", "b", "kernel")``; NumPy or JAX arrays, also in ``nnx.Param``. It holds an ``LSTMCell`` or
+        ``OptimizedLSTMCell``, alone or in an ``RNN``; an ``RNN`` pair in a ``Bidirectional`` is one network of two directions.
+    name : str, optional
+        Which LSTM: its path with slashes or dots, with or without the leading ``params`` and the trailing ``cell``. Needed if
+        there are several.
+    batch_first : bool, optional
+        Whether inputs are ``(B, T, I)``; True by default, as in Flax.
+
+    Returns
+    -------
+    LSTM
+        With a copy of the weights. Activations are no parameters: they are taken to be Flax's defaults. The state is ``(h, c)``
+        here; a Flax carry is ``(c, h)``.
+
+    Raises
+    ------
+    FormatError
+        If there is no LSTM, or several and no name is given, or one that cannot be taken exactly. A ``ValueError``.
+    TypeError
+        If it is neither a mapping nor a module of ``flax.nnx``.
+    """
+    from fastlstm.loaders import flax_tree
+
+    return _chosen(flax_tree.find(params), name, batch_first)
+
+
+def from_tensorflow(
+    variables: Mapping[str, Any],
+    name: str | None = None,
+    *,
+    forget_bias: float = 1.0,
+    cell_clip: float | None = None,
+    proj_clip: float | None = None,
+    batch_first: bool | None = None,
+) -> LSTM:
+    """Take an LSTM from the variables of a TensorFlow 1 graph.
+
+    Parameters
+    ----------
+    variables : mapping of str to array
+        Names such as ``"rnn/multi_rnn_cell/cell_0/basic_lstm_cell/kernel"``, with or without ``":0"``; an open npz file too.
+        ``BasicLSTMCell``, ``LSTMCell`` (peepholes and projection included), ``LSTMBlockCell`` and ``LSTMBlockFusedCell``.
+        The cells of a ``MultiRNNCell`` are layers, ``fw`` and ``bw`` are directions.
+    name : str, optional
+        Which LSTM: the scope of the cell, the ``multi_rnn_cell`` or the ``bidirectional_rnn``. Needed if there are several, and
+        for a cell whose scope has a name of its own.
+    forget_bias : float
+        What the cell was made with: TensorFlow adds it at every step and does not store it. Here it is part of the bias.
+    cell_clip, proj_clip : float, optional
+        What the cell was made with, not stored either. (The documentation of ``LSTMBlockCell`` says that cell_clip is 3 by
+        default; its code clips only if asked.)
+    batch_first : bool, optional
+        Whether inputs are ``(B, T, I)``; True by default, as ``dynamic_rnn`` has them unless ``time_major``.
+
+    Returns
+    -------
+    LSTM
+        With a copy of the weights. The state is ``(h, c)`` here; TensorFlow's ``LSTMStateTuple`` is ``(c, h)``.
+
+    Raises
+    ------
+    FormatError
+        If there is no LSTM, or several and no name is given, or one that cannot be taken exactly. A ``ValueError``.
+    TypeError
+        If it is no mapping.
+    """
+    from fastlstm.cell import Cell
+    from fastlstm.loaders import live, tensorflow_names
+
+    if not isinstance(forget_bias, (int, float, np.number)) or not np.isfinite(forget_bias):
+        raise ValueError(f"forget_bias must be a finite number, got {forget_bias!r:.100}")
+    tensors = live.flattened(_mapping(variables))
+    run_time = tensorflow_names.RunTime(float(forget_bias), Cell(cell_clip=cell_clip, proj_clip=proj_clip))
+    found = tensorflow_names.find(tensors, live.read_one, run_time=run_time, asked=name)
+    return _chosen(Contents(found, _summary("variables", tensors)), name, batch_first)
+
+
+def from_haste(tensors: Mapping[str, Any], name: str | None = None, *, batch_first: bool | None = None) -> LSTM:
+    """Take an LSTM from the state dict of a Haste layer.
+
+    Parameters
+    ----------
+    tensors : mapping of str to tensor or array
+        ``kernel``, ``recurrent_kernel`` and ``bias``, with the gates in the order i, g, f, o; an open npz file too.
+    name : str, optional
+        Which LSTM: the prefix of its tensors. Needed if there are several.
+    batch_first : bool, optional
+        Whether inputs are ``(B, T, I)``; False by default, as in Haste.
+
+    Returns
+    -------
+    LSTM
+        With a copy of the weights.
+
+    Raises
+    ------
+    FormatError
+        If there is no LSTM, or several and no name is given, or one that cannot be taken exactly. A ``ValueError``.
+    TypeError
+        If it is no mapping.
+    """
+    from fastlstm.loaders import kernel_names, live
+
+    every = live.flattened(_mapping(tensors))
+    found = kernel_names.find(every, live.read_one, batch_first=False, layout="haste")
+    return _chosen(Contents(found, _summary("a state dict", every)), name, batch_first)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"a mapping of names to arrays expected, got {type(value).__name__} (for a file: fastlstm.load)")
+    return value
+
+
+def _summary(what: str, tensors: Mapping[str, object]) -> str:
+    return f"{what} with {len(tensors)} tensors" + (f": {listing(tensors, 5)}" if tensors else "")
+
+
+def _chosen(contents: Contents, name: str | None, batch_first: bool | None) -> LSTM:
+    found = contents.choose(name)
     return _made(_weights(found), found.info, batch_first)
 
 
@@ -130,14 +273,20 @@ def _contents(file: SourceFile) -> Contents:
     for name in FORMATS:
         loader = cast(Format, import_module(f"{__name__}.{name}"))
         if loader.recognises(file):
+            if file.layout is not None and name not in PLAIN_TENSORS:
+                raise FormatError(f"layout={file.layout!r} is for npz and safetensors files alone")
             return loader.find(file)
     raise FormatError(describe(file))
 
 
-def _read(path: str | os.PathLike[str], name: str | None, allow_nonfinite: bool) -> tuple[Weights, LSTMInfo | None]:
+def _read(
+    path: str | os.PathLike[str], name: str | None, allow_nonfinite: bool, layout: str | None = None
+) -> tuple[Weights, LSTMInfo | None]:
     from fastlstm.loaders.source import opened
 
-    with opened(path) as file:
+    if layout not in (None, "keras", "haste"):
+        raise ValueError(f"layout must be 'keras', 'haste' or None, got {layout!r:.100}")
+    with opened(path, layout) as file:
         found = _contents(file).choose(name)
         weights = _weights(found)
         if not allow_nonfinite:
