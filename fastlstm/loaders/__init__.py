@@ -21,8 +21,9 @@ from fastlstm.weights import Weights
 if TYPE_CHECKING:
     from fastlstm.loaders.source import SourceFile
     from fastlstm.lstm import LSTM
+    from fastlstm.model import Model
 
-__all__ = ["LSTMInfo", "from_flax", "from_haste", "from_tensorflow", "from_torch", "load", "scan"]
+__all__ = ["LSTMInfo", "from_flax", "from_haste", "from_tensorflow", "from_torch", "load", "load_model", "scan"]
 
 
 # Modules of this package, asked in this order
@@ -106,6 +107,49 @@ def load(
     """
     weights, info = _read(path, name, allow_nonfinite, layout)
     return _made(weights, info, batch_first)
+
+
+def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> Model:
+    """Load a whole small model: LSTMs and the dense layers around them, as a file describes it.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A file of Neural Amp Modeler, GuitarML or RTNeural; the content decides, not the suffix.
+    allow_nonfinite : bool
+        Accept NaN and infinity among the weights.
+
+    Returns
+    -------
+    Model
+        To be called with arrays, or for ``stream()``.
+
+    Raises
+    ------
+    FormatError
+        If the file cannot be read, or describes no whole model, or one with a layer that is not run here: the message names the
+        first, and how to load the LSTM alone. A ``ValueError``.
+    OSError
+        If the system refuses.
+    """
+    from fastlstm.loaders.source import opened
+
+    with opened(path) as file:
+        loader = _format(file)
+        make = getattr(loader, "model", None)
+        try:
+            if make is None:
+                raise FormatError("the file holds weights and not how a whole model is made of them")
+            model: Model = make(file)
+        except ValueError as error:
+            names = [item.name for item in loader.find(file).found if item.is_lstm and not item.problem]
+            alone = f"; the LSTM alone: fastlstm.load(path, name={quoted(names[0])})" if names else ""
+            raise FormatError(f"{error}{alone}") from None
+        if not allow_nonfinite:
+            for step in model.steps:
+                for name, array in step.arrays():
+                    _check_finite(name, array, "")
+        return model
 
 
 def from_torch(module_or_state_dict: Any, name: str | None = None, *, batch_first: bool | None = None) -> LSTM:
@@ -268,6 +312,10 @@ def _chosen(contents: Contents, name: str | None, batch_first: bool | None) -> L
 
 
 def _contents(file: SourceFile) -> Contents:
+    return _format(file).find(file)
+
+
+def _format(file: SourceFile) -> Format:
     from fastlstm.loaders.sniff import describe
 
     for name in FORMATS:
@@ -275,7 +323,7 @@ def _contents(file: SourceFile) -> Contents:
         if loader.recognises(file):
             if file.layout is not None and name not in PLAIN_TENSORS:
                 raise FormatError(f"layout={file.layout!r} is for npz and safetensors files alone")
-            return loader.find(file)
+            return loader
     raise FormatError(describe(file))
 
 
@@ -290,7 +338,8 @@ def _read(
         found = _contents(file).choose(name)
         weights = _weights(found)
         if not allow_nonfinite:
-            _check_finite(weights, found.name)
+            for tensor_name, tensor in weights.named_tensors():
+                _check_finite(tensor_name, tensor, f" of LSTM {quoted(found.name)}")
         return weights, found.info
 
 
@@ -304,16 +353,16 @@ def _weights(found: Found) -> Weights:
         raise FormatError(f"{quoted(found.name)}: {error}") from error
 
 
-def _check_finite(weights: Weights, name: str) -> None:
-    for tensor_name, tensor in weights.named_tensors():
-        with np.errstate(invalid="ignore"):
-            extremes = tensor.min(), tensor.max()  # both NaN if any is; needs no array of booleans
-        if not np.isfinite(extremes).all():
-            count = int(tensor.size - np.isfinite(tensor).sum())
-            raise FormatError(
-                f"{tensor_name} of LSTM {quoted(name)} holds {count} values that are NaN or infinite; "
-                "pass allow_nonfinite=True to load them as they are"
-            )
+def _check_finite(name: str, tensor: np.ndarray[Any, np.dtype[Any]], where: str) -> None:
+    if not tensor.size:
+        return
+    with np.errstate(invalid="ignore"):
+        extremes = tensor.min(), tensor.max()  # both NaN if any is; needs no array of booleans
+    if not np.isfinite(extremes).all():
+        count = int(tensor.size - np.isfinite(tensor).sum())
+        raise FormatError(
+            f"{name}{where} holds {count} values that are NaN or infinite; pass allow_nonfinite=True to load them as they are"
+        )
 
 
 def _made(weights: Weights, info: LSTMInfo | None, batch_first: bool | None) -> LSTM:
@@ -321,4 +370,7 @@ def _made(weights: Weights, info: LSTMInfo | None, batch_first: bool | None) -> 
 
     if batch_first is None:
         batch_first = bool(info is not None and info.batch_first)
-    return LSTM.from_weights(weights, batch_first)
+    try:
+        return LSTM.from_weights(weights, batch_first)
+    except ValueError as error:
+        raise FormatError(str(error)) from None

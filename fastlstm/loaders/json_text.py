@@ -16,7 +16,7 @@ import numpy as np
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import quoted
 
-__all__ = ["JsonTensor", "Numbers", "matrix", "parse", "size_of", "vector"]
+__all__ = ["JsonTensor", "NumberList", "Numbers", "float32", "matrix", "parse", "size_of", "vector"]
 
 Numbers: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"
 
@@ -32,6 +32,13 @@ WORDS = {b"true": True, b"false": False, b"null": None}
 CONTROL = re.compile(rb"[\x00-\x1f]")
 
 
+@dataclass(frozen=True, eq=False)
+class NumberList:
+    """A list of nothing but numbers. No array itself, so that it can be compared with what is expected in its place."""
+
+    values: Numbers
+
+
 def parse(data: bytes, limit: int) -> Any:
     """Read a whole text.
 
@@ -43,8 +50,8 @@ def parse(data: bytes, limit: int) -> Any:
 
     Returns
     -------
-    dict, list, str, int, float, bool, None or array
-        A list of nothing but numbers is an array of float64.
+    dict, list, str, int, float, bool, None or NumberList
+        The last for a list of nothing but numbers.
 
     Raises
     ------
@@ -161,13 +168,13 @@ class _Reader:
         self._at = end + 1
         return text
 
-    def _numbers(self, end: int) -> Numbers:
+    def _numbers(self, end: int) -> NumberList:
         """The list of numbers from here to ``end``; taken apart in pieces, so that its parts do not all exist at once."""
         start, stop = self._at + 1, end - 1
         blank = SPACE.match(self._data, start, stop)
         if blank is not None and blank.end() == stop:
             self._at = end
-            return np.empty(0)
+            return NumberList(np.empty(0))
         count = self._data.count(b",", start, stop) + 1
         self._charge(8 * count)
         result = np.empty(count)
@@ -183,7 +190,7 @@ class _Reader:
             filled += len(numbers)
             start = cut + 1
         self._at = end
-        return result
+        return NumberList(result)
 
 
 # ---- What is looked for in such a text -----------------------------------------------------------------------------------------
@@ -203,17 +210,23 @@ class JsonTensor:
 
 def vector(value: object, what: str) -> Numbers:
     """A list of numbers."""
-    if not isinstance(value, np.ndarray):
+    if not isinstance(value, NumberList):
         raise FormatError(f"{what} must be a list of numbers")
-    return value
+    return value.values
 
 
 def matrix(value: object, what: str) -> Numbers:
     """A list of lists of numbers, all of one length."""
-    rows = value if isinstance(value, list) else []
-    if not rows or not all(isinstance(row, np.ndarray) and row.shape == rows[0].shape for row in rows):
+    rows = [row.values for row in value if isinstance(row, NumberList)] if isinstance(value, list) else []
+    if not isinstance(value, list) or len(rows) < len(value) or len({len(row) for row in rows}) != 1:
         raise FormatError(f"{what} must be a list of rows of numbers, all of one length")
     return np.stack(rows)
+
+
+def float32(numbers: Numbers) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """The nearest numbers of float32; what is too large becomes infinite, and is refused where infinity is."""
+    with np.errstate(over="ignore"):
+        return numbers.astype(np.float32, order="C")
 
 
 def size_of(holder: Mapping[str, Any], key: str, what: str) -> int:

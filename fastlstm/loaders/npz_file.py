@@ -31,6 +31,7 @@ __all__ = ["find", "recognises", "write_npz"]
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000  # bytes, as in NumPy
+USUAL_HEADER = 256
 MAX_TENSORS = 20_000  # headers to read: each takes a tenth of a millisecond
 HEADER = re.compile(
     r" *\{ *'descr' *: *(?:'([^'\\]{1,20})'|\[.*\]) *, *'fortran_order' *: *(True|False) *, "
@@ -90,7 +91,7 @@ def find(file: SourceFile) -> Contents:
 
 
 def _member(archive: Archive, name: str) -> Member:
-    head = archive.start(name, 12)
+    head = archive.start(name, USUAL_HEADER)
     version = head[6:8]
     if head[:6] != MAGIC or version not in (b"\1\0", b"\2\0", b"\3\0"):
         raise FormatError(f"{quoted(name)} is not in NumPy's format (.npy)")
@@ -100,7 +101,7 @@ def _member(archive: Archive, name: str) -> Member:
     size = archive.size_of(name)
     if length > MAX_HEADER or start > size:
         raise FormatError(f"{quoted(name)} declares a header of {length} bytes; it has {size}, and {MAX_HEADER} are allowed")
-    text = archive.start(name, start)[8 + width :]
+    text = (head if start <= len(head) else archive.start(name, start))[8 + width : start]
     match = HEADER.fullmatch(text.decode("latin1"))
     if match is None:
         raise FormatError(f"{quoted(name)} has a header that NumPy does not write: {quoted(text[:80].decode('latin1').strip())}")
