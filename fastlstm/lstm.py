@@ -362,13 +362,32 @@ class LSTM:
         self._adopt(Weights.from_named_tensors(tensors))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters, and whether the network is batch-first, as a safetensors file that :func:`fastlstm.load` reads.
+        """Write the network as a safetensors file that :func:`fastlstm.load` reads: parameters, batch-first or not, variants.
 
         The file is written beside its place and then moved there: `path` never holds half a file.
         """
         from fastlstm.loaders.safetensors_file import write_safetensors
 
         write_safetensors(path, self.weights, self.batch_first)
+
+    def to_torch(self) -> Any:
+        """A live ``torch.nn.LSTM`` with equal weights, on the CPU; PyTorch must be installed.
+
+        Returns
+        -------
+        torch.nn.LSTM
+            Of the same sizes, dtype and ``batch_first``, in training mode, with gradients, as a fresh one.
+
+        Raises
+        ------
+        ValueError
+            If the network is a variant that PyTorch does not have; the message says in what.
+        ImportError
+            If PyTorch is not installed.
+        """
+        from fastlstm.loaders.torch_module import to_module
+
+        return to_module(self.weights, self.batch_first)
 
 
 _FORWARD = {"float32": _engine.forward["float"], "float64": _engine.forward["double"]}

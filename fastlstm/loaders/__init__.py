@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastlstm.lstm import LSTM
     from fastlstm.model import Model
 
-__all__ = ["LSTMInfo", "from_flax", "from_haste", "from_tensorflow", "from_torch", "load", "load_model", "scan"]
+__all__ = ["LSTMInfo", "convert", "from_flax", "from_haste", "from_tensorflow", "from_torch", "load", "load_model", "scan"]
 
 
 # Modules of this package, asked in this order
@@ -107,6 +107,53 @@ def load(
     """
     weights, info = _read(path, name, allow_nonfinite, layout)
     return _made(weights, info, batch_first)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    batch_first: bool | None = None,
+    layout: str | None = None,
+    allow_nonfinite: bool = False,
+) -> LSTMInfo:
+    """Write an LSTM of any readable file as a safetensors or npz file, which :func:`load` reads back exactly.
+
+    Tensors have PyTorch's names; what differs from PyTorch's LSTM (other activations, peepholes, an initial state, a reverse
+    direction) and ``batch_first`` are kept beside them. float16 and bfloat16 are widened to float32.
+
+    Parameters
+    ----------
+    source : str or os.PathLike
+    target : str or os.PathLike
+        Ends with ``.safetensors`` or ``.npz``; replaced if it exists, and only when all is done.
+    name, batch_first, layout, allow_nonfinite
+        As for :func:`load`.
+
+    Returns
+    -------
+    LSTMInfo
+        The LSTM as the source describes it.
+
+    Raises
+    ------
+    ValueError
+        If the target has another suffix. A FormatError, as from :func:`load`, is one too.
+    OSError
+        If the system refuses.
+    """
+    from fastlstm.loaders.npz_file import write_npz
+    from fastlstm.loaders.safetensors_file import write_safetensors
+
+    writers = {".safetensors": write_safetensors, ".npz": write_npz}
+    suffix = os.path.splitext(os.fspath(target))[1].lower()
+    if suffix not in writers:
+        raise ValueError(f"{os.fspath(target)}: a suffix of {' or '.join(writers)} expected, got {suffix or 'none'}")
+    weights, info = _read(source, name, allow_nonfinite, layout)
+    assert info is not None
+    writers[suffix](target, weights, bool(info.batch_first) if batch_first is None else batch_first)
+    return info
 
 
 def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> Model:

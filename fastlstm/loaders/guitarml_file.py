@@ -92,7 +92,8 @@ def model(file: SourceFile) -> Model:
 
 def tensors(content: dict[str, Any]) -> dict[str, JsonTensor]:
     """The tensors by name."""
-    held = content.get("state_dict", content)
+    inner = content.get("state_dict")
+    held = inner if isinstance(inner, dict) else content
     result = {}
     for name, value in held.items():
         if isinstance(value, NumberList):

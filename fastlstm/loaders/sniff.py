@@ -26,7 +26,6 @@ SIGNATURES = (
 MEMBERS = (
     ("model.weights.h5", "a Keras model (.keras)"),
     ("archive_format", "a torch.export archive (.pt2): with torch, save the state_dict of the model in it"),
-    (".npy", "a NumPy archive (.npz)"),
     (".pth", "a zip file with PyTorch files in it: unpack it and load one of them"),
     (".pt", "a zip file with PyTorch files in it: unpack it and load one of them"),
 )
@@ -51,7 +50,7 @@ def describe(file: SourceFile) -> str:
     if text.startswith(b"<?xml"):
         return "this is XML (an OpenVINO model?)"
     if text.startswith((b"{", b"[")):
-        return "this is JSON text"
+        return "this is JSON text, not of Neural Amp Modeler, GuitarML or RTNeural"
     # An ONNX model begins with its version; then comes the producer, an operator set or the graph
     if head[0] == 0x08 and head[1:2] < b"\x20" and head[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a", b"\x42"):
         return "this is an ONNX model"

@@ -1,19 +1,22 @@
-"""Live PyTorch objects: modules and state dicts. PyTorch itself is never imported: whoever passes a module has done so."""
+"""Live PyTorch objects: modules and state dicts. To read them PyTorch is not imported: whoever passes a module has done so."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
+from fastlstm.cell import PLAIN
 from fastlstm.loaders import nested
 from fastlstm.loaders.found import Contents, Found, listing, quoted
 from fastlstm.loaders.live import lazy, read
 from fastlstm.loaders.torch_names import Group, LazyTensor
 from fastlstm.loaders.torch_names import find as find_lstms
+from fastlstm.weights import Weights
 
-__all__ = ["find"]
+__all__ = ["find", "to_module"]
 
 # What torch.ao.quantization leaves in place of a recurrent layer's parameters: packed, readable by torch alone
 PACKED = "_all_weight_values."
@@ -65,3 +68,42 @@ def _module(torch: Any, module: Any) -> Contents:
 
 def _quantized(path: str) -> Found:
     return Found(path, problem=f"{quoted(path)} is quantized: pass the model as it was before")
+
+
+def to_module(weights: Weights, batch_first: bool) -> Any:
+    """Make a ``torch.nn.LSTM``; the one function here that imports PyTorch.
+
+    Raises
+    ------
+    ValueError
+        If PyTorch has no such network.
+    ImportError
+        If PyTorch is not installed.
+    """
+    variants = {
+        "an initial state of its own": any(layer.h_0 is not None for layer in weights.layers),
+        "peepholes": any(layer.weight_peephole is not None for layer in weights.layers),
+        "a reverse direction alone": weights.reverse,
+        "another cell (activations, coupled gates or clipping)": any(layer.cell != PLAIN for layer in weights.layers),
+    }
+    found = [what for what, present in variants.items() if present]
+    if found:
+        raise ValueError(f"torch.nn.LSTM cannot have what this network has: {', '.join(found)}")
+    try:
+        torch: Any = import_module("torch")
+    except ImportError as error:
+        raise ImportError("to_torch needs PyTorch: pip install torch") from error
+    # On no device first: an initialisation would draw from the caller's random numbers
+    module = torch.nn.LSTM(
+        weights.input_size,
+        weights.hidden_size,
+        weights.num_layers,
+        bias=weights.bias,
+        batch_first=batch_first,
+        bidirectional=weights.bidirectional,
+        proj_size=weights.proj_size,
+        device="meta",
+        dtype=getattr(torch, weights.dtype.name),
+    ).to_empty(device="cpu")
+    module.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in weights.named_tensors()})
+    return module
