@@ -606,7 +606,16 @@ def test_no_permission(tmp_path: Path) -> None:
 
 def test_a_sparse_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    for start in (b"", safetensors(), good_zip(), good_legacy()):
+    for start in (
+        b"",
+        safetensors(),
+        good_zip(),
+        good_legacy(),
+        mutate.npz(),
+        b"{",
+        b"\x81\xa1a",
+        b"\x81\xa1a\xdd\xff\xff\xff\xff",
+    ):
         path.write_bytes(start)
         os.truncate(path, 1 << 40)
         with pytest.raises(FormatError):
@@ -761,6 +770,7 @@ BOMBS: dict[str, tuple[Build, bool]] = {
     "npz, deflated weights, 16 MB": (lambda: deflated_npz(1000), True),
     "npz, deflated weights, 256 MB": (lambda: deflated_npz(4000), False),
     "npz, a deflated array beside": (lambda: deflated_npz(20, more=1 << 28), True),
+    "npz of 5,000 arrays": (lambda: many_arrays(5_000), False),
     "npz of 20,000 arrays": (lambda: many_arrays(20_000), False),
     "npz of float16, 32 MB": (lambda: float16_npz(1024), True),
     "npz of float16 in Keras' layout, 32 MB": (lambda: float16_keras(1024), False),

@@ -280,6 +280,13 @@ def test_names_before_tensorflow_1_2() -> None:
     check(weights_of(variables), run_cell(cell("rnn/basic_lstm_cell"), "rnn/basic_lstm_cell", X)[0], X)
 
 
+def test_a_cell_of_pytorch_with_such_a_name(tmp_path: Path) -> None:
+    """In a file of any framework, a scope without a kernel is none of TensorFlow's."""
+    torchs = {"lstm_cell.weight_ih": (20, 3), "lstm_cell.weight_hh": (20, 5), "lstm_cell.bias": (20,)}
+    np.savez(tmp_path / "x.npz", **{name: values(k, *shape) for k, (name, shape) in enumerate(torchs.items())})
+    assert [(info.name, info.hidden_size) for info in scan(tmp_path / "x.npz")] == [("lstm_cell", 5)]
+
+
 def changed(name: str, value: Any, **options: Any) -> Variables:
     result = cell("lstm_cell", **options) | {f"lstm_cell/{name}": value}
     return {key: array for key, array in result.items() if array is not None}

@@ -21,7 +21,8 @@ __all__ = ["JsonTensor", "NumberList", "Numbers", "float32", "matrix", "parse", 
 Numbers: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"
 
 MAX_DEPTH = 50
-OBJECT = 250  # bytes that a value may take in memory, with its place in a dictionary or list
+OBJECT = 400  # bytes that a value may take in memory, with its place in a dictionary or list
+NUMBER_SIZE = 16  # bytes: one in a list, one in the matrix that lists become
 CHUNK = 1 << 16  # bytes of a list of numbers that are taken apart at a time
 SPACE = re.compile(rb"[ \t\r\n]*")
 LITERAL = rb"(?:-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|Infinity)|NaN)"
@@ -176,7 +177,7 @@ class _Reader:
             self._at = end
             return NumberList(np.empty(0))
         count = self._data.count(b",", start, stop) + 1
-        self._charge(8 * count)
+        self._charge(NUMBER_SIZE * count)
         result = np.empty(count)
         filled = 0
         while filled < count:

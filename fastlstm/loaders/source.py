@@ -21,6 +21,8 @@ HEAD = 4096  # bytes a format may look at to recognise its files
 # under which a small file may inflate as it likes.
 WEIGHTS_FLOOR = 16 << 20
 OBJECTS_FLOOR = 40 << 20
+OBJECTS_CEILING = 1 << 30
+JSON_CEILING = 1 << 28  # bytes of text: ten million weights
 WEIGHTS_CEILING = 8 << 30  # bytes: 2e9 parameters, 40 times the largest LSTM published; a sparse file may claim any size
 
 
@@ -51,7 +53,7 @@ class SourceFile:
     @property
     def objects_limit(self) -> int:
         """Most bytes the names, numbers and containers around the weights may take."""
-        return 2 * self.size + OBJECTS_FLOOR
+        return min(2 * self.size + OBJECTS_FLOOR, OBJECTS_CEILING)
 
     @cached_property
     def archive(self) -> Archive | None:
@@ -75,6 +77,8 @@ class SourceFile:
         """
         if not self.head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n").startswith(b"{"):
             return None
+        if self.size > JSON_CEILING:
+            raise FormatError(f"JSON of {self.size} bytes, more than {JSON_CEILING}")
         from fastlstm.loaders import json_text
 
         return json_text.parse(self.read(0, self.size), self.objects_limit)

@@ -122,10 +122,12 @@ def find(
     Parameters
     ----------
     run_time : RunTime, optional
+        By default TensorFlow's own; then a scope without a kernel is taken for something else of the same name.
     asked : str, optional
         A scope that is a cell whatever it is called.
     """
-    groups = _grouped(_scopes(tensors, asked))
+    scopes = [scope for scope in _scopes(tensors, asked) if run_time is not None or "kernel" in scope.tensors]
+    groups = _grouped(scopes)
     found = [_examine(group, read, limit, batch_first, run_time or RunTime()) for group in groups]
     return uniquely_named((group.path, group.path, item) for group, item in zip(groups, found, strict=True))
 
