@@ -1,8 +1,8 @@
 """Weights that other frameworks stored, without those frameworks.
 
 A format is one module with two functions, named in ``FORMATS``: ``recognises`` looks at the content of a file, ``find`` lists its
-LSTMs. A third, ``model``, is there if the format describes whole models. A module is imported when a file is to be read. Nothing here executes or imports what a file names, and whatever its bytes, only
-FormatError or OSError is raised.
+LSTMs; a third, ``model``, is there if the format describes whole models. A module is imported when a file is to be read. Nothing
+here executes or imports what a file names, and whatever its bytes, only FormatError or OSError is raised.
 """
 
 from __future__ import annotations
