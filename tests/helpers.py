@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import statistics
 import subprocess
@@ -11,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +128,9 @@ def assert_same_bytes(given: tuple[Any, ...], expected: tuple[Any, ...], what: o
             )
 
 
-def framework(name: str) -> Any:
-    """Import a framework, or skip the test; with FASTLSTM_TEST_STRICT=1 its absence is a failure."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        if os.environ.get("FASTLSTM_TEST_STRICT") == "1":
-            raise
-        return pytest.skip(f"{name} is not installed")
+def import_needed(name: str) -> Any:
+    """A module of another framework, or skip what asks for it; with FASTLSTM_TEST_STRICT=1 its absence is a failure."""
+    return import_module(name) if os.environ.get("FASTLSTM_TEST_STRICT") == "1" else pytest.importorskip(name)
 
 
 def import_torch() -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import framework
+from helpers import import_needed
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from test_loaders_audio import guitarml, nam, rtneural, write
@@ -259,7 +259,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     ids=["plain", "no bias", "all"],
 )
 def test_to_torch(dtype: str, options: dict[str, Any]) -> None:
-    torch = framework("torch")
+    torch = import_needed("torch")
     lstm = fastlstm.LSTM(3, 5, dtype=dtype, seed=0, **options)
     before = torch.random.get_rng_state()
     module = lstm.to_torch()

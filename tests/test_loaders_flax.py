@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import framework
+from helpers import import_needed
 
 import fastlstm
 from fastlstm import FormatError
@@ -196,7 +196,7 @@ def test_not_a_tree() -> None:
 
 
 def randomised(tree: Any, rng: np.random.Generator) -> Any:
-    jax = framework("jax")
+    jax = import_needed("jax")
     return jax.tree.map(lambda leaf: jax.numpy.asarray(rng.uniform(-1, 1, leaf.shape), leaf.dtype), tree)
 
 
@@ -207,7 +207,7 @@ def check(lstm: fastlstm.LSTM, x: np.ndarray, expected: Any) -> None:
 @pytest.mark.parametrize("cell", ["LSTMCell", "OptimizedLSTMCell"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_live_linen(cell: str, bidirectional: bool, tmp_path: Path) -> None:
-    nn, serialization, jax = framework("flax.linen"), framework("flax.serialization"), framework("jax")
+    nn, serialization, jax = import_needed("flax.linen"), import_needed("flax.serialization"), import_needed("jax")
     rng = np.random.default_rng(5)
     x = rng.standard_normal((2, 6, I)).astype(np.float32)
     make = lambda: nn.RNN(getattr(nn, cell)(H))  # noqa: E731
@@ -218,7 +218,7 @@ def test_live_linen(cell: str, bidirectional: bool, tmp_path: Path) -> None:
     check(lstm, x, module.apply(variables, x))
     (tmp_path / "x").write_bytes(serialization.to_bytes(variables))
     assert_same(load(tmp_path / "x"), lstm)
-    flat = framework("flax.traverse_util").flatten_dict(variables)
+    flat = import_needed("flax.traverse_util").flatten_dict(variables)
     assert_same(from_flax(flat), lstm)
     np.savez(tmp_path / "x.npz", **{"/".join(path): array for path, array in flat.items()})
     assert_same(load(tmp_path / "x.npz"), lstm)
@@ -227,7 +227,7 @@ def test_live_linen(cell: str, bidirectional: bool, tmp_path: Path) -> None:
 
 def test_live_linen_carry() -> None:
     """Flax's carry is (c, h)."""
-    nn, jax = framework("flax.linen"), framework("jax")
+    nn, jax = import_needed("flax.linen"), import_needed("jax")
     rng = np.random.default_rng(6)
     x, h, c = rng.standard_normal((2, 1, I)), rng.standard_normal((2, H)), rng.standard_normal((2, H))
     x, h, c = (array.astype(np.float32) for array in (x, h, c))
@@ -242,7 +242,7 @@ def test_live_linen_carry() -> None:
 @pytest.mark.parametrize("cell", ["LSTMCell", "OptimizedLSTMCell"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_live_nnx(cell: str, bidirectional: bool, tmp_path: Path) -> None:
-    nnx, serialization = framework("flax.nnx"), framework("flax.serialization")
+    nnx, serialization = import_needed("flax.nnx"), import_needed("flax.serialization")
     rng = np.random.default_rng(7)
     x = rng.standard_normal((2, 6, I)).astype(np.float32)
     make = lambda seed: nnx.RNN(getattr(nnx, cell)(I, H, rngs=nnx.Rngs(seed)), rngs=nnx.Rngs(seed))  # noqa: E731
@@ -258,7 +258,7 @@ def test_live_nnx(cell: str, bidirectional: bool, tmp_path: Path) -> None:
 
 
 def test_live_model_with_several() -> None:
-    nn, jax = framework("flax.linen"), framework("jax")
+    nn, jax = import_needed("flax.linen"), import_needed("jax")
 
     class Model(nn.Module):
         @nn.compact

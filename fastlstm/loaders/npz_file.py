@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastlstm.errors import FormatError
+from fastlstm.files import write_whole
 from fastlstm.loaders import metadata, schemes
 from fastlstm.loaders.archive import Archive
 from fastlstm.loaders.floats import to_floats
 from fastlstm.loaders.found import Contents, listing, quoted
 from fastlstm.loaders.source import SourceFile
 from fastlstm.loaders.torch_names import Array
-from fastlstm.loaders.writing import written
 from fastlstm.weights import MAX_SIZE, Weights
 
 __all__ = ["find", "recognises", "write_npz"]
@@ -164,4 +164,4 @@ def write_npz(path: str | os.PathLike[str], weights: Weights, batch_first: bool)
     stream = io.BytesIO()
     ours = np.array(metadata.text_of(weights, batch_first))
     np.savez(stream, **{metadata.KEY: ours}, **dict(weights.named_tensors()))  # type: ignore[arg-type]
-    written(path, stream.getbuffer())
+    write_whole(path, stream.getvalue())

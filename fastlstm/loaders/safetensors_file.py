@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 
 from fastlstm.errors import FormatError
+from fastlstm.files import write_whole
 from fastlstm.loaders import metadata, nested, schemes
 from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import Contents, quoted
 from fastlstm.loaders.source import SourceFile
 from fastlstm.loaders.torch_names import Array, Group
-from fastlstm.loaders.writing import written
 from fastlstm.weights import MAX_SIZE, Weights
 
-__all__ = ["find", "recognises", "write_safetensors"]
+__all__ = ["METADATA_KEY", "batch_first", "find", "recognises", "write_safetensors"]
 
 MAX_HEADER = 16 << 20  # bytes: 150,000 tensors
+METADATA_KEY = metadata.KEY  # in ``__metadata__``, which may hold text only
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 
@@ -120,8 +121,14 @@ def _sizes(value: Any) -> bool:
 
 def _ours(given: Any) -> metadata.Ours | None:
     """What ``write_safetensors`` recorded, None in files of others."""
-    text = given.get(metadata.KEY) if isinstance(given, dict) else None
+    text = given.get(METADATA_KEY) if isinstance(given, dict) else None
     return None if text is None else metadata.parse(text)
+
+
+def batch_first(given: Any) -> bool | None:
+    """What such metadata say of it; None in files of others."""
+    ours = _ours(given)
+    return None if ours is None else ours.batch_first
 
 
 def write_safetensors(path: str | os.PathLike[str], weights: Weights, batch_first: bool) -> None:
@@ -146,4 +153,4 @@ def write_safetensors(path: str | os.PathLike[str], weights: Weights, batch_firs
 
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in weights.named_tensors()}
     # Not safetensors' save_file: that makes files which only their owner may read
-    written(path, save(tensors, {metadata.KEY: metadata.text_of(weights, batch_first)}))
+    write_whole(path, save(tensors, {METADATA_KEY: metadata.text_of(weights, batch_first)}))

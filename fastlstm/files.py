@@ -1,20 +1,20 @@
-"""Files that appear at once or not at all: written beside their place and then moved there."""
+"""Files that appear whole or not at all."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
 
-__all__ = ["written"]
+__all__ = ["write_whole"]
 
 
-def written(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Write a whole file; one that exists is replaced, or as it was if anything fails.
+def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file beside its place and move it there; what was there before is replaced.
 
     Raises
     ------
     OSError
-        If the file cannot be written.
+        If it cannot be written; nothing has changed then.
     """
     target = os.path.realpath(path)
     temporary = f"{target}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
