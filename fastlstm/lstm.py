@@ -326,9 +326,7 @@ class LSTM:
             raise ValueError(f"seed must be between 0 and 2**64 - 1, got {seed}")
         chosen = int.from_bytes(os.urandom(8), "little") if seed is None else int(seed)
         if self.weights.merge_mode != "concat":
-            raise ValueError(
-                f"gradients are of both directions side by side, not of merge_mode {self.weights.merge_mode!r}"
-            )
+            raise ValueError(f"gradients are of both directions side by side, not of merge_mode {self.weights.merge_mode!r}")
         if recompute and self.weights.layers[0].h_0 is not None:
             raise ValueError("recompute=True does not cover a network with an initial state of its own; leave it out")
         kind = RecomputedTape if recompute else Tape
@@ -511,15 +509,32 @@ class LSTM:
         self._adopt(self.weights.with_tensors(tensors))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters, and whether the network is batch-first, as a safetensors file that :func:`fastlstm.load` reads.
+        """Write the network as a safetensors file that :func:`fastlstm.load` reads: parameters, batch-first or not, variants.
 
         The file is written beside its place and then moved there: `path` never holds half a file.
         """
         from fastlstm.loaders.safetensors_file import write_safetensors
 
-        if self.weights.merge_mode != "concat":
-            raise ValueError(f"a safetensors file has no place for merge_mode {self.weights.merge_mode!r}; keep state_dict()")
         write_safetensors(path, self.weights, self.batch_first)
+
+    def to_torch(self) -> Any:
+        """A live ``torch.nn.LSTM`` with equal weights, on the CPU; PyTorch must be installed.
+
+        Returns
+        -------
+        torch.nn.LSTM
+            Of the same sizes, dtype and ``batch_first``, in training mode, with gradients, as a fresh one.
+
+        Raises
+        ------
+        ValueError
+            If the network is a variant that PyTorch does not have; the message says in what.
+        ImportError
+            If PyTorch is not installed.
+        """
+        from fastlstm.loaders.torch_module import to_module
+
+        return to_module(self.weights, self.batch_first)
 
     def to_keras_weights(self) -> list[Array]:
         """Copies of the parameters as ``keras_layer.set_weights`` takes them: kernel, recurrent_kernel, bias.

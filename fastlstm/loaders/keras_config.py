@@ -92,7 +92,7 @@ def other_kind(entry: Mapping[str, Any]) -> str:
 
 def major_version(text: object) -> int | None:
     """2 or 3, None if it is unknown."""
-    return int(text[0]) if isinstance(text, str) and text[0] in "23" and text[1:2] in ("", ".") else None
+    return int(text[0]) if isinstance(text, str) and text[:1] in ("2", "3") and text[1:2] in ("", ".") else None
 
 
 def plan(entry: Mapping[str, Any], version: int | None) -> Plan:
