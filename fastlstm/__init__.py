@@ -13,7 +13,19 @@ from fastlstm.threads import get_num_threads, set_num_threads
 from fastlstm.weights import LayerWeights, Weights
 
 if TYPE_CHECKING:
-    from fastlstm.loaders import LSTMInfo, from_keras, from_onnx, from_torch, load, scan
+    from fastlstm.loaders import (
+        LSTMInfo,
+        convert,
+        from_flax,
+        from_haste,
+        from_keras,
+        from_onnx,
+        from_tensorflow,
+        from_torch,
+        load,
+        load_model,
+        scan,
+    )
 
 __version__ = "0.1.0"
 
@@ -29,12 +41,17 @@ __all__ = [
     "Weights",
     "__version__",
     "available_isas",
+    "convert",
+    "from_flax",
+    "from_haste",
     "from_keras",
     "from_onnx",
+    "from_tensorflow",
     "from_torch",
     "get_num_threads",
     "isa",
     "load",
+    "load_model",
     "scan",
     "set_num_threads",
     "show_config",
@@ -43,7 +60,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The loaders, imported when first used: reading files takes more of the standard library than running networks."""
-    if name in ("LSTMInfo", "from_keras", "from_onnx", "from_torch", "load", "scan"):
+    if name in ("LSTMInfo", "convert", "load", "load_model", "scan") or (name.startswith("from_") and name in __all__):
         from fastlstm import loaders
 
         return getattr(loaders, name)

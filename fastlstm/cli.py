@@ -1,4 +1,4 @@
-"""The command line: ``fastlstm demo | scan | run | info``.
+"""The command line: ``fastlstm demo | scan | run | convert | info``.
 
 Exit status: 0, or 1 if the demo's numbers are wrong, 2 for an error (one line on standard error), 130 after Ctrl-C.
 """
@@ -91,9 +91,17 @@ def make_parser() -> argparse.ArgumentParser:
     plot.add_argument("--plot", metavar="PATH", default="fastlstm-demo.png", help="where to draw (default: %(default)s)")
     plot.add_argument("--no-plot", dest="plot", action="store_const", const=None, help="draw nothing")
 
-    sub = add("scan", scan, "List the LSTMs that a file holds.", "fastlstm scan checkpoint.pt")
+    sub = add(
+        "scan",
+        scan,
+        "List the LSTMs that a file holds.",
+        """fastlstm scan checkpoint.pt
+        fastlstm scan amplifier.nam""",
+    )
     sub.add_argument(
-        "file", metavar="FILE", help="any that fastlstm.load reads: .pt, .pth, .safetensors, .onnx, .keras, .h5, ..."
+        "file",
+        metavar="FILE",
+        help="any that fastlstm.load reads: .pt, .pth, .safetensors, .keras, .h5, .onnx, .npz, .msgpack, .nam, .json",
     )
 
     sub = add(
@@ -108,19 +116,37 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("file", metavar="FILE", help="the network, as for scan")
     sub.add_argument("input", metavar="INPUT.npy", help="shape (T, B, I); (B, T, I) if batch-first; (T, I) for one sequence")
     sub.add_argument("-o", "--output", metavar="OUTPUT.npy", required=True, help="replaced only when all is done")
-    sub.add_argument("--name", help="which LSTM, if the file holds several")
-    sub.add_argument(
-        "--batch-first",
-        action=argparse.BooleanOptionalAction,
-        help="whether the arrays are (B, T, ...) (default: as the file says, else not)",
-    )
+    add_choice(sub)
     sub.add_argument("--threads", type=int, metavar="N", help="the most threads (default: OMP_NUM_THREADS or all processors)")
     sub.add_argument("--state-in", metavar="STATE.npz", help="initial state, arrays h and c (default: zeros)")
     sub.add_argument("--state-out", metavar="STATE.npz", help="where to write the final state")
     sub.add_argument("--chunk", type=int, metavar="STEPS", help="time steps at a time (default: about 16 MB; same result)")
 
+    sub = add(
+        "convert",
+        convert,
+        "Write an LSTM as .safetensors or .npz, under PyTorch's names, with all that the file says of it.",
+        """fastlstm convert amplifier.nam amplifier.safetensors
+        fastlstm convert checkpoint.pt encoder.npz --name encoder.rnn""",
+    )
+    sub.add_argument("file", metavar="IN", help="the network, as for scan")
+    sub.add_argument("output", metavar="OUT", help="ends with .safetensors or .npz; replaced only when all is done")
+    add_choice(sub)
+    sub.add_argument("--allow-nonfinite", action="store_true", help="accept NaN and infinity among the weights")
+
     add("info", info, "Show version, instruction sets, threads, compiler and platform.", "fastlstm info")
     return parser
+
+
+def add_choice(sub: argparse.ArgumentParser) -> None:
+    """Which LSTM of a file, and what the file may leave open."""
+    sub.add_argument("--name", help="which LSTM, if the file holds several")
+    sub.add_argument(
+        "--batch-first",
+        action=argparse.BooleanOptionalAction,
+        help="whether the arrays are (B, T, ...) (default: as the file says, else as is usual in its framework)",
+    )
+    sub.add_argument("--layout", choices=("keras", "haste"), help="order of gates of tensors named kernel and recurrent_kernel")
 
 
 # ---- Commands ------------------------------------------------------------------------------------------------------------------
@@ -158,7 +184,7 @@ def scan(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     if args.state_out and os.path.realpath(args.state_out) == os.path.realpath(args.output):
         raise ValueError(f"-o and --state-out are the same file: {args.output}")
-    lstm = fastlstm.load(args.file, args.name, batch_first=args.batch_first)
+    lstm = fastlstm.load(args.file, args.name, batch_first=args.batch_first, layout=args.layout)
     x = read_array(args.input)
     time = 1 if lstm.batch_first and x.ndim == 3 else 0
     if x.ndim not in (2, 3) or x.shape[-1] != lstm.input_size:
@@ -180,6 +206,12 @@ def run(args: argparse.Namespace) -> int:
         if state_part and state:
             with open(state_part, "wb") as file:
                 np.savez(file, h=state[0], c=state[1])
+    return 0
+
+
+def convert(args: argparse.Namespace) -> int:
+    options = {"batch_first": args.batch_first, "layout": args.layout, "allow_nonfinite": args.allow_nonfinite}
+    print(fastlstm.convert(args.file, args.output, args.name, **options))
     return 0
 
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from fastlstm.cell import SIGMOID, TANH, Activation
 from fastlstm.files import write_whole
+from fastlstm.loaders import metadata
 from fastlstm.loaders.onnx_graph import import_onnx
 from fastlstm.loaders.onnx_lstm import ACTIVATIONS, TAKES_ALPHA, TAKES_BOTH
-from fastlstm.loaders.safetensors_file import METADATA_KEY
 from fastlstm.weights import LayerWeights, Weights
 
 __all__ = ["onnx_model", "write_onnx"]
@@ -74,7 +74,7 @@ def onnx_model(weights: Weights, batch_first: bool = False) -> Any:
     )
     opsets = [onnx.helper.make_opsetid("", OPSET)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fastlstm")
-    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps({"batch_first": bool(batch_first)})})
+    onnx.helper.set_model_props(model, {metadata.KEY: json.dumps({"batch_first": bool(batch_first)})})
     return model
 
 
@@ -117,6 +117,7 @@ def _check(weights: Weights) -> None:
     problems = {
         "a projection (proj_size)": weights.proj_size > 0,
         "outputs in the order of processing (flipped)": weights.flipped,
+        "outputs of two directions made one (merge_mode)": weights.merge_mode != "concat",
         "initial states of its own (h_0, c_0), which fit every batch size": any(w.h_0 is not None for w in weights.layers),
         "coupled gates with i = 1 - f": any(w.cell.coupled == "input" for w in weights.layers),
         "a clipped cell state or projection": any(w.cell.cell_clip or w.cell.proj_clip for w in weights.layers),

@@ -224,6 +224,25 @@ class LSTM(Network[State]):
 
         return Trace.of(self.record(x, state, lengths=lengths, resets=resets, threads=threads))
 
+    def to_torch(self) -> Any:
+        """A live ``torch.nn.LSTM`` with equal weights, on the CPU; PyTorch must be installed.
+
+        Returns
+        -------
+        torch.nn.LSTM
+            Of the same sizes, dtype and ``batch_first``, in training mode, with gradients, as a fresh one.
+
+        Raises
+        ------
+        ValueError
+            If the network is a variant that PyTorch does not have; the message says in what.
+        ImportError
+            If PyTorch is not installed.
+        """
+        from fastlstm.loaders.torch_module import to_module
+
+        return to_module(self.weights, self.batch_first)
+
     def to_keras_weights(self) -> list[Array]:
         """Copies of the parameters as ``keras_layer.set_weights`` takes them: kernel, recurrent_kernel, bias.
 

@@ -413,8 +413,6 @@ class Network(Generic[S]):
         """
         from fastlstm.loaders.safetensors_file import write_safetensors
 
-        if self.weights.merge_mode != "concat":
-            raise ValueError(f"a safetensors file has no place for merge_mode {self.weights.merge_mode!r}; keep state_dict()")
         write_safetensors(path, self.weights, self.batch_first)
 
 

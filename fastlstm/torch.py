@@ -605,6 +605,7 @@ class _Ragged:
 
 # ---- Packed weights ------------------------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True, eq=False)
 class _Packed:
     """A packed network, the arrays it was packed of, and the first of the tensors these came from."""

@@ -702,7 +702,7 @@ def keras_archive() -> bytes:
     return stream.getvalue()
 
 
-def mutate_json(data: bytes, rng: Random) -> bytes:
+def mutate_config(data: bytes, rng: Random) -> bytes:
     """Change a few values, keys or elements anywhere inside, or bytes."""
     try:
         value = json.loads(data)
@@ -729,7 +729,7 @@ def mutate_json(data: bytes, rng: Random) -> bytes:
     elif action == 2 and isinstance(holder, list):
         holder.append(old)
     elif action == 3 and isinstance(old, str) and old[:1] in "{[":  # a text that is JSON itself
-        holder[key] = mutate_json(old.encode(), rng).decode("latin1")  # type: ignore[index]
+        holder[key] = mutate_config(old.encode(), rng).decode("latin1")  # type: ignore[index]
     elif action == 4:
         other, place = rng.choice(places)
         holder[key] = json.loads(json.dumps(other[place]))  # type: ignore[index]
@@ -744,7 +744,7 @@ def mutate_json(data: bytes, rng: Random) -> bytes:
 def mutate_listing(data: bytes, rng: Random) -> bytes:
     head, found, rest = data.partition(BEGIN)
     text, _, tail = rest.rpartition(END)
-    return head + BEGIN + mutate_json(text, rng) + END + tail if found and rng.random() < 0.8 else mutate_bytes(data, rng)
+    return head + BEGIN + mutate_config(text, rng) + END + tail if found and rng.random() < 0.8 else mutate_bytes(data, rng)
 
 
 def mutate_keras(data: bytes, rng: Random) -> bytes:
@@ -755,7 +755,7 @@ def mutate_keras(data: bytes, rng: Random) -> bytes:
     name = rng.choice((*["config.json"] * 4, "model.weights.h5", "model.weights.h5", "metadata.json"))
     if name not in members:
         return mutate_zip(data, rng)
-    members[name] = mutate_listing(members[name], rng) if name.endswith("h5") else mutate_json(members[name], rng)
+    members[name] = mutate_listing(members[name], rng) if name.endswith("h5") else mutate_config(members[name], rng)
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
         for member, content in members.items():
@@ -785,6 +785,226 @@ def mutate_hdf5(data: bytes, rng: Random) -> bytes:
     return data[:start] + new + data[start + len(new) :]
 
 
+# ---- npz -----------------------------------------------------------------------------------------------------------------------
+
+
+def npy(shape: tuple[int, ...], seed: int, descr: str = "<f4", order: bool = False) -> bytes:
+    header = f"{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + struct.pack(f"<{product(shape)}f", *values(shape, seed))
+
+
+def npz(names: Mapping[str, tuple[int, ...]] = SHAPES, method: int = zipfile.ZIP_STORED, **more: bytes) -> bytes:
+    """An npz file; ``more`` are whole members."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for index, (name, shape) in enumerate(names.items()):
+            archive.writestr(name + ".npy", npy(shape, index))
+        for name, data in more.items():
+            archive.writestr(name + ".npy", data)
+    return stream.getvalue()
+
+
+FLAX_SHAPES = {
+    **{f"params/cell/i{gate}/kernel": (3, 2) for gate in "ifgo"},
+    **{f"params/cell/h{gate}/kernel": (2, 2) for gate in "ifgo"},
+    **{f"params/cell/h{gate}/bias": (2,) for gate in "ifgo"},
+}
+TENSORFLOW_SHAPES = {
+    "rnn/lstm_cell/kernel": (4, 8),
+    "rnn/lstm_cell/bias": (8,),
+    "rnn/lstm_cell/projection/kernel": (2, 1),
+}
+NAMES = (
+    "weight_ih_l0", "weight_hh_l0", "h_0_l0", "weight_peephole_l0", "params/cell/ii/kernel", "params/cell/if_/kernel",
+    "forward_rnn/cell/ii/kernel", "rnn/lstm_cell/kernel", "rnn/lstm_cell/w_i_diag", "rnn/multi_rnn_cell/cell_1/lstm_cell/kernel",
+    "lstm/recurrent_kernel", "lstm/kernel:0", "fastlstm", "a/b", "x", "n" * 600, "/" * 60,
+)  # fmt: skip
+
+
+def mutate_npz(data: bytes, rng: Random) -> bytes:
+    """Change names, headers, contents, the directory or bytes."""
+    action = rng.randrange(10)
+    members = _members(data) if action < 7 else {}
+    if not members:
+        return _mutate_record(data, rng) if action < 9 else mutate_bytes(data, rng)
+    name = rng.choice(list(members))
+    content = members[name]
+    if action < 3:
+        end = content.find(b"\n") + 1 or len(content)
+        header, rest = content[10:end], content[end:]
+        old = rng.choice((b"<f4", b"False", b"'shape'", b"(", b"2", b"8", b",", b" ", b"}"))
+        new = rng.choice(
+            (b">f4", b"<f2", b"<f8", b"|O", b"True", b"8", b"-1", b"2L", b"4294967296", b"", b")", b"exit()", b"\xff")
+        )
+        header = header.replace(old, new, 1) if rng.random() < 0.8 else mutate_bytes(header, rng)
+        version = rng.choice((b"\1\0", b"\1\0", b"\1\0", b"\2\0", b"\4\0"))
+        length = len(header) if rng.random() < 0.9 else rng.choice(NUMBERS)
+        width = "<H" if version == b"\1\0" else "<I"
+        members[name] = b"\x93NUMPY" + version + struct.pack(width, length % 2 ** (8 * struct.calcsize(width))) + header + rest
+    elif action == 3:
+        members[rng.choice(NAMES) + rng.choice((".npy", ".npy", ".npy", ""))] = (
+            members.pop(name) if rng.random() < 0.7 else content
+        )
+    elif action == 4:
+        del members[name]
+    elif action == 5:
+        members[name] = members[rng.choice(list(members))]
+    else:
+        members[name] = mutate_bytes(content, rng)
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
+        for member, content in members.items():
+            archive.writestr(member or "x", content)
+    return stream.getvalue()
+
+
+# ---- Flax's msgpack ------------------------------------------------------------------------------------------------------------
+
+
+def packed(value: object) -> bytes:
+    """msgpack, as Flax has it: dictionaries, lists, texts, whole numbers, and (shape, values) as an array."""
+    if isinstance(value, dict):
+        items = b"".join(packed(key) + packed(item) for key, item in value.items())
+        return (bytes([0x80 | len(value)]) if len(value) < 16 else b"\xde" + struct.pack(">H", len(value))) + items
+    if isinstance(value, str):
+        encoded = value.encode()
+        return (bytes([0xA0 | len(encoded)]) if len(encoded) < 32 else b"\xd9" + bytes([len(encoded)])) + encoded
+    if isinstance(value, bytes):
+        return b"\xc5" + struct.pack(">H", len(value)) + value
+    if isinstance(value, list):
+        return bytes([0x90 | len(value)]) + b"".join(map(packed, value))
+    if isinstance(value, tuple):
+        shape, seed = value
+        data = struct.pack(f"<{product(shape)}f", *values(shape, seed))
+        payload = packed([list(shape), "float32", data])
+        return b"\xc7" + bytes([len(payload), 1]) + payload
+    assert isinstance(value, int)
+    return bytes([value])
+
+
+def flax_tree() -> dict[str, object]:
+    tree: dict[str, object] = {}
+    for index, (name, shape) in enumerate(FLAX_SHAPES.items()):
+        inner = tree
+        *before, leaf = name.split("/")
+        for step in before:
+            inner = inner.setdefault(step, {})  # type: ignore[assignment]
+        inner[leaf] = (shape, index)
+    return tree
+
+
+def mutate_msgpack(data: bytes, rng: Random) -> bytes:
+    """Change texts, the first bytes of values, lengths, or bytes anywhere."""
+    action = rng.randrange(6)
+    if action == 0:
+        words = (b"cell", b"params", b"kernel", b"bias", b"float32", b"ii", b"if", b"hg")
+        return data.replace(rng.choice(words), rng.choice((*words, b"float64", b"bfloat16", b"object_", b"if_", b"opt_state")), 1)
+    if action == 1:
+        places = [match.start() for match in re.finditer(rb"[\x80-\x9f\xa0-\xbf\xc0-\xdf]", data)]
+        place = rng.choice(places or [0])
+        new = rng.choice((bytes([rng.randrange(0x80, 0x100)]), b"\xdd\xff\xff\xff\xff", b"\xc0", b"\x91\xc0", b"\xff"))
+        return data[:place] + new + data[place + 1 :]
+    if action == 2:
+        places = [match.start() for match in re.finditer(rb"[\xc4-\xc9]", data)]
+        place = rng.choice(places or [0]) + rng.choice((1, 1, 2))
+        return data[:place] + bytes([rng.choice((0, 1, 5, 7, 8, 24, 40, 255))]) + data[place + 1 :]
+    if action == 3:
+        marker = b"\xb9__msgpack_chunked_array__\xc3"
+        start = data.find(b"\xc7", rng.randrange(len(data) + 1))
+        if start < 0 or len(data) < start + 3:
+            return mutate_bytes(data, rng)
+        array = data[start : start + 3 + data[start + 1]]
+        dims = rng.choice((b"\x81\xa10\x06", b"\x82\xa10\x03\xa11\x02", b"\x81\xa11\x02", b"\x80", b"\xc0"))
+        return data[:start] + b"\x83" + marker + b"\xa5shape" + dims + b"\xa6chunks\x81\xa10" + array + data[start + len(array) :]
+    if action == 4:
+        start = data.find(b"\x93\x92", rng.randrange(len(data) + 1))  # an array's shape
+        if start >= 0:
+            return data[: start + 2] + bytes([rng.choice((0, 1, 2, 3, 4, 127, 0xFF, 0xE0, 0xCF, 0xC0))]) + data[start + 3 :]
+    return mutate_bytes(data, rng)
+
+
+# ---- JSON ----------------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(shape: tuple[int, ...], seed: int) -> object:
+    flat = values(shape, seed)
+    return flat if len(shape) == 1 else [flat[row * shape[1] : (row + 1) * shape[1]] for row in range(shape[0])]
+
+
+def nam() -> dict[str, object]:
+    config = {"input_size": 1, "hidden_size": 2, "num_layers": 1}
+    return {"version": "0.5.4", "architecture": "LSTM", "config": config, "weights": values((39,), 0), "sample_rate": 48000}
+
+
+def guitarml() -> dict[str, object]:
+    declared = {"model": "SimpleRNN", "input_size": 3, "skip": 1, "unit_type": "LSTM", "num_layers": 1, "hidden_size": 2}
+    tensors = {f"rec.{name}": rows_of(shape, index) for index, (name, shape) in enumerate(SHAPES.items())}
+    return {"model_data": declared, "state_dict": tensors | {"lin.weight": rows_of((1, 2), 5), "lin.bias": [0.5]}}
+
+
+def rtneural() -> dict[str, object]:
+    lstm = [rows_of((3, 8), 0), rows_of((2, 8), 1), rows_of((8,), 2)]
+    layers = [
+        {"type": "lstm", "activation": "tanh", "shape": [None, None, 2], "weights": lstm},
+        {"type": "dense", "activation": "", "shape": [None, None, 1], "weights": [rows_of((2, 1), 3), [0.5]]},
+    ]
+    return {"in_shape": [None, None, 3], "layers": layers}
+
+
+JSON_VALUES = (
+    None, True, False, 0, 1, -1, 2, 3, 1.5, 2**31, 2**63, 10**30, 1e308, float("nan"), float("inf"), "", "LSTM", "lstm", "tanh",
+    "x" * 200, [], [1, 2], [[1], [2]], [[]], [None], {}, {"type": "lstm"}, {"a": 1},
+)  # fmt: skip
+JSON_KEYS = (
+    "weights",
+    "config",
+    "architecture",
+    "hidden_size",
+    "rec.weight_ih_l0",
+    "rec.weight_ih_l1",
+    "state_dict",
+    "layers",
+    "type",
+    "é",
+)
+
+
+def mutate_json(data: bytes, rng: Random) -> bytes:
+    """Change one value, key or length of the structure, or bytes of the text."""
+    if rng.random() < 0.4:
+        return mutate_bytes(data, rng)
+    try:
+        content = json.loads(data)
+    except Exception:
+        return mutate_bytes(data, rng)
+    places: list[tuple[object, object]] = []
+    waiting = [content]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            places += [(item, key) for key in item]
+            waiting += item.values()
+        elif isinstance(item, list) and item:
+            places += [(item, rng.randrange(len(item)))]
+            waiting += item[:4] if len(item) > 4 else item
+    if not places:
+        return mutate_bytes(data, rng)
+    holder, key = rng.choice(places)
+    action = rng.randrange(5)
+    if action < 2:
+        holder[key] = rng.choice(JSON_VALUES)  # type: ignore[index]
+    elif action == 2:
+        del holder[key]  # type: ignore[attr-defined]
+    elif action == 3 and isinstance(holder, dict):
+        holder[rng.choice(JSON_KEYS)] = holder.pop(key) if rng.random() < 0.5 else holder[key]
+    elif isinstance(holder, list):
+        holder.append(holder[0])
+    text = json.dumps(content, ensure_ascii=rng.random() < 0.5)
+    if action == 4 and isinstance(holder, dict):
+        text = text.replace("{", '{"weights": 1, ', 1)
+    return text.encode()
+
+
 # ---- All formats ---------------------------------------------------------------------------------------------------------------
 
 Mutation = Callable[[bytes, Random], bytes]
@@ -807,6 +1027,17 @@ def formats() -> dict[str, tuple[list[bytes], Mutation]]:
         "onnx": ([onnx(), onnx_chain(), *golden("float16.onnx")], mutate_onnx),
         "keras": ([keras_archive(), fake_hdf5(*keras_tree()), fake_hdf5(*keras_legacy_tree())], mutate_keras),
         "hdf5": (golden("keras3_float16.weights.h5", "keras2_weights.h5"), mutate_hdf5),
+        "npz": (
+            [npz(), npz(FLAX_SHAPES), npz(TENSORFLOW_SHAPES, fastlstm_=npy((3,), 0)), npz(method=zipfile.ZIP_DEFLATED)],
+            mutate_npz,
+        ),
+        "msgpack": (
+            [packed(flax_tree()), *golden("flax_nnx.msgpack", "flax_chunked.msgpack")],
+            mutate_msgpack,
+        ),
+        "nam": ([json.dumps(nam()).encode()], mutate_json),
+        "guitarml": ([json.dumps(guitarml()).encode()], mutate_json),
+        "rtneural": ([json.dumps(rtneural()).encode()], mutate_json),
     }
 
 
@@ -839,9 +1070,12 @@ MOST = 4  # LSTMs of a file that are loaded
 
 
 def attack(path: str, data: bytes, report: Report) -> None:
-    """Write one file, scan it and load it; any exception but the two promised ones goes on to the caller, with the file kept."""
+    """Write one file, scan it and load it, as a whole model too if it is JSON.
+
+    Any exception but the two promised ones goes on to the caller, with the file kept.
+    """
     from fastlstm import FormatError
-    from fastlstm.loaders import load, scan
+    from fastlstm.loaders import load, load_model, scan
 
     with open(path, "wb") as stream:
         stream.write(data)
@@ -849,16 +1083,16 @@ def attack(path: str, data: bytes, report: Report) -> None:
     start = time.perf_counter()
     names: list[str | None] = [None]
     loaded = False
-    for act in ("scan", *["load"] * MOST):
+    for act in ("scan", *(["load_model"] if data[:1] == b"{" else []), *["load"] * MOST):
         try:
-            result = scan(path) if act == "scan" else load(path, names.pop())
+            result = load(path, names.pop()) if act == "load" else {"scan": scan, "load_model": load_model}[act](path)
         except (FormatError, OSError) as error:
             kind = re.sub("-?[0-9]+", "#", re.split("['\"]", str(error).split(": ", 1)[-1])[0])
             report.outcomes[kind[:50].strip() or "tensor names"] += 1
             if len(str(error)) > 2000:
                 raise AssertionError(f"a message of {len(str(error))} characters") from error
         else:
-            loaded = loaded or act == "load"
+            loaded = loaded or act != "scan"
             report.outcomes[f"{act} returned a {type(result).__name__}"] += 1
             if act == "scan" and len(result) > 1:
                 names = [info.name for info in result[:MOST]]

@@ -1028,8 +1028,8 @@ def test_merge_modes_and_the_rest() -> None:
     assert repr(lstm) == "LSTM(3, 4, bidirectional=True, merge_mode='sum')"
     lstm.load_state_dict(plain.state_dict())
     assert lstm.weights.merge_mode == "sum"
-    with pytest.raises(ValueError, match="merge_mode 'sum'"):
-        lstm.save("x.safetensors")
+    with pytest.raises(ValueError, match="merge_mode"):
+        lstm.to_onnx("x.onnx")
     for weights in (fastlstm.LSTM(3, 4).weights, fastlstm.LSTM(3, 4, 2, bidirectional=True).weights):
         with pytest.raises(ValueError, match="merge_mode 'ave' is for one layer of two directions"):
             Weights(weights.layers, weights.bidirectional, merge_mode="ave")

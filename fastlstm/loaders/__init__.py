@@ -1,32 +1,56 @@
 """Weights that other frameworks stored, without those frameworks.
 
 A format is one module with two functions, named in ``FORMATS``: ``recognises`` looks at the content of a file, ``find`` lists its
-LSTMs. It is imported when a file is to be read. Nothing here executes or imports what a file names, and whatever its bytes, only
-FormatError or OSError is raised.
+LSTMs; a third, ``model``, is there if the format describes whole models. A module is imported when a file is to be read. Nothing
+here executes or imports what a file names, and whatever its bytes, only FormatError or OSError is raised.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders.found import Contents, Found, LSTMInfo, quoted
+from fastlstm.loaders.found import Contents, Found, LSTMInfo, listing, quoted
 from fastlstm.weights import Weights
 
 if TYPE_CHECKING:
     from fastlstm.loaders.source import SourceFile
     from fastlstm.lstm import LSTM
+    from fastlstm.model import Model
 
-__all__ = ["LSTMInfo", "from_keras", "from_onnx", "from_torch", "load", "scan"]
+__all__ = [
+    "LSTMInfo",
+    "convert",
+    "from_flax",
+    "from_haste",
+    "from_keras",
+    "from_onnx",
+    "from_tensorflow",
+    "from_torch",
+    "load",
+    "load_model",
+    "scan",
+]
 
 
-# Modules of this package, asked in this order
-FORMATS = ("safetensors_file", "keras_file", "torch_file", "onnx_file")
+# Modules of this package, asked in this order: of those that are zip files, the one that says least of itself comes last
+FORMATS = (
+    "safetensors_file",
+    "keras_file",
+    "torch_file",
+    "npz_file",
+    "onnx_file",
+    "flax_file",
+    "nam_file",
+    "guitarml_file",
+    "rtneural_file",
+)
+PLAIN_TENSORS = ("safetensors_file", "npz_file")  # those that layout= is for
 
 
 class Format(Protocol):
@@ -65,22 +89,34 @@ def scan(path: str | os.PathLike[str]) -> list[LSTMInfo]:
 
 
 def load(
-    path: str | os.PathLike[str], name: str | None = None, *, batch_first: bool | None = None, allow_nonfinite: bool = False
+    path: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    batch_first: bool | None = None,
+    layout: str | None = None,
+    allow_nonfinite: bool = False,
 ) -> LSTM:
     """Load an LSTM from a file.
 
     Parameters
     ----------
     path : str or os.PathLike
-        A ``.pt``/``.pth`` file of ``torch.save``, a safetensors file, an ONNX model, a ``.keras`` or ``.h5`` file of Keras 2 or 3
-        (weights alone too: then Keras' defaults are taken for activations and direction); the content decides, not the suffix.
+        A file of ``torch.save`` (``.pt``, ``.pth``), safetensors, Keras 2 or 3 (``.keras``, ``.h5``; weights alone too, then
+        Keras' defaults are taken for activations and direction), an ONNX model, a file of NumPy (``.npz``), Flax (``.msgpack``),
+        Neural Amp Modeler (``.nam``), GuitarML or RTNeural (``.json``); the content decides, not the suffix.
     name : str, optional
         Which LSTM, as :func:`scan` names it; needed if there are several. PyTorch: the prefix of its tensors without the trailing
         dot; ``module.`` (DataParallel) and ``_orig_mod.`` (torch.compile) may be left out. ONNX: the name of its node, of the
         first one if the LSTM has several layers. Keras: the layer's name, inside another model with the names of those around
-        it, ``"encoder/lstm"``; those may be left out.
+        it, ``"encoder/lstm"``; those may be left out. Flax, TensorFlow 1 and Haste: its path or scope. RTNeural: its place,
+        ``"layers.0"``.
     batch_first : bool, optional
-        Whether inputs are ``(B, T, I)``; by default what the file says, True for Keras, else False.
+        Whether inputs are ``(B, T, I)``; by default what the file says (Keras, ONNX, fastlstm), else what is usual in the
+        framework whose names the tensors have: True for Flax, Keras and TensorFlow 1, False for others.
+    layout : {"keras", "haste"}, optional
+        The order of gates in an npz or safetensors file whose tensors are called ``kernel`` and ``recurrent_kernel``: both
+        frameworks' are, and nothing else in the file tells which it was. Variables of TensorFlow 1 are read as
+        :func:`from_tensorflow` reads them by default; for others pass it the dictionary.
     allow_nonfinite : bool
         Accept NaN and infinity among the weights.
 
@@ -98,8 +134,102 @@ def load(
     ImportError
         If reading that format needs a package that is not installed; the message says which.
     """
-    weights, info = _read(path, name, allow_nonfinite)
+    weights, info = _read(path, name, allow_nonfinite, layout)
     return _made(weights, info, batch_first)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    batch_first: bool | None = None,
+    layout: str | None = None,
+    allow_nonfinite: bool = False,
+) -> LSTMInfo:
+    """Write an LSTM of any readable file as a safetensors or npz file, which :func:`load` reads back exactly.
+
+    Tensors have PyTorch's names; what differs from PyTorch's LSTM (other activations, peepholes, an initial state, a reverse
+    direction, another ``merge_mode``) and ``batch_first`` are kept beside them. float16 and bfloat16 are widened to float32.
+
+    Parameters
+    ----------
+    source : str or os.PathLike
+    target : str or os.PathLike
+        Ends with ``.safetensors`` or ``.npz``; replaced if it exists, and only when all is done.
+    name, batch_first, layout, allow_nonfinite
+        As for :func:`load`.
+
+    Returns
+    -------
+    LSTMInfo
+        The LSTM as the source describes it.
+
+    Raises
+    ------
+    ValueError
+        If the target has another suffix. A FormatError, as from :func:`load`, is one too.
+    OSError
+        If the system refuses.
+    ImportError
+        If reading that format needs a package that is not installed; the message says which.
+    """
+    from fastlstm.loaders.npz_file import write_npz
+    from fastlstm.loaders.safetensors_file import write_safetensors
+
+    writers = {".safetensors": write_safetensors, ".npz": write_npz}
+    suffix = os.path.splitext(os.fspath(target))[1].lower()
+    if suffix not in writers:
+        raise ValueError(f"{os.fspath(target)}: a suffix of {' or '.join(writers)} expected, got {suffix or 'none'}")
+    weights, info = _read(source, name, allow_nonfinite, layout)
+    assert info is not None
+    writers[suffix](target, weights, bool(info.batch_first) if batch_first is None else batch_first)
+    return info
+
+
+def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> Model:
+    """Load a whole small model: LSTMs and the dense layers around them, as a file describes it.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A file of Neural Amp Modeler, GuitarML or RTNeural; the content decides, not the suffix.
+    allow_nonfinite : bool
+        Accept NaN and infinity among the weights.
+
+    Returns
+    -------
+    Model
+        To be called with arrays, or for ``stream()``.
+
+    Raises
+    ------
+    FormatError
+        If the file cannot be read, or describes no whole model, or one with a layer that is not run here: the message names the
+        first, and how to load the LSTM alone. A ``ValueError``.
+    OSError
+        If the system refuses.
+    ImportError
+        If reading that format needs a package that is not installed; the message says which.
+    """
+    from fastlstm.loaders.source import opened
+
+    with opened(path) as file:
+        loader = _format(file)
+        make = getattr(loader, "model", None)
+        try:
+            if make is None:
+                raise FormatError("the file holds weights and not how a whole model is made of them")
+            model: Model = make(file)
+        except ValueError as error:
+            names = [item.name for item in loader.find(file).found if item.is_lstm and not item.problem]
+            alone = f"; the LSTM alone: fastlstm.load(path, name={quoted(names[0])})" if names else ""
+            raise FormatError(f"{error}{alone}") from None
+        if not allow_nonfinite:
+            for step in model.steps:
+                for name, array in step.arrays():
+                    _check_finite(name, array)
+        return model
 
 
 def from_torch(module_or_state_dict: Any, name: str | None = None, *, batch_first: bool | None = None) -> LSTM:
@@ -128,8 +258,45 @@ def from_torch(module_or_state_dict: Any, name: str | None = None, *, batch_firs
     """
     from fastlstm.loaders import torch_module
 
-    found = torch_module.find(module_or_state_dict).choose(name)
-    return _made(_weights(found, allow_nonfinite=True), found.info, batch_first)
+    return _chosen(torch_module.find(module_or_state_dict), name, batch_first)
+
+
+def from_keras(layer_or_model: Any, name: str | None = None, *, batch_first: bool | None = None) -> LSTM:
+    """Take an LSTM from a live Keras layer or model.
+
+    Parameters
+    ----------
+    layer_or_model : keras.layers.Layer
+        ``LSTM``, ``Bidirectional``, ``RNN`` of an ``LSTMCell`` or of several, or a model that contains one; built.
+    name : str, optional
+        Which LSTM: the layer's name, inside another model with the names of those around it, ``"encoder/lstm"``; those may be
+        left out. Needed if there are several.
+    batch_first : bool, optional
+        True unless the layer is ``time_major``.
+
+    Returns
+    -------
+    LSTM
+        With a copy of the weights. It gives what the layer gives with ``return_sequences`` and ``return_state``: all steps (with
+        ``go_backwards`` in the order of processing), and the state after the last.
+
+    Raises
+    ------
+    FormatError
+        If there is no LSTM, or several and no name is given, or one that cannot be taken exactly. A ``ValueError``.
+    TypeError
+        If it is no Keras layer.
+
+    Notes
+    -----
+    A mask in Keras that is true for the first steps of each row and false for the rest (padding on the right) is
+    ``lengths=mask.sum(axis=1)``. Final states are then the same, and the outputs of real steps; in the padding, outputs here are
+    zero, as with ``zero_output_for_mask`` and as Bidirectional has them, where other layers of Keras repeat the last real one.
+    Other masks cannot be expressed.
+    """
+    from fastlstm.loaders import keras_live
+
+    return _chosen(keras_live.find(layer_or_model), name, batch_first)
 
 
 def from_onnx(
@@ -187,59 +354,157 @@ def from_onnx(
         return onnx_file.find(file, external_data)
 
     if isinstance(model_or_path, (str, os.PathLike)):
-        weights, info = _read(model_or_path, name, allow_nonfinite, contents)
+        weights, info = _read(model_or_path, name, allow_nonfinite, contents=contents)
     else:
         found = onnx_file.find_live(model_or_path).choose(name)
         weights, info = _weights(found, allow_nonfinite), found.info
     return _made(weights, info, batch_first)
 
 
-def from_keras(layer_or_model: Any, name: str | None = None, *, batch_first: bool | None = None) -> LSTM:
-    """Take an LSTM from a live Keras layer or model.
+def from_flax(params: Any, name: str | None = None, *, batch_first: bool | None = None) -> LSTM:
+    """Take an LSTM from the parameters of a Flax model.
 
     Parameters
     ----------
-    layer_or_model : keras.layers.Layer
-        ``LSTM``, ``Bidirectional``, ``RNN`` of an ``LSTMCell`` or of several, or a model that contains one; built.
+    params : mapping, or flax.nnx.Module
+        Variables of a ``linen`` model or the state of an ``nnx`` model: nested, or flat with keys such as ``"a/b/kernel"``,
+        ``"a.b.kernel"`` or ``("a", "b", "kernel")``; NumPy or JAX arrays, also in ``nnx.Param``. It holds an ``LSTMCell`` or
+        ``OptimizedLSTMCell``, alone or in an ``RNN``; an ``RNN`` pair in a ``Bidirectional`` is one network of two directions.
     name : str, optional
-        Which LSTM: the layer's name, inside another model with the names of those around it, ``"encoder/lstm"``; those may be
-        left out. Needed if there are several.
+        Which LSTM: its path with slashes or dots, with or without the leading ``params`` and the trailing ``cell``. Needed if
+        there are several.
     batch_first : bool, optional
-        True unless the layer is ``time_major``.
+        Whether inputs are ``(B, T, I)``; True by default, as in Flax.
 
     Returns
     -------
     LSTM
-        With a copy of the weights. It gives what the layer gives with ``return_sequences`` and ``return_state``: all steps (with
-        ``go_backwards`` in the order of processing), and the state after the last.
+        With a copy of the weights. Activations are no parameters: they are taken to be Flax's defaults. The state is ``(h, c)``
+        here; a Flax carry is ``(c, h)``.
 
     Raises
     ------
     FormatError
         If there is no LSTM, or several and no name is given, or one that cannot be taken exactly. A ``ValueError``.
     TypeError
-        If it is no Keras layer.
-
-    Notes
-    -----
-    A mask in Keras that is true for the first steps of each row and false for the rest (padding on the right) is
-    ``lengths=mask.sum(axis=1)``. Final states are then the same, and the outputs of real steps; in the padding, outputs here are
-    zero, as with ``zero_output_for_mask`` and as Bidirectional has them, where other layers of Keras repeat the last real one.
-    Other masks cannot be expressed.
+        If it is neither a mapping nor a module of ``flax.nnx``.
     """
-    from fastlstm.loaders import keras_live
+    from fastlstm.loaders import flax_tree
 
-    found = keras_live.find(layer_or_model).choose(name)
+    return _chosen(flax_tree.find(params), name, batch_first)
+
+
+def from_tensorflow(
+    variables: Mapping[str, Any],
+    name: str | None = None,
+    *,
+    forget_bias: float = 1.0,
+    cell_clip: float | None = None,
+    proj_clip: float | None = None,
+    batch_first: bool | None = None,
+) -> LSTM:
+    """Take an LSTM from the variables of a TensorFlow 1 graph.
+
+    Parameters
+    ----------
+    variables : mapping of str to array
+        Names such as ``"rnn/multi_rnn_cell/cell_0/basic_lstm_cell/kernel"``, with or without ``":0"``; an open npz file too.
+        ``BasicLSTMCell``, ``LSTMCell`` (peepholes and projection included), ``LSTMBlockCell`` and ``LSTMBlockFusedCell``.
+        The cells of a ``MultiRNNCell`` are layers, ``fw`` and ``bw`` are directions.
+    name : str, optional
+        Which LSTM: the scope of the cell, the ``multi_rnn_cell`` or the ``bidirectional_rnn``. Needed if there are several, and
+        for a cell whose scope has a name of its own.
+    forget_bias : float
+        What the cell was made with: TensorFlow adds it at every step and does not store it. Here it is part of the bias.
+    cell_clip, proj_clip : float, optional
+        What the cell was made with, not stored either. (The documentation of ``LSTMBlockCell`` says that cell_clip is 3 by
+        default; its code clips only if asked.)
+    batch_first : bool, optional
+        Whether inputs are ``(B, T, I)``; True by default, as ``dynamic_rnn`` has them unless ``time_major``.
+
+    Returns
+    -------
+    LSTM
+        With a copy of the weights. The state is ``(h, c)`` here; TensorFlow's ``LSTMStateTuple`` is ``(c, h)``.
+
+    Raises
+    ------
+    FormatError
+        If there is no LSTM, or several and no name is given, or one that cannot be taken exactly. A ``ValueError``.
+    TypeError
+        If it is no mapping.
+    """
+    from fastlstm.cell import Cell
+    from fastlstm.loaders import live, tensorflow_names
+
+    if not isinstance(forget_bias, (int, float, np.number)) or not np.isfinite(forget_bias):
+        raise ValueError(f"forget_bias must be a finite number, got {forget_bias!r:.100}")
+    tensors = live.flattened(_mapping(variables))
+    run_time = tensorflow_names.RunTime(float(forget_bias), Cell(cell_clip=cell_clip, proj_clip=proj_clip))
+    found = tensorflow_names.find(tensors, live.read_one, run_time=run_time, asked=name)
+    return _chosen(Contents(found, _summary("variables", tensors)), name, batch_first)
+
+
+def from_haste(tensors: Mapping[str, Any], name: str | None = None, *, batch_first: bool | None = None) -> LSTM:
+    """Take an LSTM from the state dict of a Haste layer.
+
+    Parameters
+    ----------
+    tensors : mapping of str to tensor or array
+        ``kernel``, ``recurrent_kernel`` and ``bias``, with the gates in the order i, g, f, o; an open npz file too.
+    name : str, optional
+        Which LSTM: the prefix of its tensors. Needed if there are several.
+    batch_first : bool, optional
+        Whether inputs are ``(B, T, I)``; False by default, as in Haste.
+
+    Returns
+    -------
+    LSTM
+        With a copy of the weights.
+
+    Raises
+    ------
+    FormatError
+        If there is no LSTM, or several and no name is given, or one that cannot be taken exactly. A ``ValueError``.
+    TypeError
+        If it is no mapping.
+    """
+    from fastlstm.loaders import kernel_names, live
+
+    every = live.flattened(_mapping(tensors))
+    found = kernel_names.find(every, live.read_one, batch_first=False, layout="haste")
+    return _chosen(Contents(found, _summary("a state dict", every)), name, batch_first)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"a mapping of names to arrays expected, got {type(value).__name__} (for a file: fastlstm.load)")
+    return value
+
+
+def _summary(what: str, tensors: Mapping[str, object]) -> str:
+    return f"{what} with {len(tensors)} tensors" + (f": {listing(tensors, 5)}" if tensors else "")
+
+
+def _chosen(contents: Contents, name: str | None, batch_first: bool | None) -> LSTM:
+    """What a caller holds in memory is taken as it is, NaN too."""
+    found = contents.choose(name)
     return _made(_weights(found, allow_nonfinite=True), found.info, batch_first)
 
 
 def _contents(file: SourceFile) -> Contents:
+    return _format(file).find(file)
+
+
+def _format(file: SourceFile) -> Format:
     from fastlstm.loaders.sniff import describe
 
     for name in FORMATS:
         loader = cast(Format, import_module(f"{__name__}.{name}"))
         if loader.recognises(file):
-            return loader.find(file)
+            if file.layout is not None and name not in PLAIN_TENSORS:
+                raise FormatError(f"layout={file.layout!r} is for npz and safetensors files alone")
+            return loader
     raise FormatError(describe(file))
 
 
@@ -247,12 +512,15 @@ def _read(
     path: str | os.PathLike[str],
     name: str | None,
     allow_nonfinite: bool,
+    layout: str | None = None,
     contents: Callable[[SourceFile], Contents] = _contents,
 ) -> tuple[Weights, LSTMInfo | None]:
     """Whatever was noted of the file is forgotten when this returns: the network takes memory next."""
     from fastlstm.loaders.source import opened
 
-    with opened(path) as file:
+    if layout not in (None, "keras", "haste"):
+        raise ValueError(f"layout must be 'keras', 'haste' or None, got {layout!r:.100}")
+    with opened(path, layout) as file:
         found = contents(file).choose(name)
         return _weights(found, allow_nonfinite), found.info
 
@@ -266,20 +534,21 @@ def _weights(found: Found, allow_nonfinite: bool = False) -> Weights:
     except ValueError as error:
         raise FormatError(f"{quoted(found.name)}: {error}") from error
     if not allow_nonfinite:
-        _check_finite(weights, found.name)
+        for name, tensor in weights.named_tensors():
+            _check_finite(f"{name} of LSTM {quoted(found.name)}", tensor)
     return weights
 
 
-def _check_finite(weights: Weights, name: str) -> None:
-    for tensor_name, tensor in weights.named_tensors():
-        with np.errstate(invalid="ignore"):
-            extremes = tensor.min(), tensor.max()  # both NaN if any is; needs no array of booleans
-        if not np.isfinite(extremes).all():
-            count = int(tensor.size - np.isfinite(tensor).sum())
-            raise FormatError(
-                f"{tensor_name} of LSTM {quoted(name)} holds {count} values that are NaN or infinite; "
-                "pass allow_nonfinite=True to load them as they are"
-            )
+def _check_finite(name: str, tensor: np.ndarray[Any, np.dtype[Any]]) -> None:
+    if not tensor.size:
+        return
+    with np.errstate(invalid="ignore"):
+        extremes = tensor.min(), tensor.max()  # both NaN if any is; needs no array of booleans
+    if not np.isfinite(extremes).all():
+        count = int(tensor.size - np.isfinite(tensor).sum())
+        raise FormatError(
+            f"{name} holds {count} values that are NaN or infinite; pass allow_nonfinite=True to load them as they are"
+        )
 
 
 def _made(weights: Weights, info: LSTMInfo | None, batch_first: bool | None) -> LSTM:

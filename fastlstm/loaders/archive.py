@@ -145,6 +145,11 @@ class Archive:
             raise FormatError(f"zip member {quoted(name)} is truncated: {info.file_size} bytes expected, got {position}")
         return kept
 
+    def start(self, name: str, length: int) -> bytes:
+        """Return the first bytes of a member, without its checksum; fewer if it is shorter."""
+        with _format_errors(), self._zip.open(self._checked(name)) as member:
+            return member.read(length)
+
     def _checked(self, name: str) -> zipfile.ZipInfo:
         info = self.members.get(name)
         if info is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["STORED", "to_floats"]
+__all__ = ["STORED", "fill", "to_floats"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -28,3 +28,14 @@ def to_floats(stored: Array, dtype: str) -> Array:
         bits <<= 16  # a bfloat16 is the upper half of a float32
         return result
     return stored.astype(np.float64 if dtype == "float64" else np.float32, order="C")
+
+
+def fill(target: Array, stored: Array) -> None:
+    """Write stored numbers, of any layout and of a type of ``STORED``, into a part of an array of float32 or float64."""
+    if stored.dtype.kind == "u":
+        bits = target.view(np.uint32)
+        bits[...] = stored
+        bits <<= 16
+    else:
+        with np.errstate(over="ignore"):
+            target[...] = stored

@@ -17,13 +17,12 @@ from functools import cache
 from typing import Any
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders import onnx_lstm, torch_names
+from fastlstm.loaders import metadata, onnx_lstm, torch_names
 from fastlstm.loaders.floats import to_floats
 from fastlstm.loaders.found import Contents, Found, listing, quoted
 from fastlstm.loaders.onnx_constants import TYPES, Constants, read
 from fastlstm.loaders.onnx_external import Folder
 from fastlstm.loaders.onnx_graph import Scope, import_onnx, label, scopes
-from fastlstm.loaders.safetensors_file import METADATA_KEY, batch_first
 from fastlstm.loaders.source import SourceFile, weights_limit
 from fastlstm.weights import MAX_SIZE
 
@@ -211,7 +210,8 @@ def _contents(model: Any, size: int, folder: Folder | None = None) -> Contents:
         for item in items
         if not item.layers or id(item.layers[0]) in chains
     ]
-    recorded = batch_first({entry.key: entry.value for entry in model.metadata_props if entry.key == METADATA_KEY})
+    texts = [entry.value for entry in model.metadata_props if entry.key == metadata.KEY]
+    recorded = metadata.batch_first(texts[-1]) if texts else None
     found = [
         onnx_lstm.found(item.layers, name, aliases, limit, room, recorded)
         if item.layers

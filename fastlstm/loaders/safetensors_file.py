@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +16,17 @@ import numpy as np
 
 from fastlstm.errors import FormatError
 from fastlstm.files import write_whole
-from fastlstm.loaders import nested
+from fastlstm.loaders import metadata, nested, schemes
 from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import Contents, quoted
 from fastlstm.loaders.source import SourceFile
 from fastlstm.loaders.torch_names import Array, Group
-from fastlstm.loaders.torch_names import find as find_lstms
 from fastlstm.weights import MAX_SIZE, Weights
 
-__all__ = ["METADATA_KEY", "batch_first", "find", "recognises", "write_safetensors"]
+__all__ = ["find", "recognises", "write_safetensors"]
 
 MAX_HEADER = 16 << 20  # bytes: 150,000 tensors
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-METADATA_KEY = "fastlstm"  # in ``__metadata__``; a JSON object, for metadata may hold text only
 
 
 @dataclass(frozen=True)
@@ -57,20 +54,18 @@ def find(file: SourceFile) -> Contents:
         If it is broken, by our checks or those of the safetensors library.
     """
     header, data_start = _header(file)
-    recorded = batch_first(header.pop("__metadata__", {}))
+    ours = _ours(header.pop("__metadata__", {}))
     tensors = {name: _entry(name, value) for name, value in header.items()}
 
-    def read(entries: Sequence[Entry]) -> list[Array]:
-        arrays = []
-        for entry in entries:
-            raw = file.read(data_start + entry.start, entry.stop - entry.start)
-            stored: Array = np.frombuffer(raw, STORED[entry.dtype].newbyteorder("<")).reshape(entry.shape)
-            arrays.append(to_floats(stored, entry.dtype))
-        return arrays
+    def read(entry: Entry) -> Array:
+        raw = file.read(data_start + entry.start, entry.stop - entry.start)
+        return np.frombuffer(raw, STORED[entry.dtype].newbyteorder("<")).reshape(entry.shape)
 
-    group = Group((), tensors)
-    found = find_lstms([group], read, file.weights_limit, recorded)
-    return nested.contents("a safetensors file", found, [group])
+    if ours is not None and ours.cells is not None:
+        found = metadata.find(ours, tensors, lambda wanted: [to_floats(read(e), e.dtype) for e in wanted], file.weights_limit)
+    else:
+        found = schemes.find(tensors, read, file.weights_limit, ours.batch_first if ours else None, file.layout)
+    return nested.contents("a safetensors file", found, [Group((), tensors)])
 
 
 def _header(file: SourceFile) -> tuple[dict[str, Any], int]:
@@ -93,21 +88,12 @@ def _header(file: SourceFile) -> tuple[dict[str, Any], int]:
     try:
         with safe_open(file.path, framework="numpy"):
             pass
-        header = json.loads(text, object_pairs_hook=_unique)
+        header = json.loads(text, object_pairs_hook=metadata.unique)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"broken safetensors file: {str(error)[:200]}") from None
     if not isinstance(header, dict):
         raise FormatError(f"broken safetensors file: the header is {type(header).__name__}")
     return header, 8 + length
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise FormatError(f"the safetensors header has {quoted(twice)} twice")
-    return result
 
 
 def _entry(name: str, value: Any) -> Entry:
@@ -132,18 +118,10 @@ def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
 
 
-def batch_first(metadata: Any) -> bool | None:
-    """What ``LSTM.save`` or ``LSTM.to_onnx`` recorded, None in files of others."""
-    text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
-    if text is None:
-        return None
-    try:
-        ours = json.loads(text, object_pairs_hook=_unique) if isinstance(text, str) and len(text) <= 1000 else None
-    except (json.JSONDecodeError, RecursionError):
-        ours = None
-    if not isinstance(ours, dict) or ours.keys() != {"batch_first"} or not isinstance(ours["batch_first"], bool):
-        raise FormatError(f"metadata {METADATA_KEY!r} must be an object with batch_first alone, got {quoted(str(text)[:200])}")
-    return ours["batch_first"]
+def _ours(given: Any) -> metadata.Ours | None:
+    """What ``write_safetensors`` recorded, None in files of others."""
+    text = given.get(metadata.KEY) if isinstance(given, dict) else None
+    return None if text is None else metadata.parse(text)
 
 
 def write_safetensors(path: str | os.PathLike[str], weights: Weights, batch_first: bool) -> None:
@@ -157,7 +135,7 @@ def write_safetensors(path: str | os.PathLike[str], weights: Weights, batch_firs
         Replaced if it exists.
     weights : Weights
     batch_first : bool
-        Kept in the file's metadata.
+        Kept in the file's metadata, as is what differs from PyTorch's LSTM.
 
     Raises
     ------
@@ -166,6 +144,6 @@ def write_safetensors(path: str | os.PathLike[str], weights: Weights, batch_firs
     """
     from safetensors.numpy import save
 
-    # Not safetensors' save_file: that makes files which only their owner may read
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in weights.named_tensors()}
-    write_whole(path, save(tensors, {METADATA_KEY: json.dumps({"batch_first": bool(batch_first)})}))
+    # Not safetensors' save_file: that makes files which only their owner may read
+    write_whole(path, save(tensors, {metadata.KEY: metadata.text_of(weights, batch_first)}))

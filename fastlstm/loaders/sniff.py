@@ -24,7 +24,6 @@ SIGNATURES = (
 # (end of a member's name, what the zip file is)
 MEMBERS = (
     ("archive_format", "a torch.export archive (.pt2): with torch, save the state_dict of the model in it"),
-    (".npy", "a NumPy archive (.npz)"),
     (".pth", "a zip file with PyTorch files in it: unpack it and load one of them"),
     (".pt", "a zip file with PyTorch files in it: unpack it and load one of them"),
 )
@@ -49,5 +48,5 @@ def describe(file: SourceFile) -> str:
     if text.startswith(b"<?xml"):
         return "this is XML (an OpenVINO model?)"
     if text.startswith((b"{", b"[")):
-        return "this is JSON text"
+        return "this is JSON text, not of Neural Amp Modeler, GuitarML or RTNeural"
     return "this is not a zip file, a pickle or a safetensors file, nor anything else that is known"

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders.archive import Archive
@@ -21,16 +21,19 @@ HEAD = 4096  # bytes a format may look at to recognise its files
 # under which a small file may inflate as it likes.
 WEIGHTS_FLOOR = 16 << 20
 OBJECTS_FLOOR = 40 << 20
+OBJECTS_CEILING = 1 << 30
+JSON_CEILING = 1 << 28  # bytes of text: ten million weights
 WEIGHTS_CEILING = 8 << 30  # bytes: 2e9 parameters, 40 times the largest LSTM published; a sparse file may claim any size
 
 
 class SourceFile:
     """An open file: its first bytes, its size, and reads that return all that was asked for or raise."""
 
-    def __init__(self, stream: BinaryIO, size: int, path: str = "") -> None:
+    def __init__(self, stream: BinaryIO, size: int, path: str = "", layout: str | None = None) -> None:
         self.stream = stream
         self.size = size
         self.path = path
+        self.layout = layout  # what the caller said of tensors whose names do not tell
         self.head = self.read(0, min(size, HEAD))
 
     def read(self, offset: int, length: int) -> bytes:
@@ -50,7 +53,7 @@ class SourceFile:
     @property
     def objects_limit(self) -> int:
         """Most bytes the names, numbers and containers around the weights may take."""
-        return 2 * self.size + OBJECTS_FLOOR
+        return min(2 * self.size + OBJECTS_FLOOR, OBJECTS_CEILING)
 
     @cached_property
     def archive(self) -> Archive | None:
@@ -63,6 +66,23 @@ class SourceFile:
         """
         return Archive(self.stream, self.size) if self.head[:4] in (b"PK\x03\x04", b"PK\x05\x06") else None
 
+    @cached_property
+    def json(self) -> Any:
+        """The content, if this is JSON text that describes an object; else None.
+
+        Raises
+        ------
+        FormatError
+            If it begins like one and is broken.
+        """
+        if not self.head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n").startswith(b"{"):
+            return None
+        if self.size > JSON_CEILING:
+            raise FormatError(f"JSON of {self.size} bytes, more than {JSON_CEILING}")
+        from fastlstm.loaders import json_text
+
+        return json_text.parse(self.read(0, self.size), self.objects_limit)
+
 
 def weights_limit(size: int) -> int:
     """The same for a file of that size, or what stands for one."""
@@ -70,7 +90,7 @@ def weights_limit(size: int) -> int:
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[SourceFile]:
+def opened(path: str | os.PathLike[str], layout: str | None = None) -> Iterator[SourceFile]:
     """Open ``path`` without waiting: opening a FIFO would block until somebody writes.
 
     Raises
@@ -94,7 +114,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[SourceFile]:
             os.close(descriptor)
             raise FormatError(f"{_kind(status.st_mode)}, not a regular file")
         with open(descriptor, "rb") as stream:
-            yield SourceFile(stream, status.st_size, name)
+            yield SourceFile(stream, status.st_size, name, layout)
     except FormatError as error:
         raise FormatError(f"{name!r:.200}: {error}") from None
 

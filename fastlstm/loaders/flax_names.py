@@ -1,0 +1,173 @@
+"""From the names of Flax's parameters to LSTMs.
+
+==========================  ==================================================================================
+``linen.LSTMCell``          ``ii, if, ig, io``: kernel (I, H) each; ``hi, hf, hg, ho``: kernel (H, H) and bias (H,) each
+``linen.OptimizedLSTMCell`` the same
+``nnx.LSTMCell``            the same, with ``if_`` for ``if``
+``nnx.OptimizedLSTMCell``   ``dense_i``: kernel (I, 4H); ``dense_h``: kernel (H, 4H) and bias (4H,); gates i, f, g, o
+==========================  ==================================================================================
+
+``RNN`` holds its cell as ``cell``, ``Bidirectional`` holds two of them as ``forward_rnn`` and ``backward_rnn``. Activations are
+no parameters: they are taken to be the defaults.
+
+References
+----------
+``flax/linen/recurrent.py``, ``flax/nnx/nn/recurrent.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fastlstm.errors import FormatError
+from fastlstm.loaders.assembly import MAX_TENSORS, Named, Part, Read, Sizes, network, split_name, uniquely_named
+from fastlstm.loaders.found import Found, quoted
+from fastlstm.loaders.torch_names import LazyTensor
+
+__all__ = ["find"]
+
+Path = tuple[str, ...]
+GATES = "ifgo"
+DENSE = ("dense_i", "dense_h")
+SEPARATE = (*(f"{side}{gate}" for side in "ih" for gate in GATES), "if_")
+GRU = {"ir", "iz", "in", "hr", "hz", "hn"}
+VALUE = ("value", "raw_value")  # of a Param, where a tree was flattened through it
+
+
+@dataclass
+class Cell:
+    """What one path holds: tensors by (linear layer, kernel or bias)."""
+
+    path: Path
+    tensors: dict[tuple[str, str], Named] = field(default_factory=dict)
+    foreign: str = ""
+
+    @property
+    def linears(self) -> set[str]:
+        return {linear for linear, _ in self.tensors}
+
+    @property
+    def is_dense(self) -> bool:
+        return not self.linears.isdisjoint(DENSE)
+
+    def add(self, linear: str, leaf: str, name: str, tensor: LazyTensor) -> None:
+        key = linear.rstrip("_"), leaf
+        if key in self.tensors:
+            raise FormatError(f"{quoted(name)} and {quoted(self.tensors[key][0])} are the same parameter")
+        self.tensors[key] = name, tensor
+
+    def get(self, linear: str, leaf: str) -> Named:
+        if (linear, leaf) not in self.tensors:
+            raise FormatError(f"{quoted('/'.join((*self.path, linear, leaf)))} is missing")
+        return self.tensors[linear, leaf]
+
+    def other_kind(self) -> str:
+        """What it is if it is no LSTM; empty if it is one, or one in part."""
+        linears = self.linears
+        if linears & GRU:
+            return "a GRU"
+        kernel = self.tensors.get(("dense_h", "kernel"))
+        if kernel is not None and len(kernel[1].shape) == 2:
+            rows, columns = kernel[1].shape
+            return {3 * rows: "a GRU", rows: "a plain RNN"}.get(columns, "")
+        return ""
+
+    def sizes(self) -> tuple[int, int]:
+        """I and H."""
+        rows = []
+        for linear in DENSE if self.is_dense else ("ii", "hi"):
+            name, tensor = self.get(linear, "kernel")
+            if len(tensor.shape) != 2:
+                raise FormatError(f"{quoted(name)} must have 2 dimensions, got shape {tensor.shape!s:.100}")
+            rows.append(tensor.shape[0])
+        return rows[0], rows[1]
+
+    def parts(self, I: int, H: int) -> list[Part]:
+        expected = {}
+        if self.is_dense:
+            expected["dense_i", "kernel"] = Part("weight_ih", self.get("dense_i", "kernel"), (I, 4 * H), GATES)
+            expected["dense_h", "kernel"] = Part("weight_hh", self.get("dense_h", "kernel"), (H, 4 * H), GATES)
+            expected["dense_h", "bias"] = Part("bias_hh", self.get("dense_h", "bias"), (4 * H,), GATES)
+        else:
+            for gate in GATES:
+                expected[f"i{gate}", "kernel"] = Part("weight_ih", self.get(f"i{gate}", "kernel"), (I, H), gate)
+                expected[f"h{gate}", "kernel"] = Part("weight_hh", self.get(f"h{gate}", "kernel"), (H, H), gate)
+                expected[f"h{gate}", "bias"] = Part("bias_hh", self.get(f"h{gate}", "bias"), (H,), gate)
+        for key, (name, _) in self.tensors.items():
+            if key not in expected:
+                raise FormatError(f"{quoted(name)} is not understood: no parameter of an LSTMCell")
+        if self.foreign:
+            raise FormatError(f"{quoted(self.foreign)} is not understood: no parameter of an LSTMCell")
+        return list(expected.values())
+
+
+def find(tensors: Mapping[str, LazyTensor], read: Read, limit: float = math.inf, batch_first: bool | None = True) -> list[Found]:
+    """Find the LSTMs among tensors named by their paths, with slashes or dots; moments of an optimizer are passed over."""
+    cells = _cells(tensors)
+    result = []
+    for path, cell in cells.items():
+        pair = _pair(path, cells)
+        if pair is not None and path != pair[0]:
+            continue  # the backward one came with the forward one
+        both = [cells[one] for one in pair] if pair else [cell]
+        at = _without_cell(path)[:-1] if pair else _without_cell(path)
+        other = next(filter(None, (one.other_kind() for one in both)), "")
+        if other:
+            found = Found("", problem=f"{quoted('/'.join(at))}: this is {other}, not an LSTM", is_lstm=False)
+        else:
+            found = _examine(both, read, limit, batch_first)
+        result.append((at, _without_params(at), found))
+    return uniquely_named(result)
+
+
+def _cells(tensors: Mapping[str, LazyTensor]) -> dict[Path, Cell]:
+    cells: dict[Path, Cell] = {}
+    for name, tensor in tensors.items():
+        path = split_name(name)
+        path = path[:-1] if path[-1] in VALUE and len(path) > 1 else path
+        if len(path) < 2 or "opt_state" in path:
+            continue
+        *before, linear, leaf = path
+        if linear in SEPARATE or linear in DENSE or linear in GRU:
+            cell = cells.setdefault(tuple(before), Cell(tuple(before)))
+            if leaf in ("kernel", "bias"):
+                cell.add(linear, leaf, name, tensor)
+            else:
+                cell.foreign = cell.foreign or name
+    if sum(len(cell.tensors) for cell in cells.values()) > MAX_TENSORS:
+        raise FormatError(f"more than {MAX_TENSORS} parameters of recurrent layers")
+    # One layer that happens to have such a name is no cell
+    return {path: cell for path, cell in cells.items() if len(cell.linears) >= (2 if cell.is_dense else 3)}
+
+
+def _pair(path: Path, cells: Mapping[Path, Cell]) -> tuple[Path, Path] | None:
+    """The two paths of a ``Bidirectional``, if this is one of them."""
+    end = path[-1:] if path[-1:] == ("cell",) else ()
+    before = path[: len(path) - len(end)]
+    if before[-1:] not in (("forward_rnn",), ("backward_rnn",)):
+        return None
+    forward, backward = ((*before[:-1], name, *end) for name in ("forward_rnn", "backward_rnn"))
+    return (forward, backward) if forward in cells and backward in cells else None
+
+
+def _examine(cells: Sequence[Cell], read: Read, limit: float, batch_first: bool | None) -> Found:
+    try:
+        I, H = cells[0].sizes()
+        sizes = Sizes(I, H, bidirectional=len(cells) == 2)
+        return network("", sizes, [cell.parts(I, H) for cell in cells], read, limit, batch_first=batch_first)
+    except FormatError as error:
+        return Found("", problem=str(error))
+    except ValueError as error:  # a size no network has
+        return Found("", problem=f"{quoted('/'.join(cells[0].path))}: {error}")
+
+
+def _without_cell(path: Path) -> Path:
+    return path[:-1] if path[-1:] == ("cell",) else path
+
+
+def _without_params(path: Path) -> Path:
+    while path[:1] == ("params",):
+        path = path[1:]
+    return path

@@ -1,0 +1,107 @@
+"""PyTorch's state dicts as JSON: GuitarML's (``model_data`` and ``state_dict``, tensors ``rec.*`` and ``lin.*``), or bare ones.
+
+References
+----------
+``SimpleRNN`` in ``CoreAudioML/networks.py``, https://github.com/Alec-Wright/Automated-GuitarAmpModelling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastlstm.errors import FormatError
+from fastlstm.loaders import nested
+from fastlstm.loaders.found import Contents, listing, quoted
+from fastlstm.loaders.json_text import JsonTensor, NumberList, float32, matrix
+from fastlstm.loaders.source import SourceFile
+from fastlstm.loaders.torch_names import Array, Group
+from fastlstm.loaders.torch_names import find as find_lstms
+
+if TYPE_CHECKING:
+    from fastlstm.model import Model
+
+__all__ = ["find", "model", "recognises"]
+
+# What model_data says, and the field of LSTMInfo that must agree
+SIZES = {"input_size": "input_size", "hidden_size": "hidden_size", "num_layers": "num_layers"}
+
+
+def recognises(file: SourceFile) -> bool:
+    if not isinstance(file.json, dict):
+        return False
+    return isinstance(file.json.get("state_dict"), dict) or any(key.endswith("weight_ih_l0") for key in file.json)
+
+
+def find(file: SourceFile) -> Contents:
+    """List the LSTMs of the file, named by the prefixes of their tensors: ``rec`` in GuitarML's.
+
+    Raises
+    ------
+    FormatError
+        If a tensor is no list of numbers or of rows, or its sizes are not those that ``model_data`` declares.
+    """
+    group = Group((), tensors(file.json))
+    found = find_lstms([group], _read, file.weights_limit)
+    declared = file.json.get("model_data")
+    if isinstance(declared, dict) and len(found) == 1 and found[0].info is not None:
+        for key, field in SIZES.items():
+            size = getattr(found[0].info, field)
+            if key in declared and declared[key] != size:
+                raise FormatError(f"model_data has {key} {str(declared[key])[:50]}, the tensors have {size}")
+    return nested.contents("a state dict as JSON", found, [group])
+
+
+def model(file: SourceFile) -> Model:
+    """``SimpleRNN``: the LSTM, a dense layer, and with ``skip`` the first features of the input added to the result.
+
+    Raises
+    ------
+    FormatError
+        If the file does not say that it is one, or holds another tensor.
+    """
+    from fastlstm.model import INPUT, Add, Dense, Features, Model, Recurrent, Step
+
+    declared = file.json.get("model_data")
+    if not isinstance(declared, dict) or declared.get("model") != "SimpleRNN":
+        what = declared.get("model") if isinstance(declared, dict) else None
+        raise FormatError(f"model_data must say that model is 'SimpleRNN', got {quoted(str(what))}")
+    if declared.get("unit_type", "LSTM") != "LSTM":
+        raise FormatError(f"unit_type must be LSTM, got {quoted(str(declared['unit_type']))}")
+    skip = declared.get("skip", 0)
+    found = find(file).choose("rec")
+    assert found.info is not None
+    assert found.read is not None
+    held = tensors(file.json)
+    dense = {name: tensor for name, tensor in held.items() if not name.startswith("rec.")}
+    if "lin.weight" not in dense or not dense.keys() <= {"lin.weight", "lin.bias"}:
+        raise FormatError(f"beside rec.* there must be lin.weight and lin.bias, found {listing(dense, 5) or 'neither'}")
+    weight, bias = dense["lin.weight"], dense.get("lin.bias")
+    outputs = weight.shape[0]
+    if weight.shape != (outputs, found.info.hidden_size) or (bias is not None and bias.shape != (outputs,)):
+        raise FormatError(f"'lin.weight' must have shape (outputs, {found.info.hidden_size}), and lin.bias (outputs,)")
+    if type(skip) is not int or not 0 <= skip <= found.info.input_size or (skip and 1 not in (skip, outputs) and skip != outputs):
+        raise FormatError(f"skip must be a number of inputs that can be added to {outputs} outputs, got {str(skip)[:50]}")
+
+    head = Dense("lin", ("rec",), float32(weight.value), None if bias is None else float32(bias.value))
+    steps: list[Step] = [Recurrent("rec", (INPUT,), found.read()), head]
+    if skip:
+        steps += [Features("residual", (INPUT,), 0, skip), Add("skip", ("lin", "residual"))]
+    return Model(steps, found.info.input_size)
+
+
+def tensors(content: dict[str, Any]) -> dict[str, JsonTensor]:
+    """The tensors by name."""
+    inner = content.get("state_dict")
+    held = inner if isinstance(inner, dict) else content
+    result = {}
+    for name, value in held.items():
+        if isinstance(value, NumberList):
+            result[name] = JsonTensor(value.values)
+        elif isinstance(value, list):
+            result[name] = JsonTensor(matrix(value, quoted(name)))
+    return result
+
+
+def _read(wanted: Sequence[JsonTensor]) -> list[Array]:
+    return [float32(tensor.value) for tensor in wanted]

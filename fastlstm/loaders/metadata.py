@@ -1,0 +1,221 @@
+"""What our own files say beside their tensors: a JSON object under the name ``fastlstm``.
+
+``batch_first`` alone for a network that PyTorch has too; such a file is read like any other. A variant also has ``cells``, one
+object for each layer and direction or one for all, and may have ``reverse``, ``flipped`` and ``merge_mode``: see
+``fastlstm.Weights``. A cell names what differs from PyTorch's; an activation is a list of its name and its parameters. Anything
+else is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from fastlstm.cell import PLAIN, Activation, Cell
+from fastlstm.errors import FormatError
+from fastlstm.loaders.found import Found, LSTMInfo, quoted
+from fastlstm.loaders.torch_names import FLOATS, Array, LazyTensor
+from fastlstm.weights import Weights
+
+__all__ = ["KEY", "MAX_TEXT", "Ours", "batch_first", "find", "parse", "text_of", "unique"]
+
+KEY = "fastlstm"
+MAX_TEXT = 200_000  # characters: a thousand cells, each of its own kind
+FLAGS = ("batch_first", "reverse", "flipped")
+Reader = Callable[[Sequence[Any]], Sequence[Array]]
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What such a text says; ``cells`` is None for a network that PyTorch has too."""
+
+    batch_first: bool
+    cells: tuple[Cell, ...] | None = None
+    reverse: bool = False
+    flipped: bool = False
+    merge_mode: str | None = "concat"
+
+
+# ---- Writing -------------------------------------------------------------------------------------------------------------------
+
+
+def text_of(weights: Weights, batch_first: bool) -> str:
+    """The text for a network.
+
+    Raises
+    ------
+    ValueError
+        If its cells are too many and too different for a file.
+    """
+    ours: dict[str, Any] = {"batch_first": bool(batch_first)}
+    if weights.is_variant or weights.merge_mode != "concat":
+        cells = [_from_cell(layer.cell) for layer in weights.layers]
+        ours["cells"] = cells[:1] if all(cell == cells[0] for cell in cells) else cells
+        ours |= {name: True for name in ("reverse", "flipped") if getattr(weights, name)}
+        if weights.merge_mode != "concat":
+            ours["merge_mode"] = weights.merge_mode
+    text = json.dumps(ours)
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"the cells of {len(weights.layers)} layers take {len(text)} characters, a file holds {MAX_TEXT}")
+    return text
+
+
+def _from_cell(cell: Cell) -> dict[str, Any]:
+    result = {}
+    for item in fields(Cell):
+        value = getattr(cell, item.name)
+        if value != getattr(PLAIN, item.name):
+            result[item.name] = [value.name, *value.parameters] if isinstance(value, Activation) else value
+    return result
+
+
+# ---- Reading -------------------------------------------------------------------------------------------------------------------
+
+
+def parse(text: object) -> Ours:
+    """Read it back.
+
+    Raises
+    ------
+    FormatError
+        If it is anything but what :func:`text_of` writes.
+    """
+    try:
+        if not isinstance(text, str) or len(text) > MAX_TEXT:
+            raise ValueError(f"one text of at most {MAX_TEXT} characters expected")
+        ours = json.loads(text, object_pairs_hook=unique)
+        if not isinstance(ours, dict) or "batch_first" not in ours:
+            raise ValueError("an object with batch_first expected")
+        for key, value in ours.items():
+            if key not in (*FLAGS, "merge_mode", "cells"):
+                raise ValueError(f"{quoted(key)} is not understood")
+            if key in FLAGS and not isinstance(value, bool):
+                raise ValueError(f"{key} must be true or false, got {value!r:.100}")
+        if ours.get("merge_mode", "sum") not in ("sum", "mul", "ave", None):
+            raise ValueError(f"merge_mode must be 'sum', 'mul', 'ave' or null, got {ours['merge_mode']!r:.100}")
+        if "cells" not in ours:
+            if ours.keys() != {"batch_first"}:
+                raise ValueError("reverse, flipped and merge_mode need cells")
+            return Ours(**ours)
+        cells = ours.pop("cells")
+        if not isinstance(cells, list) or not cells:
+            raise ValueError("cells must be a list")
+        return Ours(cells=tuple(map(_to_cell, cells)), **ours)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise FormatError(f"metadata {KEY!r} is broken: {str(error)[:200]}; it is {quoted(str(text)[:200])}") from None
+
+
+def batch_first(text: object) -> bool:
+    """Read back what such a text says where the rest of the file says all else of the network, as an ONNX model does.
+
+    Raises
+    ------
+    FormatError
+        If it says more, or is broken.
+    """
+    try:
+        ours = parse(text)
+    except FormatError:
+        ours = None
+    if ours is None or ours.cells is not None:
+        raise FormatError(f"metadata {KEY!r} must be an object with batch_first alone, got {quoted(str(text)[:200])}")
+    return ours.batch_first
+
+
+def _to_cell(value: object) -> Cell:
+    if not isinstance(value, dict):
+        raise ValueError(f"a cell must be an object, got {value!r:.100}")
+    known = {item.name for item in fields(Cell)}
+    given: dict[str, Any] = {}
+    for key, entry in value.items():
+        if key not in known:
+            raise ValueError(f"{quoted(key)} of a cell is not understood")
+        if key in ("gate", "candidate", "hidden"):
+            if not isinstance(entry, list) or not entry or not isinstance(entry[0], str) or not all(map(_number, entry[1:])):
+                raise ValueError(f"{key} must be a list of a name and numbers, got {entry!r:.100}")
+            given[key] = Activation(entry[0], tuple(entry[1:]))
+        elif key == "coupled" and not isinstance(entry, str):
+            raise ValueError(f"coupled must be text, got {entry!r:.100}")
+        elif key != "coupled" and not _number(entry):
+            raise ValueError(f"{key} must be a number, got {entry!r:.100}")
+        else:
+            given[key] = entry if key == "coupled" else float(entry)
+    return Cell(**given)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make the object of a JSON text; refuse two equal names, of which Python would take the last."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise FormatError(f"the JSON text has {quoted(twice)} twice")
+    return result
+
+
+def find(ours: Ours, tensors: Mapping[str, LazyTensor], read: Reader, limit: float) -> list[Found]:
+    """The one network of a file that says it holds a variant: its tensors are exactly those of the network.
+
+    Raises
+    ------
+    FormatError
+        If a tensor does not fit; nothing has been read then.
+    """
+    assert ours.cells is not None
+    size = 0
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            raise FormatError(f"{quoted(name)} must be one of {', '.join(FLOATS)}, got {tensor.dtype:.100}")
+        size += math.prod(tensor.shape) * (8 if tensor.dtype == "float64" else 4)
+    if size > limit:
+        raise FormatError(f"the tensors of the network take {size} bytes, more than {limit} for this file")
+
+    def made(arrays: Mapping[str, Array]) -> Weights:
+        try:
+            weights = Weights.from_named_tensors(arrays)
+            count, cells = len(weights.layers), ours.cells or ()
+            if len(cells) not in (1, count):
+                raise ValueError(f"{len(cells)} cells for {count} records of layers and directions")
+            layers = (
+                replace(layer, cell=cell)
+                for layer, cell in zip(weights.layers, cells * count if len(cells) == 1 else cells, strict=True)
+            )
+            return replace(weights, layers=tuple(layers), reverse=ours.reverse, flipped=ours.flipped, merge_mode=ours.merge_mode)
+        except FormatError:
+            raise
+        except ValueError as error:
+            raise FormatError(str(error)) from None
+
+    def load() -> Weights:
+        arrays = dict(zip(tensors, read(list(tensors.values())), strict=True))
+        for array in arrays.values():
+            array.flags.writeable = False  # handed over: whoever needs a private array need not copy it
+        return made(arrays)
+
+    # The same checks on arrays that have the shapes and take no memory
+    shown = made({name: np.broadcast_to(np.zeros((), _width(tensor)), tensor.shape) for name, tensor in tensors.items()})
+    info = LSTMInfo(
+        name="",
+        input_size=shown.input_size,
+        hidden_size=shown.hidden_size,
+        num_layers=shown.num_layers,
+        bidirectional=shown.bidirectional,
+        proj_size=shown.proj_size,
+        bias=shown.bias,
+        dtype="+".join(sorted({tensor.dtype for tensor in tensors.values()})),
+        batch_first=ours.batch_first,
+    )
+    return [Found("", info, load)]
+
+
+def _width(tensor: LazyTensor) -> str:
+    return "float64" if tensor.dtype == "float64" else "float32"

@@ -1,0 +1,56 @@
+"""Plain tensors with names, as safetensors and npz files hold them: found by whichever framework's names they have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fastlstm.errors import FormatError
+from fastlstm.loaders import flax_names, kernel_names, tensorflow_names, torch_names
+from fastlstm.loaders.assembly import Read
+from fastlstm.loaders.floats import fill
+from fastlstm.loaders.found import Found, quoted
+from fastlstm.loaders.torch_names import Array, Group, LazyTensor
+
+__all__ = ["find"]
+
+
+def find(
+    tensors: Mapping[str, LazyTensor], read: Read, limit: float, batch_first: bool | None = None, layout: str | None = None
+) -> list[Found]:
+    """Find the LSTMs of PyTorch's, Flax's, TensorFlow 1's, Keras' and Haste's names.
+
+    Parameters
+    ----------
+    tensors : mapping of names to what is known of them
+    read : function (tensor) -> array, as it is stored
+    limit : number
+        Most bytes the weights of one LSTM may take.
+    batch_first : bool, optional
+        For all of them, where the source says so; else each framework's usual order.
+    layout : {"keras", "haste"}, optional
+        Where names do not tell.
+    """
+    usual = True if batch_first is None else batch_first
+
+    def read_floats(wanted: Sequence[LazyTensor]) -> list[Array]:
+        arrays = []
+        for tensor in wanted:
+            array = np.empty(tensor.shape, np.float64 if tensor.dtype == "float64" else np.float32)
+            fill(array, read(tensor))
+            arrays.append(array)
+        return arrays
+
+    found = [
+        *torch_names.find([Group((), tensors)], read_floats, limit, batch_first),
+        *flax_names.find(tensors, read, limit, usual),
+        *tensorflow_names.find(tensors, read, limit, usual),
+        *kernel_names.find(tensors, read, limit, batch_first, layout),
+    ]
+    seen: set[str] = set()
+    for item in found:
+        if item.name in seen:
+            raise FormatError(f"two recurrent layers have the name {quoted(item.name)}")
+        seen.add(item.name)
+    return found

@@ -1,0 +1,473 @@
+"""Whole small models: LSTMs and the layers around them, as a list of steps that a loader reads from a file.
+
+The LSTMs run in the engine, everything else in NumPy. A step knows its inputs by name, so a list of them is a graph; a loader
+makes the list and nothing else. What no step does is refused by the loader, by the name of the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from fastlstm.arrays import Array, as_array, as_floats, shape_error
+from fastlstm.lstm import LSTM
+from fastlstm.stream import Stream
+from fastlstm.weights import Weights
+
+__all__ = [
+    "ACTIVATIONS",
+    "INPUT",
+    "Activate",
+    "Add",
+    "Dense",
+    "Embedding",
+    "Features",
+    "LastStep",
+    "LayerNorm",
+    "Model",
+    "ModelStream",
+    "Recurrent",
+    "Reshape",
+    "Step",
+]
+
+INPUT = "input"  # the name of what the model is called with
+# Up to this many weights a dense layer adds in one order whatever the batch; beyond, the speed of a matrix product counts more
+SMALL = 4096
+BLOCK = 1 << 16  # products that a small dense layer has in memory at a time
+
+State = tuple[Array, Array]
+
+
+# ---- Activations ---------------------------------------------------------------------------------------------------------------
+
+
+def _sigmoid(x: Array) -> Array:
+    e = np.exp(-np.abs(x))  # cannot overflow
+    result: Array = np.where(x < 0, e, 1) / (1 + e)
+    return result
+
+
+def _softmax(x: Array) -> Array:
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    result: Array = e / e.sum(axis=-1, keepdims=True)
+    return result
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "linear": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0),
+    "sigmoid": _sigmoid,
+    "tanh": np.tanh,
+    "softmax": _softmax,
+    "elu": lambda x: np.where(x < 0, np.expm1(np.minimum(x, 0)), x),
+    "softplus": lambda x: np.logaddexp(x, 0),
+    "softsign": lambda x: x / (1 + np.abs(x)),
+    "silu": lambda x: x * _sigmoid(x),
+    "exponential": np.exp,
+}
+
+
+# ---- Steps ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of a model.
+
+    Attributes
+    ----------
+    name : str
+        Unique in its model; the layer's own name.
+    inputs : tuple of str
+        The names of the steps whose results it takes, or :data:`INPUT`.
+    pointwise : bool
+        Whether each time step is computed from the same one alone, so that a stream can take it.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    pointwise = True
+
+    def run(self, *values: Array) -> Array:
+        """The result, from the results of ``inputs``; features are on the last axis."""
+        raise NotImplementedError
+
+    def arrays(self) -> Iterator[tuple[str, Array]]:
+        """Its parameters by name."""
+        for key, value in vars(self).items():
+            if isinstance(value, np.ndarray):
+                yield f"{self.name}.{key}", value
+
+
+@dataclass(frozen=True, eq=False)
+class Recurrent(Step):
+    """An LSTM; its learned initial state, if it has one, begins every sequence.
+
+    Attributes
+    ----------
+    weights : Weights
+    batch_first : bool
+        Whether the values are ``(B, T, ...)``.
+    """
+
+    weights: Weights
+    batch_first: bool = False
+    lstm: LSTM = field(init=False, repr=False)
+    initial: State | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        plain = tuple(replace(layer, h_0=None, c_0=None) for layer in self.weights.layers)
+        object.__setattr__(self, "lstm", LSTM.from_weights(replace(self.weights, layers=plain), self.batch_first))
+        initial = [(layer.h_0, layer.c_0) for layer in self.weights.layers if layer.h_0 is not None and layer.c_0 is not None]
+        pair = tuple(np.stack([np.asarray(state[k]) for state in initial]) for k in (0, 1)) if initial else None
+        object.__setattr__(self, "initial", pair)
+
+    def begin(self, batch: int) -> State | None:
+        """The initial state of a batch, None for zeros."""
+        if self.initial is None:
+            return None
+        h, c = (np.repeat(part[:, None], batch, axis=1) for part in self.initial)
+        return h, c
+
+    def run(self, *values: Array) -> Array:
+        output, _ = self.advance(values[0], self.begin(values[0].shape[0 if self.batch_first else 1]))
+        return output
+
+    def advance(self, x: Array, state: State | None) -> tuple[Array, State]:
+        """Go on from a state."""
+        return self.lstm(x, state)
+
+    def arrays(self) -> Iterator[tuple[str, Array]]:
+        for name, tensor in self.weights.named_tensors():
+            yield f"{self.name}.{name}", tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Step):
+    """``activation(x W^T + b)``.
+
+    Attributes
+    ----------
+    weight : array, shape (outputs, inputs)
+    bias : array, shape (outputs,), or None
+    activation : str
+        One of :data:`ACTIVATIONS`.
+    """
+
+    weight: Array
+    bias: Array | None = None
+    activation: str = "linear"
+
+    def run(self, *values: Array) -> Array:
+        y = _small_product(values[0], self.weight) if self.weight.size <= SMALL else values[0] @ self.weight.T
+        y = y if self.bias is None else y + self.bias
+        return ACTIVATIONS[self.activation](y)
+
+
+def _small_product(x: Array, weight: Array) -> Array:
+    """``x W^T``, each number the sum of one contiguous row of products: NumPy adds those in one order, alone or in any batch."""
+    O, I = weight.shape
+    rows = x.reshape(-1, I)
+    result = np.empty((len(rows), O), x.dtype)
+    step = max(1, BLOCK // weight.size)
+    for start in range(0, len(rows), step):
+        np.add.reduce(rows[start : start + step, None] * weight, axis=-1, out=result[start : start + step])
+    return result.reshape(*x.shape[:-1], O)
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding(Step):
+    """A row of a table for each index.
+
+    Attributes
+    ----------
+    table : array, shape (entries, outputs)
+    """
+
+    table: Array
+
+    def run(self, *values: Array) -> Array:
+        index = values[0]
+        if index.dtype.kind not in "iu":
+            raise TypeError(f"{self.name} takes indices, integers, got {index.dtype}")
+        if index.size and not 0 <= index.min() <= index.max() < len(self.table):
+            raise ValueError(f"{self.name} has {len(self.table)} entries, got indices from {index.min()} to {index.max()}")
+        return self.table[index]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerNorm(Step):
+    """``(x - mean) / sqrt(variance + epsilon) * gamma + beta`` over the features.
+
+    Attributes
+    ----------
+    gamma, beta : arrays, shape (features,), or None
+    epsilon : float
+    """
+
+    gamma: Array | None = None
+    beta: Array | None = None
+    epsilon: float = 1e-5
+
+    def run(self, *values: Array) -> Array:
+        x = values[0]
+        centred = x - x.mean(axis=-1, keepdims=True)
+        y: Array = centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + x.dtype.type(self.epsilon))
+        y = y if self.gamma is None else y * self.gamma
+        return y if self.beta is None else y + self.beta
+
+
+@dataclass(frozen=True, eq=False)
+class Activate(Step):
+    """An activation alone, one of :data:`ACTIVATIONS`."""
+
+    activation: str
+
+    def run(self, *values: Array) -> Array:
+        return ACTIVATIONS[self.activation](values[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Features(Step):
+    """Some of the features."""
+
+    start: int
+    stop: int
+
+    def run(self, *values: Array) -> Array:
+        return values[0][..., self.start : self.stop]
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Step):
+    """The sum of its inputs; one with a single feature is added to all."""
+
+    def run(self, *values: Array) -> Array:
+        result = values[0]
+        for value in values[1:]:
+            result = result + value
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class LastStep(Step):
+    """The last time step of each sequence."""
+
+    batch_first: bool = False
+    pointwise = False
+
+    def run(self, *values: Array) -> Array:
+        return values[0][:, -1] if self.batch_first else values[0][-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(Step):
+    """Another shape for all axes but the first, as Keras' Reshape and Flatten; -1 for one that follows from the others."""
+
+    shape: tuple[int, ...]
+    pointwise = False
+
+    def run(self, *values: Array) -> Array:
+        return values[0].reshape(len(values[0]), *self.shape)
+
+
+# ---- Models --------------------------------------------------------------------------------------------------------------------
+
+
+class Model:
+    """A network that a file describes as a whole; made by :func:`fastlstm.load_model`.
+
+    Parameters
+    ----------
+    steps : sequence of Step
+        Each after the steps it takes its inputs from. The result of the last is the result of the model.
+    input_size : int or None
+        Features of an input; None where inputs are indices.
+    dtype : numpy.dtype
+        Of the inputs, unless they are indices, and of the results.
+    batch_first : bool
+        Whether inputs are ``(B, T, ...)`` rather than ``(T, B, ...)``.
+    sample_rate : float, optional
+        Steps per second that the model was made for, where its file says so.
+
+    Raises
+    ------
+    ValueError
+        If a name occurs twice, or an input is of no step before.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        input_size: int | None,
+        dtype: Any = "float32",
+        batch_first: bool = False,
+        sample_rate: float | None = None,
+    ) -> None:
+        known = {INPUT}
+        for step in steps:
+            missing = [name for name in step.inputs if name not in known]
+            if missing or step.name in known:
+                raise ValueError(f"{step.name!r:.100} takes {missing} which no step before it gives, or has the name of another")
+            known.add(step.name)
+        if not steps:
+            raise ValueError("a model needs at least one step")
+        self.steps = tuple(steps)
+        self.input_size = input_size
+        self.dtype = np.dtype(dtype)
+        self.batch_first = batch_first
+        self.sample_rate = sample_rate
+
+    def __repr__(self) -> str:
+        return f"Model({', '.join(f'{step.name}: {type(step).__name__}' for step in self.steps)})"
+
+    def __call__(self, x: Any) -> Array:
+        """Run whole sequences.
+
+        Parameters
+        ----------
+        x : array of the model's dtype, shape (T, B, input_size)
+            ``(B, T, input_size)`` if ``batch_first``; ``(T, input_size)`` for one sequence. Without the last axis and of
+            integers, where the model begins with an embedding.
+
+        Returns
+        -------
+        array
+            As many sequences and, unless the model ends with the last step, time steps as `x` has.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If `x` does not fit.
+        """
+        array, single = self._checked(x)
+        result = self._run(array, {})
+        return (
+            (result[0] if self.batch_first else result[:, 0]) if single and self._keeps_time else result[0] if single else result
+        )
+
+    @property
+    def _keeps_time(self) -> bool:
+        return all(step.pointwise for step in self.steps)
+
+    def _checked(self, x: Any) -> tuple[Array, bool]:
+        """`x` with an axis for the batch, and whether that is new."""
+        array = as_array("x", x) if self.input_size is None else as_floats("x", x, self.dtype)
+        axes = 2 if self.input_size is None else 3
+        if array.ndim not in (axes - 1, axes) or (self.input_size is not None and array.shape[-1] != self.input_size):
+            free: tuple[object, ...] = ("B", "T") if self.batch_first else ("T", "B")
+            raise shape_error("x", free if self.input_size is None else (*free, self.input_size), array.shape)
+        if array.ndim == axes:
+            return array, False
+        return array[None] if self.batch_first else array[:, None], True
+
+    def _run(self, x: Array, special: Mapping[str, Callable[[Array], Array]]) -> Array:
+        """Run all steps, some of them by another function."""
+        results = {INPUT: x}
+        for step in self.steps:
+            values = [results[name] for name in step.inputs]
+            results[step.name] = special[step.name](*values) if step.name in special else step.run(*values)
+        return results[self.steps[-1].name]
+
+    def stream(self, batch_size: int = 1) -> ModelStream:
+        """A carried state that takes one step at a time, or a block of them.
+
+        Raises
+        ------
+        ValueError
+            If a step needs the whole sequence; the message names it.
+        """
+        return ModelStream(self, batch_size)
+
+
+class ModelStream:
+    """The state of B rows that advance through a :class:`Model`; made by :meth:`Model.stream`. It belongs to one thread."""
+
+    def __init__(self, model: Model, batch_size: int) -> None:
+        for step in model.steps:
+            if not step.pointwise or (isinstance(step, Recurrent) and (step.lstm.bidirectional or step.weights.reverse)):
+                raise ValueError(f"{step.name!r:.100} needs the whole sequence, so this model cannot stream")
+        self._model = model
+        self._streams: dict[str, Stream[Any]] = {}
+        self._recurrent = [step for step in model.steps if isinstance(step, Recurrent)]
+        for step in self._recurrent:
+            self._streams[step.name] = step.lstm.stream(batch_size)
+        self._special: dict[str, Callable[[Array], Array]] = {name: stream.step for name, stream in self._streams.items()}
+        self.batch_size = batch_size
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, from the initial states."""
+        for step in self._recurrent:
+            initial = step.begin(self.batch_size)
+            if initial is None:
+                self._streams[step.name].reset()
+            else:
+                self._streams[step.name].state = initial
+
+    def step(self, x: Any) -> Array:
+        """Take one step.
+
+        Parameters
+        ----------
+        x : array of the model's dtype, shape (B, input_size)
+            Also ``(input_size,)`` if `batch_size` is 1.
+
+        Returns
+        -------
+        array, shape (B, outputs)
+            ``(outputs,)`` for an `x` without batch.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If `x` does not fit.
+        """
+        size = self._model.input_size
+        array = as_array("x", x) if size is None else as_floats("x", x, self._model.dtype)
+        shape = () if size is None else (size,)
+        if array.shape == shape and self.batch_size == 1:
+            first: Array = self._model._run(array[None], self._special)[0]
+            return first
+        if array.shape != (self.batch_size, *shape):
+            raise shape_error("x", (self.batch_size, *shape), array.shape)
+        return self._model._run(array, self._special)
+
+    def process(self, x: Any) -> Array:
+        """Take a block of steps: the results of as many calls of :meth:`step`.
+
+        Parameters
+        ----------
+        x : array, shape as for a call of the model
+            Of `batch_size` sequences.
+
+        Returns
+        -------
+        array
+
+        Raises
+        ------
+        ValueError, TypeError
+            If `x` does not fit.
+        """
+        array, single = self._model._checked(x)
+        axis = 0 if self._model.batch_first else 1
+        if array.shape[axis] != self.batch_size:
+            raise ValueError(f"x must have {self.batch_size} sequences, got {array.shape[axis]}")
+
+        def advance(step: Recurrent) -> Callable[[Array], Array]:
+            def run(values: Array) -> Array:
+                stream = self._streams[step.name]
+                output, stream.state = step.advance(values, stream.state)
+                return output
+
+            return run
+
+        result = self._model._run(array, {step.name: advance(step) for step in self._recurrent})
+        if single:
+            result = result[0] if axis == 0 else result[:, 0]
+        return result

@@ -1,0 +1,340 @@
+"""Guitar amplifiers as JSON: Neural Amp Modeler's, GuitarML's, RTNeural's; each number in its place, and all of them used."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastlstm import FormatError, Weights
+from fastlstm.loaders import LSTMInfo, json_text, load, nam_file, scan
+from fastlstm.loaders.source import opened
+
+H, L = 4, 2
+
+
+def values(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+
+
+def refused(act: Callable[[], object], *parts: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        act()
+    for part in parts:
+        assert part in str(caught.value)
+
+
+# ---- The files -----------------------------------------------------------------------------------------------------------------
+
+
+def nam(I: int = 1, H: int = H, L: int = L, outputs: int = 1, **changes: Any) -> dict[str, Any]:
+    """A .nam file as the trainer exports it."""
+    count = sum(4 * H * (inputs + H) + 6 * H for inputs in (I, *[H] * (L - 1))) + outputs * (H + 1)
+    config = {"input_size": I, "hidden_size": H, "num_layers": L} | ({"out_channels": outputs} if outputs > 1 else {})
+    content = {
+        "version": "0.5.4",
+        "metadata": {"name": 'an "amp" \u00e9', "loudness": -37.8, "training": {"valid": [True, None, 1, -2.5e-3]}},
+        "architecture": "LSTM",
+        "config": config,
+        "weights": values(0, count).tolist(),
+        "sample_rate": 48000,
+    }
+    return content | changes
+
+
+def guitarml(I: int = 1, H: int = H, L: int = L, outputs: int = 1, **declared: Any) -> dict[str, Any]:
+    """A file as ``SimpleRNN.save_model`` writes it."""
+    tensors = {}
+    for layer in range(L):
+        tensors |= {
+            f"rec.weight_ih_l{layer}": values(layer, 4 * H, H if layer else I),
+            f"rec.weight_hh_l{layer}": values(layer + 10, 4 * H, H),
+            f"rec.bias_ih_l{layer}": values(layer + 20, 4 * H),
+            f"rec.bias_hh_l{layer}": values(layer + 30, 4 * H),
+        }
+    tensors |= {"lin.weight": values(40, outputs, H), "lin.bias": values(41, outputs)}
+    data = {
+        "model": "SimpleRNN",
+        "input_size": I,
+        "skip": 1,
+        "output_size": outputs,
+        "unit_type": "LSTM",
+        "num_layers": L,
+        "hidden_size": H,
+        "bias_fl": True,
+    }
+    return {"model_data": data | declared, "state_dict": {name: tensor.tolist() for name, tensor in tensors.items()}}
+
+
+def rtneural(I: int = 1, H: int = H, **changes: Any) -> dict[str, Any]:
+    """A file as ``model_utils.save_model`` writes it: dense, LSTM, dense."""
+
+    def layer(kind: str, size: int, activation: str, *weights: np.ndarray) -> dict[str, Any]:
+        return {"type": kind, "activation": activation, "shape": [None, None, size], "weights": [w.tolist() for w in weights]}
+
+    layers = [
+        layer("time-distributed-dense", 3, "tanh", values(0, I, 3), values(1, 3)),
+        layer("lstm", H, "tanh", values(2, 3, 4 * H), values(3, H, 4 * H), values(4, 4 * H)),
+        layer("dense", 2, "", values(5, H, 2), values(6, 2)),
+    ]
+    return {"in_shape": [None, None, I], "layers": layers} | changes
+
+
+def write(path: Path, content: Any, **options: Any) -> Path:
+    path.write_text(json.dumps(content, **options))
+    return path
+
+
+def weights_in(path: Path) -> Weights:
+    with opened(path) as file:
+        found = nam_file.find(file).choose(None)
+        assert found.read is not None
+        return found.read()
+
+
+# ---- Neural Amp Modeler --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("I", "L", "outputs"), [(1, 1, 1), (1, 2, 1), (3, 3, 2), (H, 2, 1)])
+def test_nam(I: int, L: int, outputs: int, tmp_path: Path) -> None:
+    content = nam(I, L=L, outputs=outputs)
+    path = write(tmp_path / "x.nam", content)
+    assert scan(path) == [LSTMInfo("", I, H, L, False, 0, True, "float32")]
+    rest = iter(np.float32(content["weights"]))
+    take = lambda *shape: np.array([next(rest) for _ in range(int(np.prod(shape)))], np.float32).reshape(shape)  # noqa: E731
+    weights = weights_in(path)
+    for index, layer in enumerate(weights.layers):
+        both = take(4 * H, (H if index else I) + H)
+        assert (np.concatenate([layer.weight_ih, layer.weight_hh], 1) == both).all()
+        assert (layer.bias_ih + layer.bias_hh == take(4 * H)).all()
+        assert (layer.h_0 == take(H)).all()
+        assert (layer.c_0 == take(H)).all()
+    assert len(list(rest)) == outputs * (H + 1)
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": "), (" ,\n\t", " :\r\n ")])
+def test_nam_however_it_is_spaced(separators: tuple[str, str], tmp_path: Path) -> None:
+    path = write(tmp_path / "x.nam", nam(), separators=separators)
+    expected = weights_in(write(tmp_path / "y.nam", nam(), indent=4, sort_keys=True))
+    for (name, given), (_, other) in zip(weights_in(path).named_tensors(), expected.named_tensors(), strict=True):
+        assert given.tobytes() == other.tobytes(), name
+    path.write_bytes(b"\xef\xbb\xbf \n" + path.read_bytes() + b"\n\n")
+    assert scan(path)
+
+
+def test_a_large_nam(tmp_path: Path) -> None:
+    """Some megabytes, read in a fraction of a second per megabyte."""
+    path = write(tmp_path / "x.nam", nam(H=256, L=1))
+    assert path.stat().st_size > 5 << 20
+    start = time.perf_counter()
+    assert weights_in(path).hidden_size == 256
+    assert time.perf_counter() - start < 10
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    return nam(config={"input_size": 1, "hidden_size": H, "num_layers": L} | changes)
+
+
+COUNT = len(nam()["weights"])
+BAD_NAM: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "one number too few": (nam(weights=nam()["weights"][:-1]), ("weights must have", f"got {COUNT - 1}")),
+    "one number too many": (nam(weights=[*nam()["weights"], 0]), (f"weights must have {COUNT} numbers", f"got {COUNT + 1}")),
+    "no numbers": (nam(weights=[]), ("num_layers is 2, weights has 0 numbers",)),
+    "text among the numbers": (nam(weights=[1, "2", 3]), ("weights must be a list of numbers",)),
+    "lists among the numbers": (nam(weights=[[1, 2], [3]]), ("weights must be a list of numbers",)),
+    "an object for the numbers": (nam(weights={}), ("weights must be a list of numbers",)),
+    "a WaveNet": (nam(architecture="WaveNet"), ("no LSTM found", "architecture 'WaveNet'")),
+    "an architecture of no name": (nam(architecture=["LSTM"]), ("no LSTM found",)),
+    "another hidden size": (config(hidden_size=5), ("weights must have",)),
+    "a hidden size of 0": (config(hidden_size=0), ("hidden_size, a positive integer, got 0",)),
+    "a hidden size of -4": (config(hidden_size=-4), ("hidden_size, a positive integer, got -4",)),
+    "a hidden size of 2^40": (config(hidden_size=2**40), ("hidden_size, a positive integer",)),
+    "a hidden size of 4.5": (config(hidden_size=4.5), ("hidden_size, a positive integer, got 4.5",)),
+    "a hidden size that is true": (config(hidden_size=True), ("hidden_size, a positive integer, got True",)),
+    "2^31 - 1 layers": (config(num_layers=2**31 - 1), ("num_layers is 2147483647",)),
+    "another key": (config(bidirectional=True), ("config must be an object with",)),
+    "a config that is a list": (nam(config=[]), ("config must be an object",)),
+    "inputs that do not fit": (config(in_channels=2), ("in_channels must be input_size, 1, got 2",)),
+    "NaN": (nam(weights=[float("nan"), *nam()["weights"][1:]]), ("1 values that are NaN or infinite",)),
+    "infinity": (nam(weights=[float("-inf"), *nam()["weights"][1:]]), ("1 values that are NaN or infinite",)),
+    "too large for float32": (nam(weights=[1e300, *nam()["weights"][1:]]), ("1 values that are NaN or infinite",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_NAM)
+def test_bad_nam(case: str, tmp_path: Path) -> None:
+    content, parts = BAD_NAM[case]
+    refused(lambda: load(write(tmp_path / "x", content)), *parts)
+
+
+# ---- GuitarML ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("I", [1, 2, H])
+@pytest.mark.parametrize("bare", [False, True])
+def test_guitarml(I: int, bare: bool, tmp_path: Path) -> None:
+    content = guitarml(I)
+    path = write(tmp_path / "x.json", content["state_dict"] if bare else content)
+    assert scan(path) == [LSTMInfo("rec", I, H, L, False, 0, True, "float32")]
+    for name, tensor in load(path, "rec").state_dict().items():
+        assert (tensor == np.float32(content["state_dict"][f"rec.{name}"])).all(), name
+
+
+def tensor_changed(name: str, value: Any) -> dict[str, Any]:
+    content = guitarml()
+    content["state_dict"][f"rec.{name}"] = value
+    return content
+
+
+BAD_GUITARML: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "another hidden size": (guitarml(hidden_size=5), ("model_data has hidden_size 5, the tensors have 4",)),
+    "another input size": (guitarml(input_size=2), ("model_data has input_size 2, the tensors have 1",)),
+    "rows of different lengths": (tensor_changed("weight_hh_l0", [[1, 2, 3, 4], [1, 2, 3]]), ("must be a list of rows",)),
+    "rows that are no lists": (tensor_changed("weight_hh_l0", [[1, 2], "x"]), ("'rec.weight_hh_l0' must be a list of rows",)),
+    "three axes": (tensor_changed("weight_hh_l0", [[[1], [2]]]), ("'rec.weight_hh_l0' must be a list of rows",)),
+    "a tensor missing": (tensor_changed("weight_hh_l1", None), ("'rec.weight_hh_l1' is missing",)),
+    "a wrong shape": (tensor_changed("bias_hh_l1", [1.0, 2.0]), ("'rec.bias_hh_l1' must have shape (16,), got (2,)",)),
+    "a GRU": (
+        {"state_dict": {"rec.weight_ih_l0": values(0, 12, 1).tolist(), "rec.weight_hh_l0": values(0, 12, 4).tolist()}},
+        ("no LSTM found", "this is a GRU"),
+    ),
+    "a state dict that is none": ({"state_dict": 3, "rec.weight_ih_l0": [[1.0]]}, ("'rec.weight_hh_l0' is missing",)),
+    "nothing": ({"state_dict": {}}, ("no LSTM found: a state dict as JSON with 0 tensors",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_GUITARML)
+def test_bad_guitarml(case: str, tmp_path: Path) -> None:
+    content, parts = BAD_GUITARML[case]
+    refused(lambda: load(write(tmp_path / "x", content)), *parts)
+
+
+# ---- RTNeural ------------------------------------------------------------------------------------------------------------------
+
+
+def test_rtneural(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.json", rtneural())
+    assert scan(path) == [LSTMInfo("layers.1", 3, H, 1, False, 0, True, "float32")]
+    (layer,) = load(path).weights.layers
+    assert (layer.weight_ih == values(2, 3, 4 * H).T).all()
+    assert (layer.weight_hh == values(3, H, 4 * H).T).all()
+    assert (layer.bias_ih + layer.bias_hh == values(4, 4 * H)).all()
+
+
+def lstm_changed(**changes: Any) -> dict[str, Any]:
+    content = rtneural()
+    content["layers"][1] |= changes
+    return content
+
+
+def weights_changed(index: int, value: Any) -> dict[str, Any]:
+    content = rtneural()
+    content["layers"][1]["weights"][index] = value
+    return content
+
+
+BAD_RTNEURAL: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "another size": (lstm_changed(shape=[None, None, 5]), ("layers.1: shape must end with 4", "got 5")),
+    "a size of -1": (lstm_changed(shape=[None, -1]), ("layers.1: shape must be a list that ends with a positive size",)),
+    "no shape": (lstm_changed(shape=None), ("layers.1: shape must be a list",)),
+    "an activation": (lstm_changed(activation="relu"), ("layers.1: activation must be tanh, got 'relu'",)),
+    "two weights": (lstm_changed(weights=[[[1.0]], [[1.0]]]), ("layers.1: an LSTM needs three weights",)),
+    "no weights": (lstm_changed(weights=None), ("layers.1: an LSTM needs three weights",)),
+    "a kernel transposed": (weights_changed(0, values(2, 4 * H, 3).tolist()), ("layers.1: 'kernel' must have shape (16, 16)",)),
+    "a short bias": (weights_changed(2, [1.0]), ("layers.1: 'bias' must have shape (16,), got (1,)",)),
+    "a bias of rows": (weights_changed(2, [[1.0]]), ("layers.1: bias must be a list of numbers",)),
+    "no LSTM": (rtneural(layers=rtneural()["layers"][:1]), ("no LSTM found", "layers 'time-distributed-dense'")),
+    "a GRU": (rtneural(layers=[{"type": "gru"}]), ("no LSTM found", "layers.0: this is a GRU")),
+    "a type that is no text": (rtneural(layers=[{"type": 3}]), ("layers.0: type must be text",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_RTNEURAL)
+def test_bad_rtneural(case: str, tmp_path: Path) -> None:
+    content, parts = BAD_RTNEURAL[case]
+    refused(lambda: load(write(tmp_path / "x", content)), *parts)
+
+
+# ---- JSON ----------------------------------------------------------------------------------------------------------------------
+
+ROOM = 1 << 26
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        [],
+        'a \\ " \n \u20ac \U0001f600 \ud800',
+        {"a": [1, "x"], "b": {"c": []}, "": None},
+        [True, False, None, 0, -1, 2**70, 1.5, -2e-300],
+        [[], [[]], {}],
+        {"text": "with \\", "more": '\\\\" \\u0041'},
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"indent": 1}, {"ensure_ascii": False, "separators": (",", ":")}])
+def test_json_as_python_reads_it(content: Any, options: dict[str, Any]) -> None:
+    def plain(value: Any) -> Any:
+        if isinstance(value, json_text.NumberList):
+            return value.values.tolist()
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    text = json.dumps(content, **options).encode("utf-8", "surrogatepass")
+    if b"\xed\xa0\x80" in text:
+        refused(lambda: json_text.parse(text, ROOM), "broken JSON")
+    else:
+        assert plain(json_text.parse(text, ROOM)) == json.loads(text)
+
+
+def test_numbers_of_a_list(tmp_path: Path) -> None:
+    """Also where the pieces that the list is taken apart in begin and end."""
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 3276, 3277, 20_000):
+        expected = rng.standard_normal(count) * 10.0 ** rng.integers(-300, 300, count)
+        given = json_text.parse(json.dumps(expected.tolist()).encode(), ROOM)
+        assert given.values.tobytes() == expected.tobytes()
+    given = json_text.parse(b"[1e5, -0, NaN, Infinity, -Infinity, 0.0, 1E+2, 2e-2]", ROOM)
+    assert repr(given.values.tolist()) == "[100000.0, 0.0, nan, inf, -inf, 0.0, 100.0, 0.02]".replace(
+        "100000.0, 0.0", "100000.0, -0.0"
+    )
+
+
+BROKEN = (
+    b"", b"{", b"[", b"[1", b"[1,", b"[1,]", b"[,1]", b"[1 2]", b"[01]", b"[1.]", b"[.5]", b"[+1]", b"[1e]", b"[--1]", b"[1_0]",
+    b"[inf]", b"[nan]", b"[-NaN]", b"[0x10]", b"{1: 2}", b"{'a': 1}", b'{"a" 1}', b'{"a": }', b'{"a": 1,}', b'{"a": 1 "b": 2}',
+    b'{"a": 1}}', b'{"a": 1} x', b'"abc', b'"\\', b'"\\"', b'"\\x"', b'"\n"', b'"\xff"', b"tru", b"nul", b"True", b"'a'",
+    b"[tru]", b"[1, 2, x]", b"\0", b"/* */ 1", b"[" + b"1," * 70_000 + b"]", b"[" + b"1," * 40_000 + b"x,1]", b"-", b"--", b"[-]",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BROKEN, ids=lambda text: repr(text[:12]))
+def test_broken_json(text: bytes) -> None:
+    refused(lambda: json_text.parse(text, ROOM), "broken JSON")
+
+
+def test_limits_of_json() -> None:
+    refused(lambda: json_text.parse(b"[" * 60 + b"]" * 60, ROOM), "nested more than 50 deep")
+    refused(lambda: json_text.parse(b'{"a":' * 100_000, ROOM), "nested more than 50 deep")
+    refused(lambda: json_text.parse(b'{"a": 1, "a": 1}', ROOM), "'a' twice")
+    refused(lambda: json_text.parse(b'{"a": 1, "\\u0061": 1}', ROOM), "'a' twice")
+    refused(lambda: json_text.parse(b"[" + b"[]," * 1000 + b"[]]", 100_000), "describes more than")
+    refused(lambda: json_text.parse(b"[" + b"1," * 100_000 + b"1]", 100_000), "describes more than")
+    refused(lambda: json_text.parse(b'"' + b"a" * 100_000 + b'"', 100_000), "describes more than")
+
+
+def test_json_of_something_else(tmp_path: Path) -> None:
+    for content in (
+        {"weight_map": {}},
+        {"layers": 3},
+        {"layers": []},
+        {"layers": [{"name": "x"}]},
+        {"config": {}, "weights": []},
+    ):
+        refused(lambda content=content: load(write(tmp_path / "x", content)), "this is JSON text")
