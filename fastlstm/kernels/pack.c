@@ -6,30 +6,29 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* One vector's worth of lanes: rows first .. first+count of a row-major (., K) matrix, column k; the rest stays zero. */
-static void gather(char *lanes, const char *matrix, fl_index K, fl_index first, fl_index count, fl_index k, fl_index item)
-{
-    const char *element = matrix + (first * K + k) * item;
+enum { COLUMNS = 16 }; /* of a row at a time: a cache line of floats is used up while it is there, whatever the rows' distance */
 
-    if (item == 4)
-        for (fl_index lane = 0; lane < count; lane++)
-            ((float *)lanes)[lane] = ((const float *)element)[lane * K];
-    else
-        for (fl_index lane = 0; lane < count; lane++)
-            ((double *)lanes)[lane] = ((const double *)element)[lane * K];
+/* out [columns][stride] OUT, [rows] of each written; matrix (., K) IN, from its first row and column: transposed. */
+static void gather(char *out, fl_index stride, const char *matrix, fl_index K, fl_index rows, fl_index columns, fl_index item)
+{
+    for (fl_index row = 0; row < rows; row++)
+        for (fl_index k = 0; k < columns; k++)
+            if (item == 4)
+                ((float *)out)[k * stride + row] = ((const float *)matrix)[row * K + k];
+            else
+                ((double *)out)[k * stride + row] = ((const double *)matrix)[row * K + k];
 }
 
 /* packed [ceil(H / units)][K][FL_VECTORS][V] OUT (zeroed before), the gates of `units` units side by side; matrix (gates * H, K) IN. */
 static void pack_gates(char *packed, const char *matrix, fl_index gates, fl_index H, fl_index K, fl_index V, fl_index item)
 {
-    const fl_index units = FL_VECTORS * V / gates;
+    const fl_index width = FL_VECTORS * V, units = width / gates;
 
-    for (fl_index block = 0; block < H; block += units)
-        for (fl_index k = 0; k < K; k++)
+    for (fl_index block = 0; block < H; block += units, packed += K * width * item)
+        for (fl_index k = 0; k < K; k += COLUMNS)
             for (fl_index gate = 0; gate < gates; gate++)
-                for (fl_index unit = block; unit < block + units; unit += V, packed += V * item)
-                    if (unit < H)
-                        gather(packed, matrix, K, gate * H + unit, fl_min(V, H - unit), k, item);
+                gather(packed + (k * width + gate * units) * item, width, matrix + ((gate * H + block) * K + k) * item, K,
+                       fl_min(units, H - block), fl_min(COLUMNS, K - k), item);
 }
 
 static void pack_bias(char *packed, const fl_layer_weights *weights, const fl_network *net)
