@@ -511,7 +511,8 @@ def forward(
 ):
     """Run a network; shapes as fl_call has them in fastlstm.h. States may be None.
 
-    A `tape` made for the same sizes, lengths and states keeps what :func:`backward` needs. `threads` is the most that may be used; `limit` the processors that all calls of the process share, 0 for no limit.
+    A `tape` made for the same sizes, lengths and states keeps what :func:`backward` needs. `threads` is the most that may be
+    used; `limit` the processors that all calls of the process share, 0 for no limit.
     """
     cdef const fl_network *net = &network.net
     cdef fl_call call
@@ -560,8 +561,8 @@ def forward(
 cdef class Tape:
     """What one recorded call keeps for its gradients, until :func:`backward` uses it up.
 
-    `lengths` and the initial state are those of the call, the states as flat arrays of bytes. `dropout` is the probability that an
-    element between two layers is dropped.
+    `lengths` and the initial state are those of the call, the states as flat arrays of bytes. `dropout` is the probability that
+    an element between two layers is dropped.
     """
 
     cdef Network network
@@ -636,8 +637,8 @@ def backward(
 ):
     """Gradients of a recorded call; shapes as fl_backward_call has them in fastlstm.h. Uses the tape up.
 
-    `gradients` has, for each layer and direction, arrays of bytes for weight_ih, weight_hh, the biases, weight_hr, weight_peephole,
-    h_0 and c_0 (or None), to which is added.
+    `gradients` has, for each layer and direction, arrays of bytes for weight_ih, weight_hh, the biases, weight_hr,
+    weight_peephole, h_0 and c_0 (or None), to which is added.
     """
     cdef const fl_network *net = &tape.network.net
     cdef fl_backward_call call

@@ -10,8 +10,9 @@ The parameters are ordinary ``torch.nn.Parameter``; the module keeps nothing els
 
 *When weights are repacked.* The engine reads weights in an order of its own. They are packed at the first call, and again when a
 call finds that a parameter no longer has the bytes that were packed. So every change counts, also those that PyTorch's version
-counters miss (``p.data.copy_(...)``, ``p.numpy()[...] = ...``). Looking takes one reading of the weights. What is packed goes
-when the first parameter goes.
+counters miss (``p.data.copy_(...)``, ``p.numpy()[...] = ...``). Looking takes one reading of the weights, which is felt where a
+call is a single step of few rows: inside ``with fastlstm.torch.frozen():`` nothing is compared. What is packed goes when the
+first parameter goes.
 
 *Autograd.* A call that needs gradients keeps a :class:`fastlstm.Tape`, which has copies of all it needs: inputs, outputs and
 parameters may be changed in place before ``backward()``. With ``retain_graph=True`` gradients are taken from a copy of the tape.
@@ -24,10 +25,12 @@ parameters may be changed in place before ``backward()``. With ``retain_graph=Tr
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import copy
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +44,7 @@ from fastlstm.arrays import Array, contiguous, shape_error
 from fastlstm.tape import Tape
 from fastlstm.weights import Weights, parameter_shapes
 
-__all__ = ["LSTM", "LSTMCell", "Replaced", "replace"]
+__all__ = ["LSTM", "LSTMCell", "Replaced", "frozen", "replace"]
 
 Tensor = Any  # torch.Tensor; the type checker does without PyTorch
 State = tuple[Tensor, Tensor]
@@ -194,7 +197,8 @@ class LSTM(torch.nn.RNNBase):
 class LSTMCell(torch.nn.LSTMCell):
     """``torch.nn.LSTMCell`` on fastlstm's engine: one step at a time, with the same arguments, parameters and calls.
 
-    For inference step by step :meth:`fastlstm.LSTM.stream` is faster: it does not look at the weights again at every step.
+    For inference step by step :func:`frozen` saves looking at the parameters at every step, and :meth:`fastlstm.LSTM.stream` (of
+    ``fastlstm.from_torch(module)``) all of PyTorch's overhead.
 
     Parameters
     ----------
@@ -318,6 +322,29 @@ def _reason_to_leave(module: Any) -> str:
         if parameter.dtype not in (torch.float32, torch.float64):
             return f"{name} is {parameter.dtype}; fastlstm computes in float32 and float64: call model.float() first"
     return ""
+
+
+@contextlib.contextmanager
+def frozen() -> Iterator[None]:
+    """Your word that no parameter changes inside: what is packed is used without comparing it with the parameters.
+
+    It holds for the calls of this thread. Parameters that were moved, replaced or never packed are compared and packed as ever.
+    A change is seen by the next call outside.
+
+    Examples
+    --------
+    >>> with torch.inference_mode(), fastlstm.torch.frozen():
+    ...     for x in frames:
+    ...         h, c = cell(x, (h, c))
+    """
+    token = _frozen.set(True)
+    try:
+        yield
+    finally:
+        _frozen.reset(token)
+
+
+_frozen: contextvars.ContextVar[bool] = contextvars.ContextVar("fastlstm.torch.frozen", default=False)
 
 
 # ---- Checks --------------------------------------------------------------------------------------------------------------------
@@ -608,10 +635,11 @@ class _Ragged:
 
 @dataclass(frozen=True, eq=False)
 class _Packed:
-    """A packed network, the arrays it was packed of, and the first of the tensors these came from."""
+    """A packed network, copies of the arrays it was packed of, and where these came from: the first tensor, and addresses."""
 
     first: weakref.ref[Any]
     options: tuple[bool, int, bool, bool]
+    places: list[int]
     arrays: list[Array]
     lstm: fastlstm.LSTM
 
@@ -625,15 +653,13 @@ def _network(weights: list[Tensor], bias: bool, proj_size: int, bidirectional: b
     Version counters are not asked: they miss what is written through ``.data``, as gradcheck does, or through NumPy.
     """
     first, options = weights[0], (bias, proj_size, bidirectional, batch_first)
-    arrays = [contiguous(weight.detach().numpy()) for weight in weights]
     known = _networks.get(id(first))
-    if (
-        known is not None
-        and known.first() is first
-        and known.options == options
-        and _engine.same_arrays(arrays, known.arrays)
-        and arrays[0].dtype == known.lstm.dtype
-    ):
+    if known is not None and (known.first() is not first or known.options != options):
+        known = None
+    if known is not None and _frozen.get() and known.places == [weight.data_ptr() for weight in weights]:
+        return known.lstm
+    arrays = [contiguous(weight.detach().numpy()) for weight in weights]
+    if known is not None and _engine.same_arrays(arrays, known.arrays) and arrays[0].dtype == known.lstm.dtype:
         return known.lstm
     records, directions = len(arrays) // _per_record(bias, proj_size), 2 if bidirectional else 1
     I, H = arrays[0].shape[1], len(arrays[0]) // 4
@@ -647,7 +673,8 @@ def _network(weights: list[Tensor], bias: bool, proj_size: int, bidirectional: b
             del _networks[key]
 
     copies = [tensor for _, tensor in lstm.weights.named_tensors()]
-    _networks[key] = _Packed(weakref.ref(first, forget), options, copies, lstm)
+    places = [weight.data_ptr() for weight in weights]
+    _networks[key] = _Packed(weakref.ref(first, forget), options, places, copies, lstm)
     return lstm
 
 

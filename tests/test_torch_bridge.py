@@ -371,6 +371,31 @@ def test_weights_are_packed_again_when_they_changed_and_only_then(change: str, p
     assert_equal([result], [theirs(x)[0]], TOLERANCE["float64"])
 
 
+def test_frozen_parameters_are_not_compared(monkeypatch: pytest.MonkeyPatch, packs: list[Any]) -> None:
+    theirs, ours = modules(CONFIGS[1])
+    x = torch.randn(3, 5, 4, dtype=F64)
+    compared: list[Any] = []
+    same = bridge._engine.same_arrays
+    monkeypatch.setattr(bridge._engine, "same_arrays", lambda a, b: (compared.append(a), same(a, b))[1])
+    with bridge.frozen():
+        before = ours(x)[0]  # packed here
+        ours(x)[0].sum().backward()
+        assert (len(packs), len(compared)) == (1, 0)
+        ours.weight_ih_l0.data.mul_(2)  # a broken word
+        assert torch.equal(ours(x)[0], before)
+        ours.weight_ih_l0.data = ours.weight_ih_l0.data.clone()
+        theirs.load_state_dict(ours.state_dict())
+        assert_equal(flat(ours(x)), flat(theirs(x)), TOLERANCE["float64"])
+        seen: list[Any] = []
+        thread = threading.Thread(target=lambda: seen.append((ours(x), len(compared))))
+        thread.start()
+        thread.join()
+        assert seen[0][1] == len(compared) == 2  # another thread has given no word
+    ours.weight_ih_l0.data.mul_(2)
+    theirs.load_state_dict(ours.state_dict())
+    assert_equal(flat(ours(x)), flat(theirs(x)), TOLERANCE["float64"])
+
+
 def test_packed_weights_go_with_their_parameters() -> None:
     gc.collect()
     before = len(bridge._networks)
