@@ -391,6 +391,39 @@ static void check_add(const fl_kernels *k, fl_index n, int spoilt)
     free(a), free(out), free(before);
 }
 
+/* A plain RNN's cell, and its derivatives from what it gives. */
+static void check_rnn(const fl_kernels *k, int relu, fl_index n)
+{
+    static const double special[] = {0, -0.0, 1e-30, -1e-6, 0.3, -9, 20, -30, -87, 88.6, 800, INFINITY, -INFINITY, NAN};
+    enum { SPECIAL = sizeof special / sizeof *special };
+    const fl_index item = k->item, V = k->V, width = FL_VECTORS * V, h_pitch = width + 3 * V, dz_pitch = 2 * V;
+    void *xW = numbers(item, n * width, 2), *hR = numbers(item, n * width, 1), *bias = numbers(item, width, 1);
+    void *h = numbers(item, n * h_pitch, 1), *dh = numbers(item, n * width, 1), *dy = numbers(item, n * V, 1);
+    void *dz = numbers(item, n * dz_pitch, 1);
+
+    for (fl_index at = width; at < n * width; at += 3) /* row 0 stays ordinary */
+        put(at % 2 ? xW : hR, item, at, special[at / 3 % SPECIAL]);
+    k->rnn_cell(relu, n, xW, hR, bias, h, h_pitch);
+    for (fl_index v = 0; v < FL_VECTORS; v++) {
+        /* h from one element on: its place in the output of two directions is any */
+        const char *h_v = (const char *)h + v * V * item, *dh_v = (const char *)dh + v * V * item;
+        k->rnn_backward(relu, n, dh_v, width, dy, V, h_v, h_pitch, dz, dz_pitch);
+        for (fl_index row = 0; row < n; row++)
+            for (fl_index lane = 0; lane < V; lane++) {
+                const fl_index at = row * width + v * V + lane;
+                const double z = add(add(get(xW, item, at), get(hR, item, at), item), get(bias, item, v * V + lane), item);
+                const double expected = relu ? (z <= 0 ? 0 : z) : tanh(z), given = get(h_v, item, row * h_pitch + lane);
+                const double d = add(get(dh_v, item, row * width + lane), get(dy, item, row * V + lane), item);
+                const double slope = relu ? !(given <= 0) : (1 - given) * (1 + given);
+                const double found = get(dz, item, row * dz_pitch + lane);
+
+                EXPECT(close_to(given, expected, item), "rnn: z %g: h is %.9g, not %.9g", z, given, expected);
+                EXPECT(close_to(found, d * slope, item), "rnn: h %g d %g: dz is %.9g, not %.9g", given, d, found, d * slope);
+            }
+    }
+    free(xW), free(hR), free(bias), free(h), free(dh), free(dy), free(dz);
+}
+
 /* ---- Variants of the cell ---------------------------------------------------------------------------------------------------------- */
 
 /* Every function in every place, and each of the other differences with some of them. The parameters are exact in float32. */
@@ -626,6 +659,7 @@ typedef struct {
     int reverse;
     fl_index steps; /* of truncated gradients; 0: whole */
     int left_out;   /* bits 1, 2, 4: no d_output, d_h_n, d_c_n is given; 8: d_x is not wanted */
+    int rnn;        /* a plain RNN of 1: tanh, 2: relu */
 } shape;
 
 typedef struct {
@@ -669,13 +703,14 @@ static uint64_t backward(uint64_t h, const fl_call *call, fl_tape *tape, const f
     const fl_index T = call->T, B = call->B, P = net->P, item = net->item, states = net->L * net->D;
     fl_layer_gradients *d_weights = calloc((size_t)states, sizeof *d_weights);
     void *d_output = numbers(item, T * B * net->D * P, 1), *d_h_n = numbers(item, states * B * P, 1);
-    void *d_c_n = numbers(item, states * B * net->H, 1), *d_x = zeros(item, T * B * net->I);
-    void *d_h_0 = zeros(item, states * B * P), *d_c_0 = zeros(item, states * B * net->H);
+    void *d_c_n = numbers(item, states * B * net->C, 1), *d_x = zeros(item, T * B * net->I);
+    void *d_h_0 = zeros(item, states * B * P), *d_c_0 = zeros(item, states * B * net->C);
     fl_transposed transposed = {0};
 
     EXPECT(fl_transpose(net, weights, &transposed) == FL_OK, "fl_transpose");
     for (fl_index i = 0; i < states; i++) {
-        const fl_index sizes[] = {4 * net->H * net->layers[i].I, 4 * net->H * P, 4 * net->H, P * net->H, 3 * net->H, P, net->H};
+        const fl_index rows = net->gates * net->H;
+        const fl_index sizes[] = {rows * net->layers[i].I, rows * P, rows, P * net->H, 3 * net->H, P, net->H};
         char **parts[] = {&d_weights[i].weight_ih,       &d_weights[i].weight_hh, &d_weights[i].bias, &d_weights[i].weight_hr,
                           &d_weights[i].weight_peephole, &d_weights[i].h_0,       &d_weights[i].c_0};
         for (int part = 0; part < 7; part++)
@@ -700,10 +735,11 @@ static uint64_t backward(uint64_t h, const fl_call *call, fl_tape *tape, const f
     EXPECT(fl_prepare_backward(&back) == FL_OK, "fl_prepare_backward");
     run_team(NULL, &back, plan.threads);
     fl_release_backward(&back);
-    h = hash(hash(hash(h, d_x, T * B * net->I * item), d_h_0, states * B * P * item), d_c_0, states * B * net->H * item);
+    h = hash(hash(hash(h, d_x, T * B * net->I * item), d_h_0, states * B * P * item), d_c_0, states * B * net->C * item);
     for (fl_index i = 0; i < states; i++) {
-        const fl_index sizes[] = {4 * net->H * net->layers[i].I, 4 * net->H * P, 4 * net->H, P * net->H, 3 * net->H, P, net->H};
-        for (fl_index j = 0; j < 4 * net->H * P; j++)
+        const fl_index rows = net->gates * net->H;
+        const fl_index sizes[] = {rows * net->layers[i].I, rows * P, rows, P * net->H, 3 * net->H, P, net->H};
+        for (fl_index j = 0; j < rows * P; j++)
             EXPECT(isfinite(get(d_weights[i].weight_hh, item, j)), "a gradient is not finite");
         char *parts[] = {d_weights[i].weight_ih,       d_weights[i].weight_hh, d_weights[i].bias, d_weights[i].weight_hr,
                          d_weights[i].weight_peephole, d_weights[i].h_0,       d_weights[i].c_0};
@@ -721,21 +757,23 @@ static uint64_t backward(uint64_t h, const fl_call *call, fl_tape *tape, const f
 static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_plan plan)
 {
     const fl_index item = k->item, P = s->P ? s->P : s->H, states = s->L * s->D;
+    const fl_index C = s->rnn ? 0 : s->H, gates = s->rnn ? 1 : FL_VECTORS, rows = gates * s->H;
     fl_network net = {.kernels = k,
                       .I = s->I,
                       .H = s->H,
                       .P = P,
                       .L = s->L,
                       .D = s->D,
-                      .C = s->H,
-                      .gates = FL_VECTORS,
-                      .units = k->V,
+                      .C = C,
+                      .gates = gates,
+                      .relu = s->rnn == 2,
+                      .units = FL_VECTORS * k->V / gates,
                       .has_projection = s->P > 0,
                       .reverse = s->reverse,
                       .item = item};
     const fl_variant variant = variant_of(s->kind ? s->kind - 1 : 0);
     fl_layer_weights *weights = calloc((size_t)states, sizeof *weights);
-    void *h_n = numbers(item, states * s->B * P, 1), *c_n = numbers(item, states * s->B * s->H, 1);
+    void *h_n = numbers(item, states * s->B * P, 1), *c_n = numbers(item, states * s->B * C, 1);
     void *output = numbers(item, s->T * s->B * s->D * P, 1);
     int64_t *lengths = calloc((size_t)s->B + 1, sizeof *lengths);
     uint8_t *resets = calloc((size_t)(s->T * s->B) + 1, 1);
@@ -743,15 +781,15 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
 
     seed = 1;
     net.V = k->V;
-    net.blocks = fl_ceil_div(s->H, k->V);
+    net.blocks = fl_ceil_div(s->H, net.units);
     net.projected_blocks = fl_ceil_div(s->P, FL_VECTORS * k->V);
     const double scale = 1 / sqrt((double)s->H);
     for (fl_index i = 0; i < states; i++)
         weights[i] = (fl_layer_weights){
-            .weight_ih = numbers(item, 4 * s->H * (i < s->D ? s->I : s->D * P), scale),
-            .weight_hh = numbers(item, 4 * s->H * P, scale),
-            .bias_ih = numbers(item, 4 * s->H, scale),
-            .bias_hh = numbers(item, 4 * s->H, scale),
+            .weight_ih = numbers(item, rows * (i < s->D ? s->I : s->D * P), scale),
+            .weight_hh = numbers(item, rows * P, scale),
+            .bias_ih = numbers(item, rows, scale),
+            .bias_hh = numbers(item, rows, scale),
             .weight_hr = s->P ? numbers(item, s->P * s->H, scale) : NULL,
             .variant = s->kind ? &variant : NULL,
             .weight_peephole = s->kind % 5 ? numbers(item, 3 * s->H, 1) : NULL,
@@ -759,7 +797,7 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
             .c_0 = s->kind ? numbers(item, s->H, 1) : NULL,
         };
     void *x = numbers(item, s->T * s->B * s->I, 1), *h_0 = numbers(item, states * s->B * P, 1);
-    void *c_0 = numbers(item, states * s->B * s->H, 1);
+    void *c_0 = numbers(item, states * s->B * C, 1);
     for (fl_index b = 0; b < s->B; b++)
         lengths[b] = (int64_t)((uniform() + 1) / 2 * (double)(s->T + 1));
     for (fl_index i = 0; i < s->T * s->B; i++)
@@ -798,7 +836,7 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
 
     h = hash(h, output, s->T * s->B * s->D * P * item);
     h = hash(h, h_n, states * s->B * P * item);
-    h = hash(h, c_n, states * s->B * s->H * item);
+    h = hash(h, c_n, states * s->B * C * item);
     h = backward(h, &call, &tape, weights, s, plan.threads ? plan : fl_make_backward_plan(&net, s->T, s->B, s->threads));
     fl_free_tape(&tape);
     for (fl_index i = 0; i < states; i++) {
@@ -844,21 +882,25 @@ static uint64_t all_divisions(const fl_kernels *k, const shape *s)
 int main(int argc, char **argv)
 {
     static const shape shapes[] = {
-        {1, 1, 1, 1, 1, 1, 0, 0, 0, 2, 0, 0, 0, 0},     /* the smallest */
-        {3, 5, 7, 11, 2, 2, 0, 0, 0, 3, 0, 0, 0, 0},    /* no multiple of any vector */
-        {5, 7, 16, 32, 1, 1, 0, 1, 0, 2, 0, 0, 0, 0},   /* full vectors, ragged */
-        {9, 13, 5, 33, 3, 1, 0, 1, 1, 4, 0, 0, 0, 0},   /* one unit past two AVX-512 vectors; three layers handed on in strides */
-        {6, 6, 9, 20, 2, 2, 7, 1, 1, 4, 0, 0, 0, 0},    /* projection */
-        {4, 2, 300, 70, 1, 1, 65, 0, 1, 2, 0, 0, 0, 0}, /* K beyond one panel; projection of more than one AVX-512 block */
-        {2, 30, 300, 17, 1, 2, 0, 1, 0, 2, 0, 0, 0, 0}, /* several tiles of rows in one panel */
-        {61, 5, 3, 19, 2, 1, 0, 1, 1, 3, 0, 0, 7, 0},   /* several blocks of tokens; truncated gradients */
-        {2, 200, 3, 5, 1, 2, 4, 0, 1, 2, 0, 0, 1, 4},   /* a step of more tokens than a block; no d_c_n */
-        {8, 5, 70, 40, 1, 2, 0, 1, 0, 3, 0, 0, 0, 9},   /* no d_output, and no d_x wanted */
-        {7, 4, 20, 66, 1, 1, 0, 0, 0, 2, 0, 0, 3, 6},   /* no gradients of the state */
-        {5, 7, 6, 33, 2, 2, 9, 1, 1, 4, 22, 0, 0, 0},   /* a variant: every clip, peepholes, a projection */
-        {7, 3, 6, 18, 3, 1, 0, 1, 1, 3, 12, 1, 0, 0},   /* i = 1 - f, peepholes, its own initial state, reverse */
-        {5, 9, 6, 20, 1, 2, 0, 0, 1, 2, 2, 0, 0, 0},    /* f = 1 - i, peepholes, clips */
-        {6, 5, 6, 35, 1, 1, 11, 1, 0, 2, 30, 1, 0, 0},  /* coupled, clipped, projected, without peepholes, reverse */
+        {1, 1, 1, 1, 1, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0},   /* the smallest */
+        {3, 5, 7, 11, 2, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0},  /* no multiple of any vector */
+        {5, 7, 16, 32, 1, 1, 0, 1, 0, 2, 0, 0, 0, 0, 0}, /* full vectors, ragged */
+        {9, 13, 5, 33, 3, 1, 0, 1, 1, 4, 0, 0, 0, 0,
+         0},                                            /* one unit past two AVX-512 vectors; three layers handed on in strides */
+        {6, 6, 9, 20, 2, 2, 7, 1, 1, 4, 0, 0, 0, 0, 0}, /* projection */
+        {4, 2, 300, 70, 1, 1, 65, 0, 1, 2, 0, 0, 0, 0, 0}, /* K beyond one panel; projection of more than one AVX-512 block */
+        {2, 30, 300, 17, 1, 2, 0, 1, 0, 2, 0, 0, 0, 0, 0}, /* several tiles of rows in one panel */
+        {61, 5, 3, 19, 2, 1, 0, 1, 1, 3, 0, 0, 7, 0, 0},   /* several blocks of tokens; truncated gradients */
+        {2, 200, 3, 5, 1, 2, 4, 0, 1, 2, 0, 0, 1, 4, 0},   /* a step of more tokens than a block; no d_c_n */
+        {8, 5, 70, 40, 1, 2, 0, 1, 0, 3, 0, 0, 0, 9, 0},   /* no d_output, and no d_x wanted */
+        {7, 4, 20, 66, 1, 1, 0, 0, 0, 2, 0, 0, 3, 6, 0},   /* no gradients of the state */
+        {5, 7, 6, 33, 2, 2, 9, 1, 1, 4, 22, 0, 0, 0, 0},   /* a variant: every clip, peepholes, a projection */
+        {7, 3, 6, 18, 3, 1, 0, 1, 1, 3, 12, 1, 0, 0, 0},   /* i = 1 - f, peepholes, its own initial state, reverse */
+        {5, 9, 6, 20, 1, 2, 0, 0, 1, 2, 2, 0, 0, 0, 0},    /* f = 1 - i, peepholes, clips */
+        {6, 5, 6, 35, 1, 1, 11, 1, 0, 2, 30, 1, 0, 0, 0},  /* coupled, clipped, projected, without peepholes, reverse */
+        {6, 7, 5, 70, 2, 2, 0, 1, 1, 4, 0, 0, 0, 0, 1},    /* a plain RNN, tanh; one block of AVX-512 and a part */
+        {9, 3, 9, 33, 3, 1, 0, 0, 1, 3, 0, 0, 4, 0, 2},    /* relu; three layers handed on in strides; truncated */
+        {4, 1, 7, 300, 1, 1, 0, 0, 0, 2, 0, 0, 0, 0, 1},   /* one row takes blocks in pairs */
     };
     const fl_isa *isa = fl_isas();
 
@@ -880,7 +922,7 @@ int main(int argc, char **argv)
             check_tile(k, fused, 1, 2, K);
         }
         for (fl_index n = 1; n < 60; n += 7)
-            check_cell(k, n);
+            check_cell(k, n), check_rnn(k, 0, n), check_rnn(k, 1, n);
         for (fl_index n = 1; n < 60; n += 7) {
             check_record_cell(k, n);
             for (int with = 0; with < 4; with++)
