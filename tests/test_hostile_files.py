@@ -1003,7 +1003,7 @@ def test_memory_and_time_are_bounded(case: str, tmp_path: Path) -> None:
     if case.startswith("ONNX"):
         required("onnx")
         warm.append(GOLDEN / "unfolded_9.onnx")
-    if "Keras" in case:
+    if case.startswith("Keras"):
         warm.append(GOLDEN / "keras3_float16.weights.h5")
     result = subprocess.run([sys.executable, "-c", MEASURE, path, *warm], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
