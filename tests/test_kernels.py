@@ -87,7 +87,7 @@ def test_neon_gives_the_bits_of_avx(native: dict[str, str], tmp_path: Path) -> N
     compiler, emulator, extra, isas = EMULATED["aarch64"]
     need(compiler, emulator)
     program = build(compiler, tmp_path / "check", extra)
-    emulated = {isa: run(emulator, program, isa) for isa in isas}
+    emulated = {isa: run(emulator, program, isa, "2") for isa in isas}
     assert emulated["baseline"] == native["baseline"]
     assert {emulated["neon"]} == fused(native)
 

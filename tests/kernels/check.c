@@ -1,6 +1,6 @@
 /* The kernels without Python: every leaf against a naive twin, then whole calls, whose bits are printed.
  *
- *     check ISA        prints one line for each case, "f32 t3b5i7h11l2d2p0 n2: <hash>", or fails with what differs
+ *     check ISA [GROUPS]   prints one line for each case, "f32 t3b5i7h11l2d2p0 n2: <hash>", or fails with what differs
  *
  * Compiled natively and for AArch64 (run under an emulator): instruction sets with fused multiply-add print the same lines.
  */
@@ -850,7 +850,8 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
     return h;
 }
 
-/* Every division of up to four threads, chunked or not: all must give the bits of one thread. */
+/* Every division into up to so many groups of rows and of units, chunked or not: all must give the bits of one thread. */
+static int most_groups = 3;
 static uint64_t all_divisions(const fl_kernels *k, const shape *s)
 {
     const fl_plan one = {
@@ -860,8 +861,8 @@ static uint64_t all_divisions(const fl_kernels *k, const shape *s)
 
     EXPECT(forward_and_backward(k, s, planned) == expected, "the planned division differs");
     for (int directions = 1; directions <= s->D; directions++)
-        for (int row_groups = 1; row_groups <= 3; row_groups++)
-            for (int unit_groups = 1; unit_groups <= 3; unit_groups++)
+        for (int row_groups = 1; row_groups <= most_groups; row_groups++)
+            for (int unit_groups = 1; unit_groups <= most_groups; unit_groups++)
                 for (fl_index chunk = 0; chunk <= 4; chunk += 2) {
                     const fl_index stride = s->D == 1 && s->L > 1 ? 3 : s->T;
                     const fl_plan plan = {directions * row_groups * unit_groups,
@@ -904,6 +905,8 @@ int main(int argc, char **argv)
     };
     const fl_isa *isa = fl_isas();
 
+    if (argc > 2)
+        most_groups = atoi(argv[2]); /* an emulator keeps memory of every thread there ever was */
     while (isa->name && (argc < 2 || strcmp(isa->name, argv[1]) != 0))
         isa++;
     if (!isa->name || !isa->available) {
