@@ -814,7 +814,8 @@ int fl_prepare_backward(fl_backward_call *call)
     call->scratch = fl_allocate((size_t)l.bytes);
     if (!call->scratch)
         return FL_NO_MEMORY;
-    memset(call->scratch, 0, (size_t)(l.barriers + l.zeros));
+    fl_open_barriers((fl_barrier *)call->scratch, call->plan.directions * (call->plan.row_groups + 1) + 1);
+    memset(call->scratch + l.barriers, 0, (size_t)l.zeros);
     atomic_init(&call->watch.stop, 0);
     call->begun_ns = 0;
     return FL_OK;

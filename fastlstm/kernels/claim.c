@@ -13,8 +13,9 @@
 static atomic_int kept;      /* workers that OpenMP keeps for callers alive */
 static atomic_int computing; /* threads inside calls now */
 
-static _Atomic int64_t crowded_until;
-static const int64_t CROWD_NS = 100000000;
+/* Once is an accident, twice within so long a crowd: then calls leave a processor free for a while. */
+static _Atomic int64_t noted, crowded_until;
+static const int64_t TWICE_NS = 50000000, CROWD_NS = 100000000;
 
 static pthread_key_t my_kept;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -54,6 +55,12 @@ int fl_claim_threads(int wanted, int limit)
     return threads;
 }
 
-void fl_note_crowd(void) { atomic_store(&crowded_until, fl_now_ns() + CROWD_NS); }
+void fl_note_crowd(void)
+{
+    const int64_t now = fl_now_ns();
+
+    if (now - atomic_exchange(&noted, now) < TWICE_NS)
+        atomic_store(&crowded_until, now + CROWD_NS);
+}
 
 void fl_return_threads(int threads) { atomic_fetch_sub(&computing, threads); }

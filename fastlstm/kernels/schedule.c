@@ -596,7 +596,7 @@ int fl_prepare(fl_call *call)
     if (!call->scratch)
         return FL_NO_MEMORY;
     call->order = (fl_index *)call->scratch;
-    memset(call->scratch + l.order, 0, (size_t)l.barriers);
+    fl_open_barriers((fl_barrier *)(call->scratch + l.order), call->plan.row_groups * (call->plan.directions + 1));
     atomic_init(&call->watch.stop, 0);
     call->begun_ns = 0;
     const int status = deal_rows(call);

@@ -31,12 +31,22 @@ static inline int64_t fl_now_ns(void)
 typedef struct {
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_int generation;
+    int64_t begun_ns; /* when the call began, set before it */
     atomic_int late;  /* somebody was missing for longer than patience allows: another process has its processor */
     atomic_int apart; /* `late`, as the last to arrive saw it: the same for all who leave the barrier */
 } fl_barrier;
 
 /* Spinning longer wastes a core that the missing thread may need; a yield costs about half a microsecond when nobody waits. */
 enum { FL_SPINS = 64 };
+
+/* All begin open, at this time. */
+static inline void fl_open_barriers(fl_barrier *barriers, int count)
+{
+    const int64_t now = fl_now_ns();
+
+    for (int i = 0; i < count; i++)
+        barriers[i] = (fl_barrier){.begun_ns = now};
+}
 
 /* Waits for `size` threads; what they wrote before is visible after. Returns non-zero if the call was stopped meanwhile. */
 static inline int fl_wait(fl_barrier *barrier, int size, atomic_int *stop, int64_t patience_ns)
@@ -62,7 +72,9 @@ static inline int fl_wait(fl_barrier *barrier, int size, atomic_int *stop, int64
             since = fl_now_ns();
         sched_yield();
     }
-    if (since && fl_now_ns() - since > patience_ns) {
+    /* A time slice lost is much to a short call. A long one loses less than its pair is worth. */
+    const int64_t now = since ? fl_now_ns() : 0;
+    if (now - since > patience_ns && now - since > (now - barrier->begun_ns) / 4) {
         fl_note_crowd();
         atomic_store_explicit(&barrier->late, 1, memory_order_relaxed);
     }
