@@ -282,7 +282,6 @@ def random_operator(rng: np.random.Generator) -> tuple[Any, dict[str, np.ndarray
 @pytest.mark.parametrize("seed", range(4))
 def test_random_operators(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    plain = 0
     for number in range(200):
         one, feeds, state, lengths = random_operator(rng)
         Y, Y_h, Y_c = run(one, feeds)
@@ -291,10 +290,7 @@ def test_random_operators(seed: int) -> None:
         ours = oracle(weights, feeds["X"], state, lengths)
         scale = max(1.0, *(np.abs(each).max(initial=0) for each in theirs))
         assert_close(ours, theirs, TOLERANCE * scale, f"{seed} {number} {one.graph.node[0]}")
-        if not weights.is_variant:
-            plain += 1
-            assert_close(flat(from_onnx(one)(feeds["X"], state, lengths=lengths)), theirs, TOLERANCE, number)
-    assert plain > 40
+        assert_close(flat(from_onnx(one)(feeds["X"], state, lengths=lengths)), theirs, TOLERANCE * scale, number)
 
 
 def standard_cases() -> Iterator[Any]:

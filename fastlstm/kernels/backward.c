@@ -18,7 +18,7 @@
 enum {
     BLOCK_TOKENS = 192
 }; /* rows of one panel of inputs, 48 KiB, that all gate rows pass by; fewer touch the sums more often */
-enum { RUNS = 32 };    /* runs of FL_UNITS gate rows whose part of dG, 256 KiB, stays in L2 while all inputs pass */
+enum { RUNS = 32 };    /* runs of FL_UNITS gate rows whose part of dG, 384 KiB, stays in L2 while all inputs pass */
 enum { DX_ROWS = 48 }; /* rows that reuse a panel of W */
 
 /* Sizes of scratch, in bytes; everything begins on a cache line. */
