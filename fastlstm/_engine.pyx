@@ -178,6 +178,14 @@ cdef extern from "claim.h" nogil:
     void fl_return_threads(int threads)
 
 
+cdef extern from "team.h" nogil:
+    ctypedef struct fl_barrier:
+        pass
+
+    void fl_open_barriers(fl_barrier *barriers, int count)
+    void fl_join(fl_barrier *barrier, int size)
+
+
 # ---- Instruction sets ----------------------------------------------------------------------------------------------------------
 
 cdef const fl_isa *chosen_isa = NULL
@@ -444,6 +452,7 @@ cdef int run_team(Job *job, int limit) except -1:
     """Run a call whose arrays and plan are set: claim threads, take scratch, open the one parallel region."""
     cdef int claimed = 0, team
     cdef int status = 0
+    cdef fl_barrier end
     cdef _Pending pending = _Pending()
     cdef fl_watch *watch = &job.forward.watch if job.forward != NULL else &job.backward.watch
 
@@ -462,9 +471,11 @@ cdef int run_team(Job *job, int limit) except -1:
             if team == 1:
                 work(job, 0)
             else:
+                fl_open_barriers(&end, 1)
                 with parallel(num_threads=team):
                     if omp_get_num_threads() == team:
                         work(job, threadid())
+                        fl_join(&end, team)
                 if begun_ns(job):
                     fl_joined(plan_of(job), begun_ns(job), finished_ns(job))
                 else:  # the runtime gave fewer threads than were asked for

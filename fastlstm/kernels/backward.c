@@ -811,7 +811,7 @@ int fl_prepare_backward(fl_backward_call *call)
     const layout l = make_layout(call);
 
     call->scratch_bytes = l.bytes;
-    call->scratch = fl_allocate((size_t)l.bytes);
+    call->scratch = fl_borrow((size_t)l.bytes);
     if (!call->scratch)
         return FL_NO_MEMORY;
     fl_open_barriers((fl_barrier *)call->scratch, call->plan.directions * (call->plan.row_groups + 1) + 1);
@@ -823,6 +823,6 @@ int fl_prepare_backward(fl_backward_call *call)
 
 void fl_release_backward(fl_backward_call *call)
 {
-    fl_free(call->scratch, (size_t)call->scratch_bytes);
+    fl_give_back(call->scratch);
     call->scratch = NULL;
 }

@@ -384,9 +384,11 @@ void fl_release_backward(fl_backward_call *call);
 
 /* ---- Small things every part uses -------------------------------------------------------------------------------------------- */
 
-/* FL_ALIGNMENT-aligned memory of any contents, or NULL; to be given back with the same number of bytes. */
+/* FL_ALIGNMENT-aligned memory of any contents, or NULL: allocated for a network, borrowed for a call or a tape. */
 void *fl_allocate(size_t bytes);
-void fl_free(void *memory, size_t bytes);
+void fl_free(void *memory);
+void *fl_borrow(size_t bytes);
+void fl_give_back(void *memory);
 
 static inline fl_index fl_ceil_div(fl_index a, fl_index b) { return (a + b - 1) / b; }
 static inline fl_index fl_round_up(fl_index a, fl_index b) { return fl_ceil_div(a, b) * b; }

@@ -143,7 +143,7 @@ int fl_pack(fl_network *net, const fl_layer_weights *weights)
 void fl_unpack(fl_network *net)
 {
     free(net->layers);
-    fl_free(net->memory, net->bytes);
+    fl_free(net->memory);
     net->layers = NULL;
     net->memory = NULL;
 }
@@ -201,7 +201,7 @@ int fl_transpose(const fl_network *net, const fl_layer_weights *weights, fl_tran
 void fl_free_transposed(fl_transposed *transposed)
 {
     free(transposed->layers);
-    fl_free(transposed->memory, transposed->bytes);
+    fl_free(transposed->memory);
     transposed->layers = NULL;
     transposed->memory = NULL;
 }

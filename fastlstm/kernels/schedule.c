@@ -592,7 +592,7 @@ int fl_prepare(fl_call *call)
     const layout l = make_layout(call);
 
     call->scratch_bytes = l.bytes;
-    call->scratch = fl_allocate((size_t)l.bytes);
+    call->scratch = fl_borrow((size_t)l.bytes);
     if (!call->scratch)
         return FL_NO_MEMORY;
     call->order = (fl_index *)call->scratch;
@@ -607,6 +607,6 @@ int fl_prepare(fl_call *call)
 
 void fl_release(fl_call *call)
 {
-    fl_free(call->scratch, (size_t)call->scratch_bytes);
+    fl_give_back(call->scratch);
     call->scratch = NULL;
 }

@@ -76,7 +76,7 @@ int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, c
     tape->bytes = index_bytes + room;
     for (int i = 0; i < PARTS; i++)
         tape->bytes += parts[i];
-    tape->memory = fl_allocate((size_t)tape->bytes);
+    tape->memory = fl_borrow((size_t)tape->bytes);
     if (!tape->memory)
         return FL_NO_MEMORY;
     char *at[PARTS] = {(char *)tape->memory + index_bytes};
@@ -157,6 +157,6 @@ void fl_drop(const fl_dropout *dropout, fl_index layer, fl_index t, fl_index row
 
 void fl_free_tape(fl_tape *tape)
 {
-    fl_free(tape->memory, (size_t)tape->bytes);
+    fl_give_back(tape->memory);
     tape->memory = NULL;
 }

@@ -3,6 +3,7 @@
 #define FL_TEAM_H
 
 #include "claim.h"
+#include "processor.h"
 
 #include <sched.h>
 #include <stdatomic.h>
@@ -31,13 +32,21 @@ static inline int64_t fl_now_ns(void)
 typedef struct {
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_int generation;
-    int64_t begun_ns; /* when the call began, set before it */
-    atomic_int late;  /* somebody was missing for longer than patience allows: another process has its processor */
-    atomic_int apart; /* `late`, as the last to arrive saw it: the same for all who leave the barrier */
+    _Atomic int64_t place; /* fl_place of a thread that has been waiting for a while */
+    int64_t begun_ns;      /* when the call began, set before it */
+    atomic_int late;       /* somebody was missing for longer than patience allows: another process has its processor */
+    atomic_int apart;      /* `late`, as the last to arrive saw it: the same for all who leave the barrier */
 } fl_barrier;
 
 /* Spinning longer wastes a core that the missing thread may need; a yield costs about half a microsecond when nobody waits. */
-enum { FL_SPINS = 64 };
+enum { FL_SPINS = 64, FL_NAP_NS = 100000 };
+
+/* Sleeps as shortly as the system can; the next nap is due when the wait since then has doubled. */
+static inline int64_t fl_nap(int64_t since)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 1}, NULL);
+    return fl_now_ns() + (fl_now_ns() - since);
+}
 
 /* All begin open, at this time. */
 static inline void fl_open_barriers(fl_barrier *barriers, int count)
@@ -48,6 +57,9 @@ static inline void fl_open_barriers(fl_barrier *barriers, int count)
         barriers[i] = (fl_barrier){.begun_ns = now};
 }
 
+/* The calling thread's processor and which time it waits. */
+static inline int64_t fl_place(int generation) { return (int64_t)(generation + 1) << 16 | (fl_processor() & 0xffff); }
+
 /* Waits for `size` threads; what they wrote before is visible after. Returns non-zero if the call was stopped meanwhile. */
 static inline int fl_wait(fl_barrier *barrier, int size, atomic_int *stop, int64_t patience_ns)
 {
@@ -55,12 +67,15 @@ static inline int fl_wait(fl_barrier *barrier, int size, atomic_int *stop, int64
         return 0;
     const int generation = atomic_load_explicit(&barrier->generation, memory_order_acquire);
     if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) == size - 1) {
+        const int64_t place = atomic_load_explicit(&barrier->place, memory_order_relaxed);
+        if (place >> 16 == generation + 1 && place == fl_place(generation))
+            fl_change_processor(); /* that one waits for the processor too, and not only for us */
         atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
         atomic_store_explicit(&barrier->apart, atomic_load_explicit(&barrier->late, memory_order_relaxed), memory_order_relaxed);
         atomic_store_explicit(&barrier->generation, generation + 1, memory_order_release);
         return 0;
     }
-    int64_t since = 0;
+    int64_t since = 0, nap = 0;
     for (int spins = 0; atomic_load_explicit(&barrier->generation, memory_order_acquire) == generation; spins++) {
         if (atomic_load_explicit(stop, memory_order_relaxed))
             return 1;
@@ -69,8 +84,12 @@ static inline int fl_wait(fl_barrier *barrier, int size, atomic_int *stop, int64
             continue;
         }
         if (!since)
-            since = fl_now_ns();
-        sched_yield();
+            nap = (since = fl_now_ns()) + FL_NAP_NS;
+        atomic_store_explicit(&barrier->place, fl_place(generation), memory_order_relaxed);
+        if (fl_now_ns() < nap)
+            sched_yield();
+        else
+            nap = fl_nap(since); /* a yield does not always let in a thread that has just been woken up */
     }
     /* A time slice lost is much to a short call. A long one loses less than its pair is worth. */
     const int64_t now = since ? fl_now_ns() : 0;
@@ -79,6 +98,14 @@ static inline int fl_wait(fl_barrier *barrier, int size, atomic_int *stop, int64
         atomic_store_explicit(&barrier->late, 1, memory_order_relaxed);
     }
     return 0;
+}
+
+/* The end of a call. OpenMP's own wait gives no way to a thread that has been put on the same processor and not run yet. */
+static inline void fl_join(fl_barrier *barrier, int size)
+{
+    atomic_int never = 0;
+
+    fl_wait(barrier, size, &never, INT64_MAX);
 }
 
 /* Rounding to nearest, no traps, subnormal numbers as zero: the state every kernel runs in. Returns the state found. */
