@@ -69,8 +69,8 @@ def main() -> None:
         pairs = zip(alone.parameters(), model.parameters(), strict=True)
         print(f"largest difference to one process: {max((a - b).abs().max().item() for a, b in pairs):.1e}")
     distributed.destroy_process_group()
-    # gloo's threads, which outlive the group, drop their last Python objects a little after the sums are ready, and abort a process
-    # whose interpreter is ending by then.
+    # gloo's threads, which outlive the group, drop their last Python objects a little after the sums are ready, and would abort a
+    # process whose interpreter is ending by then.
     time.sleep(0.5)
 
 

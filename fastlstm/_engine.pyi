@@ -46,6 +46,10 @@ class _Forward:
 
 forward: _Forward
 
+def step(
+    network: Network, x: Any, state: tuple[Any, ...], dtype: Any, batch_first: bool, threads: int, limit: int
+) -> tuple[_Array, tuple[_Array, _Array]] | None: ...
+
 _Rows = list[tuple[_Array, _Array, _Array | None, _Array | None, _Array | None]]
 
 @final

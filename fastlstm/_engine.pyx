@@ -12,6 +12,8 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, strcmp
 
+from numpy import empty, empty_like, ndarray
+
 
 cdef extern from *:
     """
@@ -566,6 +568,78 @@ def forward(
     run_team(&job, limit)
 
 
+def step(Network network not None, x, tuple state not None, dtype, bint batch_first, int threads, int limit):
+    """:func:`forward` for one step from a given state, in half the time; None if an array does not fit it, for whatever reason.
+
+    `x` is (1, B, I), (B, 1, I) if `batch_first`, or (1, I), and the state (L * D, B, P) and (L * D, B, H), without B in the last
+    case. All are C-contiguous arrays of native floats, no subclasses. The result is (output, (h_n, c_n)).
+    """
+    cdef const fl_network *net = &network.net
+    cdef fl_call call
+    cdef Job job = Job(&call, NULL)
+    cdef Py_buffer[6] views
+    cdef Py_ssize_t records = net.L * net.D, B
+    cdef tuple shape
+    cdef int taken = 0, i
+
+    if len(state) != 2 or net.C == 0:
+        return None
+    h_0, c_0 = state
+    try:
+        for array in (x, h_0, c_0):
+            if type(array) is not ndarray:
+                return None
+            try:
+                PyObject_GetBuffer(array, &views[taken], PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+            except (BufferError, ValueError):  # not contiguous
+                return None
+            taken += 1
+        if views[0].ndim == 3 and views[0].shape[batch_first] == 1:
+            B = views[0].shape[1 - batch_first]
+            shape = (views[0].shape[0], views[0].shape[1], net.D * net.P)
+        elif views[0].ndim == 2 and views[0].shape[0] == 1:
+            B = 1
+            shape = (1, net.D * net.P)
+        else:
+            return None
+        if (B == 0 or not is_rows(&views[0], net.item, B, net.I)
+                or not is_state(&views[1], net.item, records, views[0].ndim, B, net.P)
+                or not is_state(&views[2], net.item, records, views[0].ndim, B, net.C)):
+            return None
+        output, h_n, c_n = empty(shape, dtype), empty_like(h_0), empty_like(c_0)
+        for array in (output, h_n, c_n):
+            PyObject_GetBuffer(array, &views[taken], PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+            taken += 1
+        call.net, call.T, call.B, call.tape, call.lengths, call.resets = net, 1, B, NULL, NULL, NULL
+        call.x.data, call.output.data = <char *>views[0].buf, <char *>views[3].buf
+        call.x.strides[0], call.x.strides[1], call.x.strides[2] = 0, net.I * net.item, net.item
+        call.output.strides[0], call.output.strides[1], call.output.strides[2] = 0, net.D * net.P * net.item, net.item
+        call.h_0, call.c_0 = <const char *>views[1].buf, <const char *>views[2].buf
+        call.h_n, call.c_n = <char *>views[4].buf, <char *>views[5].buf
+        call.plan = fl_make_plan(net, 1, B, threads)
+        run_team(&job, limit)
+        return output, (h_n, c_n)
+    finally:
+        for i in range(taken):
+            PyBuffer_Release(&views[i])
+
+
+cdef bint is_rows(const Py_buffer *view, Py_ssize_t item, Py_ssize_t rows, Py_ssize_t columns) noexcept:
+    """Native floats, aligned, in so many rows of so many columns if the array is contiguous."""
+    return is_native(view, item) and view.shape[view.ndim - 1] == columns and view.len == rows * columns * item
+
+
+cdef bint is_state(const Py_buffer *view, Py_ssize_t item, Py_ssize_t records, int ndim, Py_ssize_t B,
+                   Py_ssize_t columns) noexcept:
+    return (view.ndim == ndim and view.shape[0] == records and (ndim == 2 or view.shape[1] == B)
+            and is_rows(view, item, records * B, columns))
+
+
+cdef bint is_native(const Py_buffer *view, Py_ssize_t item) noexcept:
+    return (view.itemsize == item and view.format != NULL and view.format[0] == (c'f' if item == 4 else c'd')
+            and view.format[1] == 0 and <Py_ssize_t>view.buf % item == 0)
+
+
 # ---- Gradients -----------------------------------------------------------------------------------------------------------------
 
 @cython.final
@@ -824,11 +898,11 @@ cdef class StreamState:
 
 cdef bint fits(const Py_buffer *view, Py_ssize_t item, Py_ssize_t rows, Py_ssize_t columns) noexcept:
     """A (rows, columns) array of native floats, aligned, contiguous along its last axis; or (columns,) where rows is 1."""
-    if view.itemsize != item or view.format == NULL or view.format[0] != (c'f' if item == 4 else c'd') or view.format[1] != 0:
+    if not is_native(view, item):
         return False
     if view.ndim == 2:
         if view.shape[0] != rows or view.shape[1] != columns or (rows > 1 and view.strides[0] % item):
             return False
     elif view.ndim != 1 or rows != 1 or view.shape[0] != columns:
         return False
-    return (columns == 1 or view.strides[view.ndim - 1] == item) and <Py_ssize_t>view.buf % item == 0
+    return columns == 1 or view.strides[view.ndim - 1] == item

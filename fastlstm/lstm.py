@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from fastlstm import _engine
+from fastlstm import threads as _threads
 from fastlstm.arrays import Array
 from fastlstm.network import Network
 from fastlstm.tape import Tape
@@ -148,6 +150,10 @@ class LSTM(Network[State]):
         MemoryError
             If scratch memory cannot be had; nothing has changed then but perhaps `out`.
         """
+        if type(state) is tuple and self._concat and lengths is None and mask is None and resets is None and out is None:
+            one = _engine.step(self._network, x, state, self._dtype, self.batch_first, *_threads.allowance(threads))
+            if one is not None:
+                return one
         return self._call(x, state, lengths, resets, out, threads, mask)
 
     def record(

@@ -128,6 +128,7 @@ class Network(Generic[S]):
         self._dtype = owned.dtype
         self._forward = _FORWARD[owned.dtype.name]
         self._sizes = (owned.input_size, owned.proj_size or owned.hidden_size, owned.cell_size, len(owned.layers))
+        self._concat = owned.merge_mode == "concat"
         self._width = owned.num_directions * self._sizes[1]
 
     def _transposed_weights(self) -> _engine.Transposed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from helpers import DTYPES, TOLERANCE, Case, assert_close, assert_same_bytes, fl
 from shapes import EDGE, Shape
 
 import fastlstm
+from fastlstm import _engine
 
 # The schedule divides these differently: hidden units (one or few rows), rows, directions, all of them, layers in strides,
 # products for a chunk of steps (few rows) or step by step (many rows).
@@ -156,6 +158,46 @@ def test_stream(name: str, dtype: str) -> None:
         stream.reset()
         steps = [stream.step(x_t) for x_t in case.x[:, 0]]
         assert_same_bytes((np.stack(steps)[:, None], *stream.state), (output, *state))
+
+
+@dtypes
+@named(("t1b1i24h200", "t1b6i9h20l2d2", "t1b11i7h33l2p5", "t1b13i1h1"))
+def test_one_step(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step from a state has a way of its own, unless something about it is unusual."""
+    case = make_case(name, dtype)
+    B = case.shape.B
+    x, (h, c) = case.x, case.state
+    lstm, first = case.network(), fastlstm.LSTM.from_weights(case.weights, batch_first=True)
+    expected = flat(lstm(x, (h, c), lengths=[1] * B))
+    results = []
+
+    def seen(*arguments: Any) -> Any:
+        results.append(_engine.step(*arguments))
+        return results[-1]
+
+    monkeypatch.setattr(fastlstm.lstm, "_engine", SimpleNamespace(step=seen))
+    assert_same_bytes(flat(lstm(x, (h, c))), expected)
+    assert_same_bytes(flat(lstm(x, (h, c), threads=3)), expected, "three threads")
+    output, state = first(x.swapaxes(0, 1).copy(), (h, c))
+    assert output.shape == (B, 1, expected[0].shape[-1])
+    assert_same_bytes((output.swapaxes(0, 1), *state), expected, "batch_first")
+    single = flat(lstm(x[:, 0].copy(), (h[:, 0].copy(), c[:, 0].copy())))
+    assert_same_bytes([part[:, None] for part in single], [part[:, :1] for part in expected], "one sequence")
+    assert len(results) == 4
+    assert None not in results
+    assert not any(np.shares_memory(a, b) for result in results for a in flat(result) for b in (x, h, c))
+    results.clear()
+    for change in LAYOUTS.values():
+        assert_same_bytes(flat(lstm(change(x), (change(h), change(c)))), expected)
+    assert results
+    results.clear()
+    for state in ((h[:, :0], c[:, :0]), (h, c[..., :-1]), (h[None], c), (h, c, c), (h,), (h.astype(np.float16), c)):
+        with pytest.raises((ValueError, TypeError)):
+            lstm(x, state)
+    for wrong in (x[..., :-1], x.astype(np.float16), x[0, 0], x[None]):
+        with pytest.raises((ValueError, TypeError)):
+            lstm(wrong, (h, c))
+    assert results == [None] * 10
 
 
 @dtypes
