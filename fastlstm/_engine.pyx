@@ -119,7 +119,7 @@ cdef extern from "fastlstm.h" nogil:
         fl_tape *tape
         fl_watch watch
         fl_plan plan
-        int64_t begun_ns, finished_ns
+        int begun
 
     ctypedef struct fl_layer_gradients:
         char *weight_ih
@@ -146,7 +146,7 @@ cdef extern from "fastlstm.h" nogil:
         const fl_layer_gradients *d_weights
         fl_watch watch
         fl_plan plan
-        int64_t begun_ns, finished_ns
+        int begun
 
     const fl_isa *fl_isas()
     int fl_pack(fl_network *net, const fl_layer_weights *weights)
@@ -154,7 +154,6 @@ cdef extern from "fastlstm.h" nogil:
     fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
     int fl_prepare(fl_call *call)
     void fl_forward(fl_call *call, int thread)
-    void fl_joined(const fl_plan *plan, int64_t begun_ns, int64_t finished_ns)
     void fl_release(fl_call *call)
     int fl_transpose(const fl_network *net, const fl_layer_weights *weights, fl_transposed *transposed)
     void fl_free_transposed(fl_transposed *transposed)
@@ -185,7 +184,7 @@ cdef extern from "team.h" nogil:
         pass
 
     void fl_open_barriers(fl_barrier *barriers, int count)
-    void fl_join(fl_barrier *barrier, int size)
+    void fl_join(fl_barrier *barrier, int size, int64_t patience_ns)
 
 
 # ---- Instruction sets ----------------------------------------------------------------------------------------------------------
@@ -435,12 +434,8 @@ cdef inline void work(Job *job, int thread) noexcept nogil:
         fl_backward(job.backward, thread)
 
 
-cdef inline int64_t begun_ns(Job *job) noexcept nogil:
-    return job.forward.begun_ns if job.forward != NULL else job.backward.begun_ns
-
-
-cdef inline int64_t finished_ns(Job *job) noexcept nogil:
-    return job.forward.finished_ns if job.forward != NULL else job.backward.finished_ns
+cdef inline bint begun(Job *job) noexcept nogil:
+    return job.forward.begun if job.forward != NULL else job.backward.begun
 
 
 cdef inline void release(Job *job) noexcept nogil:
@@ -477,10 +472,8 @@ cdef int run_team(Job *job, int limit) except -1:
                 with parallel(num_threads=team):
                     if omp_get_num_threads() == team:
                         work(job, threadid())
-                        fl_join(&end, team)
-                if begun_ns(job):
-                    fl_joined(plan_of(job), begun_ns(job), finished_ns(job))
-                else:  # the runtime gave fewer threads than were asked for
+                        fl_join(&end, team, plan_of(job).patience_ns)
+                if not begun(job):  # the runtime gave fewer threads than were asked for
                     release(job)
                     divide(job, 1)
                     status = prepare(job)

@@ -456,6 +456,33 @@ assert growth < 32 << 20, f"grew by {growth / 2**20:.1f} MiB in 40 networks"
     )
 
 
+@linux
+def test_memory_of_calls_is_lent_to_the_next_and_goes_with_the_last_network() -> None:
+    run_python(
+        """
+import numpy as np
+import fastlstm
+from helpers import resident_bytes
+
+x = np.ones((400, 16, 32), np.float32)
+fastlstm.LSTM(32, 64, seed=0).record(x[:3]).backward(x[:3, :, :1] * np.ones(64, np.float32))
+before = resident_bytes()
+first, second = fastlstm.LSTM(32, 256, seed=0), fastlstm.LSTM(32, 64, seed=0)
+for _ in range(3):
+    tape = first.record(x)  # 40 MB
+    del tape
+kept = resident_bytes() - before
+assert 25 << 20 < kept < 70 << 20, f"{kept / 2**20:.1f} MiB"
+del first
+assert resident_bytes() - before > 25 << 20
+del second
+left = resident_bytes() - before
+assert left < 12 << 20, f"{left / 2**20:.1f} MiB"
+""",
+        **QUIET,
+    )
+
+
 # ---- Copies ------------------------------------------------------------------------------------------------------------------
 
 

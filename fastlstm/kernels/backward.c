@@ -799,11 +799,11 @@ void fl_backward(fl_backward_call *call, int thread)
     place p = take_place(call, &l, thread);
 
     if (thread == 0)
-        call->begun_ns = fl_now_ns();
+        call->begun = 1;
+    if (call->plan.threads > 1)
+        fl_start_clock();
     run_layers(&p);
     fl_leave_float_state(found);
-    if (thread == 0)
-        call->finished_ns = fl_now_ns();
 }
 
 int fl_prepare_backward(fl_backward_call *call)
@@ -817,7 +817,7 @@ int fl_prepare_backward(fl_backward_call *call)
     fl_open_barriers((fl_barrier *)call->scratch, call->plan.directions * (call->plan.row_groups + 1) + 1);
     memset(call->scratch + l.barriers, 0, (size_t)l.zeros);
     atomic_init(&call->watch.stop, 0);
-    call->begun_ns = 0;
+    call->begun = 0;
     return FL_OK;
 }
 

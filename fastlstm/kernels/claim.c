@@ -63,4 +63,17 @@ void fl_note_crowd(void)
         atomic_store(&crowded_until, now + CROWD_NS);
 }
 
+/* The processor's time that the thread had had when it began its part of a call. */
+static _Thread_local int64_t clock_began;
+
+static int64_t my_processor_ns(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+}
+
+void fl_start_clock(void) { clock_began = my_processor_ns(); }
+int64_t fl_held_up_ns(int64_t begun_ns) { return fl_now_ns() - begun_ns - (my_processor_ns() - clock_began); }
+
 void fl_return_threads(int threads) { atomic_fetch_sub(&computing, threads); }

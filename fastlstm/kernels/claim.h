@@ -2,11 +2,17 @@
 #ifndef FL_CLAIM_H
 #define FL_CLAIM_H
 
+#include <stdint.h>
+
 /* At least 1 and at most `wanted`; at most what is left of `limit` processors, if limit > 0. Give back what you got. */
 int fl_claim_threads(int wanted, int limit);
 void fl_return_threads(int threads);
 
 /* A team was kept waiting by other processes: for the next tenth of a second teams leave one processor free. */
 void fl_note_crowd(void);
+
+/* How much of the time since then the calling thread was ready and did not run; it must have called fl_start_clock in between. */
+int64_t fl_held_up_ns(int64_t begun_ns);
+void fl_start_clock(void);
 
 #endif

@@ -329,7 +329,7 @@ typedef struct {
     fl_index *order; /* [B] rows: one row group's after another, each group's by falling length */
     char *scratch;
     fl_index scratch_bytes;
-    int64_t begun_ns, finished_ns; /* by thread 0; begun_ns stays 0 if no team of the planned size came together */
+    int begun; /* set by thread 0: a team of the planned size has come together */
 } fl_call;
 
 /* The division of labour for at most `threads` threads. Pure: the same arguments give the same plan. */
@@ -340,9 +340,6 @@ int fl_prepare(fl_call *call);
 
 /* Every thread 0 .. plan.threads-1 of the team calls this once, at the same time. */
 void fl_forward(fl_call *call, int thread);
-
-/* After the team has come together again, on the calling thread: notes whether it was kept waiting. */
-void fl_joined(const fl_plan *plan, int64_t begun_ns, int64_t finished_ns);
 
 void fl_release(fl_call *call);
 
@@ -373,7 +370,7 @@ typedef struct {
     /* Set by fl_prepare_backward: */
     char *scratch;
     fl_index scratch_bytes;
-    int64_t begun_ns, finished_ns; /* as in fl_call */
+    int begun; /* as in fl_call */
 } fl_backward_call;
 
 fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads);

@@ -543,7 +543,9 @@ void fl_forward(fl_call *call, int thread)
     int status;
 
     if (thread == 0)
-        call->begun_ns = fl_now_ns();
+        call->begun = 1;
+    if (call->plan.threads > 1)
+        fl_start_clock();
     if (call->tape)
         keep_inputs(call, thread);
     for (fl_index layer = 0; layer < net->L; layer++)
@@ -559,15 +561,6 @@ void fl_forward(fl_call *call, int thread)
                 save_state(&p, &l, &s, layer * net->D + d);
             }
     fl_leave_float_state(found);
-    if (thread == 0)
-        call->finished_ns = fl_now_ns();
-}
-
-void fl_joined(const fl_plan *plan, int64_t begun_ns, int64_t finished_ns)
-{
-    const int64_t waited = fl_now_ns() - finished_ns, worked = finished_ns - begun_ns;
-    if (waited > plan->patience_ns && waited > worked / 2)
-        fl_note_crowd();
 }
 
 /* ---- Before and after ---------------------------------------------------------------------------------------------------------- */
@@ -598,7 +591,7 @@ int fl_prepare(fl_call *call)
     call->order = (fl_index *)call->scratch;
     fl_open_barriers((fl_barrier *)(call->scratch + l.order), call->plan.row_groups * (call->plan.directions + 1));
     atomic_init(&call->watch.stop, 0);
-    call->begun_ns = 0;
+    call->begun = 0;
     const int status = deal_rows(call);
     if (status)
         fl_release(call);

@@ -32,21 +32,14 @@ static inline int64_t fl_now_ns(void)
 typedef struct {
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_int generation;
-    _Atomic int64_t place; /* fl_place of a thread that has been waiting for a while */
     int64_t begun_ns;      /* when the call began, set before it */
-    atomic_int late;       /* somebody was missing for longer than patience allows: another process has its processor */
-    atomic_int apart;      /* `late`, as the last to arrive saw it: the same for all who leave the barrier */
+    _Atomic int64_t since; /* when a thread lost patience with spinning: it is waiting since then */
+    _Atomic int64_t place; /* fl_place of that thread */
+    atomic_int apart;      /* another process has a processor of the team: the same for all who leave the barrier */
 } fl_barrier;
 
 /* Spinning longer wastes a core that the missing thread may need; a yield costs about half a microsecond when nobody waits. */
 enum { FL_SPINS = 64, FL_NAP_NS = 100000 };
-
-/* Sleeps as shortly as the system can; the next nap is due when the wait since then has doubled. */
-static inline int64_t fl_nap(int64_t since)
-{
-    nanosleep(&(struct timespec){.tv_nsec = 1}, NULL);
-    return fl_now_ns() + (fl_now_ns() - since);
-}
 
 /* All begin open, at this time. */
 static inline void fl_open_barriers(fl_barrier *barriers, int count)
@@ -60,6 +53,28 @@ static inline void fl_open_barriers(fl_barrier *barriers, int count)
 /* The calling thread's processor and which time it waits. */
 static inline int64_t fl_place(int generation) { return (int64_t)(generation + 1) << 16 | (fl_processor() & 0xffff); }
 
+/* Sleeps as shortly as the system can; the next nap is due when the wait since then has doubled. */
+static inline int64_t fl_nap(int64_t since)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 1}, NULL);
+    return fl_now_ns() + (fl_now_ns() - since);
+}
+
+/* The last to arrive has kept another waiting. */
+static inline void fl_excuse(fl_barrier *barrier, int generation, int64_t patience_ns)
+{
+    const int64_t place = atomic_load_explicit(&barrier->place, memory_order_acquire), now = fl_now_ns();
+    const int64_t waited = now - atomic_load_explicit(&barrier->since, memory_order_relaxed);
+
+    if (place == fl_place(generation))
+        fl_change_processor(); /* that one waits for the processor too, and not only for us */
+    /* A time slice lost is much to a short call. A long one loses less than its pair is worth. */
+    else if (waited > patience_ns && waited > (now - barrier->begun_ns) / 4 && fl_held_up_ns(barrier->begun_ns) > waited / 2) {
+        fl_note_crowd();
+        atomic_store_explicit(&barrier->apart, 1, memory_order_relaxed);
+    }
+}
+
 /* Waits for `size` threads; what they wrote before is visible after. Returns non-zero if the call was stopped meanwhile. */
 static inline int fl_wait(fl_barrier *barrier, int size, atomic_int *stop, int64_t patience_ns)
 {
@@ -67,11 +82,9 @@ static inline int fl_wait(fl_barrier *barrier, int size, atomic_int *stop, int64
         return 0;
     const int generation = atomic_load_explicit(&barrier->generation, memory_order_acquire);
     if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) == size - 1) {
-        const int64_t place = atomic_load_explicit(&barrier->place, memory_order_relaxed);
-        if (place >> 16 == generation + 1 && place == fl_place(generation))
-            fl_change_processor(); /* that one waits for the processor too, and not only for us */
+        if (atomic_load_explicit(&barrier->place, memory_order_relaxed) >> 16 == generation + 1)
+            fl_excuse(barrier, generation, patience_ns);
         atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&barrier->apart, atomic_load_explicit(&barrier->late, memory_order_relaxed), memory_order_relaxed);
         atomic_store_explicit(&barrier->generation, generation + 1, memory_order_release);
         return 0;
     }
@@ -83,29 +96,25 @@ static inline int fl_wait(fl_barrier *barrier, int size, atomic_int *stop, int64
             fl_pause();
             continue;
         }
-        if (!since)
+        if (!since) {
             nap = (since = fl_now_ns()) + FL_NAP_NS;
-        atomic_store_explicit(&barrier->place, fl_place(generation), memory_order_relaxed);
+            atomic_store_explicit(&barrier->since, since, memory_order_relaxed);
+        }
+        atomic_store_explicit(&barrier->place, fl_place(generation), memory_order_release);
         if (fl_now_ns() < nap)
             sched_yield();
         else
             nap = fl_nap(since); /* a yield does not always let in a thread that has just been woken up */
     }
-    /* A time slice lost is much to a short call. A long one loses less than its pair is worth. */
-    const int64_t now = since ? fl_now_ns() : 0;
-    if (now - since > patience_ns && now - since > (now - barrier->begun_ns) / 4) {
-        fl_note_crowd();
-        atomic_store_explicit(&barrier->late, 1, memory_order_relaxed);
-    }
     return 0;
 }
 
 /* The end of a call. OpenMP's own wait gives no way to a thread that has been put on the same processor and not run yet. */
-static inline void fl_join(fl_barrier *barrier, int size)
+static inline void fl_join(fl_barrier *barrier, int size, int64_t patience_ns)
 {
     atomic_int never = 0;
 
-    fl_wait(barrier, size, &never, INT64_MAX);
+    fl_wait(barrier, size, &never, patience_ns);
 }
 
 /* Rounding to nearest, no traps, subnormal numbers as zero: the state every kernel runs in. Returns the state found. */
