@@ -1027,7 +1027,7 @@ def test_mutated_files(kind: str, tmp_path: Path) -> None:
     loaded, kinds = run_mutants(kind, MUTANTS, tmp_path)
     # Most are refused, and for many reasons; some changes touch nothing that is read
     assert 0.01 * MUTANTS < loaded < 0.4 * MUTANTS
-    assert kinds > (40 if kind in ("zip", "legacy", "keras") else 10)
+    assert kinds > (40 if kind in ("zip", "legacy", "keras", "keras_model") else 10)
 
 
 @pytest.mark.parametrize("kind", mutate.SLOW)
