@@ -469,12 +469,12 @@ class Model:
         ----------
         x : array of the model's dtype, shape (T, B, input_size)
             ``(B, T, input_size)`` if ``batch_first``; ``(T, input_size)`` for one sequence. Without the last axis and of
-            integers, where the model begins with an embedding.
+            integers, where the model begins with an embedding. Where ``input_shape`` differs, that is the shape of a row.
 
         Returns
         -------
         array
-            As many sequences and, unless the model ends with the last step, time steps as `x` has.
+            As many sequences and, unless a step changes that, time steps as `x` has.
 
         Raises
         ------

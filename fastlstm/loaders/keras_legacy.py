@@ -27,6 +27,7 @@ from fastlstm.loaders.source import SourceFile
 __all__ = ["LegacyModel", "described", "find"]
 
 STACKED = "stacked_rnn_cells"
+MAX_LOOKS = 1_000_000  # at steps of paths in models inside models: a crafted file could name each layer in each path
 
 NamedWeights: TypeAlias = dict[tuple[str, ...], dict[str, Dataset]]  # by path, then by the last name
 
@@ -164,6 +165,13 @@ def _before_directions(path: tuple[str, ...], other: tuple[str, ...]) -> tuple[s
 # ---- Places --------------------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Looks:
+    """How many there were."""
+
+    count: int = 0
+
+
 @dataclass(frozen=True)
 class LegacyModel:
     """The place of the outermost model: a group for each of its layers."""
@@ -173,7 +181,8 @@ class LegacyModel:
     def inner(self, layers: Sequence[Entry]) -> list[LegacyPlace]:
         listed = set(self.weights.texts("layer_names"))
         groups = [self.weights.group(name) if (name := own_name(layer)) in listed else None for layer in layers]
-        return [LegacyPlace(_named_weights(group) if group else {}) for group in groups]
+        looks = Looks()
+        return [LegacyPlace(_named_weights(group) if group else {}, looks) for group in groups]
 
     def wrapped(self) -> LegacyModel:
         return self
@@ -190,13 +199,17 @@ class LegacyPlace:
     """The weights of a layer; those of a layer inside a model are told by its name in their paths."""
 
     weights: NamedWeights
+    looks: Looks
 
     def inner(self, layers: Sequence[Entry]) -> list[LegacyPlace]:
+        self.looks.count += sum(map(len, self.weights))
+        if self.looks.count > MAX_LOOKS:
+            raise FormatError("too many weights in models inside models")
         by_step: dict[str, NamedWeights] = defaultdict(dict)
         for path, roles in self.weights.items():
             for step in {*path}:
                 by_step[step][path] = roles
-        return [LegacyPlace(by_step.get(own_name(layer), {})) for layer in layers]
+        return [LegacyPlace(by_step.get(own_name(layer), {}), self.looks) for layer in layers]
 
     def wrapped(self) -> LegacyPlace:
         return self
