@@ -818,12 +818,14 @@ class Forked:
     """
 
     def __init__(self) -> None:
-        import h5py  # noqa: F401  # so that no fork must import it
+        import h5py
 
         from fastlstm.loaders import hdf5, hdf5_worker
 
         self.worker, self.read_until, self.broken = hdf5_worker, hdf5._read_until, hdf5.BROKEN
         self.worker.SECONDS = 3
+        self.worker.rehearse(h5py)  # here, and then in no fork
+        self.worker.rehearse = lambda h5py: None
         self.last: tuple[bytes, bytes] | None = None
         self.ended: Counter[int] = Counter()  # by what ended the forks: 0, or minus the number of a signal
 
@@ -927,15 +929,25 @@ def mutate_keras(data: bytes, rng: Random) -> bytes:
     if name not in members:
         return mutate_zip(data, rng)
     members[name] = mutate_listing(members[name], rng) if name.endswith("h5") else mutate_config(members[name], rng)
+    return rezipped(members, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
+
+
+def rezipped(members: Mapping[str, bytes], method: int) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
-        for member, content in members.items():
-            archive.writestr(member, content)
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
     return stream.getvalue()
 
 
 def mutate_hdf5(data: bytes, rng: Random) -> bytes:
-    """Change bytes where there is something, which in these files is a tenth."""
+    """Change bytes where there is something, which in these files is a tenth; of an archive, those of the weights in it."""
+    if data[:2] == b"PK":
+        members = _members(data)
+        if "model.weights.h5" not in members:
+            return mutate_bytes(data, rng)
+        members["model.weights.h5"] = mutate_hdf5(members["model.weights.h5"], rng)
+        return rezipped(members, zipfile.ZIP_STORED)
     places = [position for position, byte in enumerate(data) if byte]
     start = rng.choice(places) if places else 0
     width = rng.choice((1, 1, 2, 4, 8))
@@ -1202,7 +1214,7 @@ def formats() -> dict[str, tuple[list[bytes], Mutation]]:
             [keras_archive(keras_whole()[0], fake_hdf5(*keras_whole_trees()[0])), fake_hdf5(*keras_whole_trees()[1])],
             mutate_keras,
         ),
-        "hdf5": (golden("keras3_float16.weights.h5", "keras2_weights.h5", "keras2_model.h5"), mutate_hdf5),
+        "hdf5": (golden("keras3_float16.weights.h5", "keras2_weights.h5", "keras2_model.h5", "keras3_model.keras"), mutate_hdf5),
         "npz": (
             [npz(), npz(FLAX_SHAPES), npz(TENSORFLOW_SHAPES, fastlstm_=npy((3,), 0)), npz(method=zipfile.ZIP_DEFLATED)],
             mutate_npz,
