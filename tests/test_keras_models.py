@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import import_keras, required
-from test_loaders_keras import Edit, edited, edited_h5
+from test_loaders_keras import Edit, edited, edited_h5, with_old_container, without_names
 
 from fastlstm import FormatError, load_model
 
@@ -61,6 +61,15 @@ def test_golden_file(file: str, h5py: Any) -> None:
     agree(model(x), y)
     agree(model(x[0]), y[0])
     agree(model(x[:0]), y[:0])
+
+
+@pytest.mark.parametrize("change", [without_names, with_old_container])
+def test_groups_without_names_are_told_by_their_order(change: Edit, tmp_path: Path, h5py: Any) -> None:
+    """As before Keras 3.7, and as in 2.13 to 2.15."""
+    path = tmp_path / "x.keras"
+    path.write_bytes(edited(GOLDEN / "keras3_model.keras", change))
+    with np.load(GOLDEN / "keras_model_expected.npz") as expected:
+        agree(load_model(path)(expected["x"]), expected["y"])
 
 
 def test_golden_stream(h5py: Any) -> None:

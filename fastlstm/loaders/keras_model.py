@@ -266,10 +266,11 @@ class _Reader:
             if tensor.dtype not in STORED:
                 raise FormatError(f"{quoted(tensor.name)} must be one of {', '.join(STORED)}, got {tensor.dtype:.100}")
         self.count(tensors)
-        return [
-            to_floats(stored.T if role == turned else stored, tensor.dtype)
-            for role, tensor, stored in ((role, tensor, tensor.read()) for role, tensor in zip(shapes, tensors, strict=True))
-        ]
+        arrays = []
+        for role, tensor in zip(shapes, tensors, strict=True):
+            stored = tensor.read()
+            arrays.append(to_floats(stored.T if role == turned else stored, tensor.dtype))
+        return arrays
 
     def count(self, tensors: Sequence[keras_layer.Tensor]) -> None:
         """Weights that are to be read; together they must not take more than the file may, and be of one precision."""
