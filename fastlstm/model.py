@@ -22,22 +22,31 @@ __all__ = [
     "INPUT",
     "Activate",
     "Add",
+    "AnyFeature",
+    "Concatenate",
     "Dense",
     "Embedding",
     "Features",
     "LastStep",
     "LayerNorm",
+    "Masked",
     "Model",
     "ModelStream",
+    "NotEqual",
+    "ReLU",
     "Recurrent",
+    "RepeatVector",
     "Reshape",
     "Step",
+    "WholeSequence",
 ]
 
 INPUT = "input"  # the name of what the model is called with
 # Up to this many weights a dense layer adds in one order whatever the batch; beyond, the speed of a matrix product counts more
 SMALL = 4096
 BLOCK = 1 << 16  # products that a small dense layer has in memory at a time
+
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # Klambauer et al., "Self-Normalizing Neural Networks", 2017
 
 State = tuple[Array, Array]
 
@@ -57,6 +66,12 @@ def _softmax(x: Array) -> Array:
     return result
 
 
+def _log_softmax(x: Array) -> Array:
+    shifted = x - x.max(axis=-1, keepdims=True)
+    result: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "linear": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
@@ -68,6 +83,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "softsign": lambda x: x / (1 + np.abs(x)),
     "silu": lambda x: x * _sigmoid(x),
     "exponential": np.exp,
+    "leaky_relu": lambda x: np.where(x < 0, x * 0.2, x),  # Keras' slope
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+    "hard_sigmoid_keras2": lambda x: np.clip(x * 0.2 + 0.5, 0, 1),
+    "selu": lambda x: SELU_SCALE * np.where(x < 0, SELU_ALPHA * np.expm1(np.minimum(x, 0)), x),
+    "log_softmax": _log_softmax,
 }
 
 
@@ -275,6 +296,116 @@ class Reshape(Step):
         return values[0].reshape(len(values[0]), *self.shape)
 
 
+@dataclass(frozen=True, eq=False)
+class WholeSequence(Recurrent):
+    """An LSTM that returns its last output alone, or whose second input is a mask: true where a row has a step.
+
+    At any other step the state stands still, as in Keras.
+
+    Attributes
+    ----------
+    last : bool
+        Whether it returns the output of each row's last step, ``(B, ...)``; of two directions each its own last one.
+    hold : bool
+        Whether the outputs of the steps left out repeat the one before, rather than being zero.
+    """
+
+    last: bool = False
+    hold: bool = True
+    pointwise = False
+
+    def run(self, *values: Array) -> Array:
+        x, mask = values[0], values[1] if len(values) > 1 else None
+        steps_first = mask.T if mask is not None and self.batch_first else mask
+        output, (h_n, _) = self.lstm(x, self.begin(x.shape[0 if self.batch_first else 1]), mask=steps_first)
+        if self.last:
+            return self._merged(h_n)
+        if mask is None or not self.hold:
+            result: Array = output
+            return result
+        # A flipped output is in the order of processing, so its steps are left out in that order
+        time = 1 if self.batch_first else 0
+        real = np.flip(mask, time) if self.weights.flipped else mask
+        steps = np.arange(real.shape[time]).reshape((1, -1) if time else (-1, 1))
+        latest = np.maximum.accumulate(
+            np.where(real, steps, 0), axis=time
+        )  # before the first, step 0: zero as the engine left it
+        return np.take_along_axis(output, latest[..., None], axis=time)
+
+    def _merged(self, h_n: Array) -> Array:
+        ways = h_n[-self.weights.num_directions :]
+        mode = self.weights.merge_mode
+        if mode == "concat":
+            return np.concatenate(list(ways), axis=-1)
+        result: Array = ways.prod(axis=0) if mode == "mul" else ways.sum(axis=0)
+        return result * result.dtype.type(0.5) if mode == "ave" else result
+
+
+@dataclass(frozen=True, eq=False)
+class NotEqual(Step):
+    """True where there is another value than one; of indices, or of features."""
+
+    value: float
+
+    def run(self, *values: Array) -> Array:
+        return np.asarray(values[0] != self.value)
+
+
+@dataclass(frozen=True, eq=False)
+class AnyFeature(Step):
+    """Whether any of the features is true."""
+
+    def run(self, *values: Array) -> Array:
+        return np.asarray(values[0].any(axis=-1))
+
+
+@dataclass(frozen=True, eq=False)
+class Masked(Step):
+    """Zero in all features of the steps that the second input says are none."""
+
+    def run(self, *values: Array) -> Array:
+        return np.where(values[1][..., None], values[0], values[0].dtype.type(0))
+
+
+@dataclass(frozen=True, eq=False)
+class ReLU(Step):
+    """``min(x, most)`` from a threshold on, ``slope * (x - threshold)`` below it."""
+
+    slope: float = 0.0
+    threshold: float = 0.0
+    most: float | None = None
+
+    def run(self, *values: Array) -> Array:
+        x = values[0]
+        y = np.where(x < self.threshold, (x - self.threshold) * self.slope, x)
+        return y if self.most is None else np.minimum(y, self.most)
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenate(Step):
+    """Its inputs side by side; ``axis`` counts from the end, -1 for the features."""
+
+    axis: int = -1
+
+    @property
+    def pointwise(self) -> bool:  # type: ignore[override]  # of the features it is
+        return self.axis == -1
+
+    def run(self, *values: Array) -> Array:
+        return np.concatenate(values, axis=self.axis)
+
+
+@dataclass(frozen=True, eq=False)
+class RepeatVector(Step):
+    """The same features at each of some time steps, batch-first."""
+
+    count: int
+    pointwise = False
+
+    def run(self, *values: Array) -> Array:
+        return np.repeat(values[0][:, None], self.count, axis=1)
+
+
 # ---- Models --------------------------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +424,9 @@ class Model:
         Whether inputs are ``(B, T, ...)`` rather than ``(T, B, ...)``.
     sample_rate : float, optional
         Steps per second that the model was made for, where its file says so.
+    input_shape : sequence of (int or None), optional
+        Axes of one row of an input, None for any size; by default those of steps, ``(None, input_size)``, or ``(None,)`` for
+        indices.
 
     Raises
     ------
@@ -307,6 +441,7 @@ class Model:
         dtype: Any = "float32",
         batch_first: bool = False,
         sample_rate: float | None = None,
+        input_shape: Sequence[int | None] | None = None,
     ) -> None:
         known = {INPUT}
         for step in steps:
@@ -321,6 +456,8 @@ class Model:
         self.dtype = np.dtype(dtype)
         self.batch_first = batch_first
         self.sample_rate = sample_rate
+        usual = (None,) if input_size is None else (None, input_size)
+        self.input_shape = usual if input_shape is None else tuple(input_shape)
 
     def __repr__(self) -> str:
         return f"Model({', '.join(f'{step.name}: {type(step).__name__}' for step in self.steps)})"
@@ -332,12 +469,12 @@ class Model:
         ----------
         x : array of the model's dtype, shape (T, B, input_size)
             ``(B, T, input_size)`` if ``batch_first``; ``(T, input_size)`` for one sequence. Without the last axis and of
-            integers, where the model begins with an embedding.
+            integers, where the model begins with an embedding. Where ``input_shape`` differs, that is the shape of a row.
 
         Returns
         -------
         array
-            As many sequences and, unless the model ends with the last step, time steps as `x` has.
+            As many sequences and, unless a step changes that, time steps as `x` has.
 
         Raises
         ------
@@ -357,13 +494,13 @@ class Model:
     def _checked(self, x: Any) -> tuple[Array, bool]:
         """`x` with an axis for the batch, and whether that is new."""
         array = as_array("x", x) if self.input_size is None else as_floats("x", x, self.dtype)
-        axes = 2 if self.input_size is None else 3
-        if array.ndim not in (axes - 1, axes) or (self.input_size is not None and array.shape[-1] != self.input_size):
-            free: tuple[object, ...] = ("B", "T") if self.batch_first else ("T", "B")
-            raise shape_error("x", free if self.input_size is None else (*free, self.input_size), array.shape)
-        if array.ndim == axes:
-            return array, False
-        return array[None] if self.batch_first else array[:, None], True
+        single = array.ndim == len(self.input_shape)
+        batch = 0 if self.batch_first else 1
+        row = array.shape if single else array.shape[:batch] + array.shape[batch + 1 :]
+        if len(row) != len(self.input_shape) or any(a not in (b, None) for a, b in zip(self.input_shape, row, strict=True)):
+            free: list[object] = ["T" if size is None else size for size in self.input_shape]
+            raise shape_error("x", (*free[:batch], "B", *free[batch:]), array.shape)
+        return (np.expand_dims(array, batch) if single else array), single
 
     def _run(self, x: Array, special: Mapping[str, Callable[[Array], Array]]) -> Array:
         """Run all steps, some of them by another function."""

@@ -778,6 +778,37 @@ def layers_config(count: int, kind: str, outer: str) -> bytes:
     return json.dumps({"class_name": "Sequential", "config": {"layers": [inner]}}, separators=(",", ":")).encode()
 
 
+def model_config(*layers: dict[str, Any], functional: bool = False) -> bytes:
+    """A Keras model of these layers, in a chain."""
+    given = {"class_name": "InputLayer", "config": {"name": "given", "batch_shape": [None, None]}}
+    config: dict[str, Any] = {"name": "m", "layers": [given, *layers]}
+    if functional:
+        for before, layer in zip(config["layers"], layers, strict=False):
+            layer["inbound_nodes"] = [[[before["config"]["name"], 0, 0, {}]]]
+        config |= {"input_layers": [["given", 0, 0]], "output_layers": [[layers[-1]["config"]["name"], 0, 0]]}
+    kind = "Functional" if functional else "Sequential"
+    return json.dumps({"class_name": kind, "config": config}, separators=(",", ":")).encode()
+
+
+def wide_keras(entries: int, units: int) -> bytes:
+    """A Keras model of float16: an embedding, and an LSTM without bias."""
+    library = required("h5py")
+    stream = io.BytesIO()
+    with library.File(stream, "w") as file:
+        file["layers/embedding/vars/0"] = np.zeros((entries, units), np.float16)
+        file["layers/lstm/cell/vars/0"] = file["layers/lstm/cell/vars/1"] = np.zeros((units, 4 * units), np.float16)
+    cell = {"units": units, "activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": False}
+    embedding = {"class_name": "Embedding", "config": {"name": "e", "input_dim": entries, "output_dim": units}}
+    return keras_archive(stream.getvalue(), model_config(embedding, {"class_name": "LSTM", "config": {"name": "l", **cell}}))
+
+
+def many_steps(count: int, *, functional: bool) -> bytes:
+    first = {"class_name": "Reshape", "config": {"name": "first", "target_shape": [-1, 1]}}
+    layers = [{"class_name": "Activation", "config": {"name": f"x{n}", "activation": "tanh"}} for n in range(count)]
+    config = model_config(first, *layers, functional=functional)
+    return keras_archive(keras_weights(4), config.replace(b'"batch_shape":[null,null]', b'"batch_shape":[null,4]'))
+
+
 def long_config(count: int) -> bytes:
     """A file of Keras 2 with a large configuration."""
     library = required("h5py")
@@ -934,6 +965,11 @@ BOMBS: dict[str, tuple[Build, bool]] = {
         lambda: keras_archive(keras_weights(4), layers_config(9_000, "LSTM", "a" * 10**6)),
         False,
     ),
+    "Keras model of 16 bits, 64 MB of LSTM": (lambda: wide_keras(4, 2048), True),
+    "Keras model of 16 bits, 64 MB of Embedding": (lambda: wide_keras(1 << 20, 32), True),
+    "Keras model of 9,000 layers": (lambda: many_steps(9_000, functional=False), True),
+    "Keras model of 9,000 layers in a graph": (lambda: many_steps(9_000, functional=True), True),
+    "Keras model of 20,000 layers": (lambda: many_steps(20_000, functional=True), False),
     "Keras 2 configuration of lists": (lambda: long_config(COUNT), False),
     "Keras groups with long names": (lambda: many_groups(20_000), False),
     "header of plain text": (lambda: safetensors(b'{"__metadata__":{"a":"' + b"a" * (5 * COUNT) + b'"}}', b""), False),
@@ -1027,7 +1063,7 @@ def test_mutated_files(kind: str, tmp_path: Path) -> None:
     loaded, kinds = run_mutants(kind, MUTANTS, tmp_path)
     # Most are refused, and for many reasons; some changes touch nothing that is read
     assert 0.01 * MUTANTS < loaded < 0.4 * MUTANTS
-    assert kinds > (40 if kind in ("zip", "legacy", "keras") else 10)
+    assert kinds > (40 if kind in ("zip", "legacy", "keras", "keras_model") else 10)
 
 
 @pytest.mark.parametrize("kind", mutate.SLOW)

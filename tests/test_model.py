@@ -307,6 +307,12 @@ def test_activations() -> None:
         "silu": [0, -0.14227762, -0.18877033, 0, 0.31122967, 2.85772238, 80],
         "exponential": np.exp(x.astype(float)),
         "softmax": np.exp(x.astype(float) - 80) / np.exp(x.astype(float) - 80).sum(),
+        "leaky_relu": [-160, -0.6, -0.1, 0, 0.5, 3, 80],
+        "relu6": [0, 0, 0, 0, 0.5, 3, 6],
+        "hard_sigmoid": [0, 0, 0.5 - 0.5 / 6, 0.5, 0.5 + 0.5 / 6, 1, 1],
+        "hard_sigmoid_keras2": [0, 0, 0.4, 0.5, 0.6, 1, 1],
+        "selu": [-1.75809934, -1.67056873, -0.69175819, 0, 0.52535050, 3.15210296, 84.0560790],
+        "log_softmax": x.astype(float) - 80,
     }
     assert expected.keys() == ACTIVATIONS.keys()
     for name, wanted in expected.items():

@@ -188,12 +188,13 @@ def convert(
 
 
 def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> Model:
-    """Load a whole small model: LSTMs and the dense layers around them, as a file describes it.
+    """Load a whole small model: LSTMs and the layers around them, as a file describes it.
 
     Parameters
     ----------
     path : str or os.PathLike
-        A file of Neural Amp Modeler, GuitarML or RTNeural; the content decides, not the suffix.
+        A file of Neural Amp Modeler, GuitarML or RTNeural, or a sequential or functional model of Keras 2 or 3 (``.keras``,
+        ``.h5``); the content decides, not the suffix.
     allow_nonfinite : bool
         Accept NaN and infinity among the weights.
 
@@ -211,6 +212,12 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -
         If the system refuses.
     ImportError
         If reading that format needs a package that is not installed; the message says which.
+
+    Notes
+    -----
+    A Keras model is ``batch_first`` and computes what Keras does at inference: dropout and noise do nothing, and masks, of an
+    Embedding with ``mask_zero`` or of Masking, leave out steps. Every call begins anew, also where a layer is ``stateful``: a
+    stream carries the state.
     """
     from fastlstm.loaders.source import opened
 

@@ -15,7 +15,20 @@ from fastlstm.cell import PLAIN, Activation, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import quoted
 
-__all__ = ["RECURRENT", "CellPlan", "Plan", "class_of", "major_version", "other_kind", "plain_plan", "plan"]
+__all__ = [
+    "RECURRENT",
+    "CellPlan",
+    "Plan",
+    "check_keys",
+    "class_of",
+    "config_of",
+    "flag",
+    "major_version",
+    "other_kind",
+    "plain_plan",
+    "plan",
+    "shown",
+]
 
 RECURRENT = ("LSTM", "CuDNNLSTM", "RNN", "Bidirectional")  # may be an LSTM
 OTHERS = {
@@ -84,7 +97,7 @@ def other_kind(entry: Mapping[str, Any]) -> str:
     """Of a recurrent layer that is no LSTM, what it is."""
     kind = OTHERS.get(class_of(entry), "")
     for key in ("layer", "cell"):
-        inner = _config(entry).get(key)
+        inner = config_of(entry).get(key)
         if not kind and isinstance(inner, dict):
             kind = other_kind(inner)
     return kind
@@ -110,24 +123,24 @@ def plan(entry: Mapping[str, Any], version: int | None) -> Plan:
     FormatError
         If it is of another class, or anything in it is not understood; the caller adds the layer's name.
     """
-    kind, config = class_of(entry), _config(entry)
+    kind, config = class_of(entry), config_of(entry)
     if kind not in RECURRENT:
         name = entry.get("class_name")
-        raise FormatError(f"its class {_shown(name)} is not Keras' LSTM, RNN or Bidirectional: its code decides what it computes")
+        raise FormatError(f"its class {shown(name)} is not Keras' LSTM, RNN or Bidirectional: its code decides what it computes")
     if kind == "Bidirectional":
         return _bidirectional(config, version)
     cells = _cells(config, version) if kind == "RNN" else (_cell(kind, config, version, ORDER),)
     if kind == "RNN":
-        _check_keys(config, ORDER | {"cell"})
-    backwards, time_major = (_flag(config, key, False) for key in ("go_backwards", "time_major"))
+        check_keys(config, ORDER | {"cell"})
+    backwards, time_major = (flag(config, key, False) for key in ("go_backwards", "time_major"))
     return Plan(cells, backwards=backwards, batch_first=not time_major)
 
 
 def _bidirectional(config: Mapping[str, Any], version: int | None) -> Plan:
-    _check_keys(config, {"layer", "backward_layer", "merge_mode"})
+    check_keys(config, {"layer", "backward_layer", "merge_mode"})
     merge_mode = config.get("merge_mode", "concat")
     if merge_mode not in ("concat", "sum", "mul", "ave", None):
-        raise FormatError(f"merge_mode must be concat, sum, mul, ave or null, got {_shown(merge_mode)}")
+        raise FormatError(f"merge_mode must be concat, sum, mul, ave or null, got {shown(merge_mode)}")
     layer, backward_layer = config.get("layer"), config.get("backward_layer")
     if not isinstance(layer, dict) or not isinstance(backward_layer, (dict, type(None))):
         raise FormatError("its layer is missing in the configuration")
@@ -149,15 +162,15 @@ def _cells(config: Mapping[str, Any], version: int | None) -> tuple[CellPlan, ..
     cell = config.get("cell")
     entries: list[Any] = [cell]
     if isinstance(cell, dict) and class_of(cell) == "StackedRNNCells":
-        _check_keys(_config(cell), {"cells"})
-        several = _config(cell).get("cells")
+        check_keys(config_of(cell), {"cells"})
+        several = config_of(cell).get("cells")
         entries = several if isinstance(several, list) and several else [several]
     cells = []
     for entry in entries:
         if not isinstance(entry, dict) or class_of(entry) != "LSTMCell":
             name = entry.get("class_name") if isinstance(entry, dict) else entry
-            raise FormatError(f"its cells must be keras.layers.LSTMCell, got {_shown(name)}")
-        cells.append(_cell("LSTMCell", _config(entry), version, set()))
+            raise FormatError(f"its cells must be keras.layers.LSTMCell, got {shown(name)}")
+        cells.append(_cell("LSTMCell", config_of(entry), version, set()))
     units = {cell.units for cell in cells}
     if len(units) > 1:
         sizes = ", ".join(str(cell.units) for cell in cells)
@@ -166,14 +179,14 @@ def _cells(config: Mapping[str, Any], version: int | None) -> tuple[CellPlan, ..
 
 
 def _cell(kind: str, config: Mapping[str, Any], version: int | None, more: set[str]) -> CellPlan:
-    _check_keys(config, CELL | more)
+    check_keys(config, CELL | more)
     units = config.get("units")
     if not isinstance(units, int) or isinstance(units, bool) or units < 1:
-        raise FormatError(f"units must be a positive integer, got {_shown(units)}")
+        raise FormatError(f"units must be a positive integer, got {shown(units)}")
     if kind == "CuDNNLSTM":  # it knows no other activations
         return CellPlan(units, True, PLAIN, cudnn=True)
     gate, activation = (_activation(config, key, version) for key in ("recurrent_activation", "activation"))
-    return CellPlan(units, _flag(config, "use_bias", True), Cell(gate, activation, activation))
+    return CellPlan(units, flag(config, "use_bias", True), Cell(gate, activation, activation))
 
 
 def _activation(config: Mapping[str, Any], key: str, version: int | None) -> Activation:
@@ -186,27 +199,27 @@ def _activation(config: Mapping[str, Any], key: str, version: int | None) -> Act
         return HARD_SIGMOID[version]
     if not isinstance(name, str) or name not in ACTIVATIONS:
         known = ", ".join(sorted([*ACTIVATIONS, "hard_sigmoid"]))
-        raise FormatError(f"{key} must be one of {known}, got {_shown(name)}")
+        raise FormatError(f"{key} must be one of {known}, got {shown(name)}")
     return ACTIVATIONS[name]
 
 
-def _check_keys(config: Mapping[str, Any], known: set[str]) -> None:
+def check_keys(config: Mapping[str, Any], known: set[str]) -> None:
     for key in config:
         if key not in known and key not in NEUTRAL:
-            raise FormatError(f"{_shown(key)} in the configuration is not understood, and may change what is computed")
+            raise FormatError(f"{shown(key)} in the configuration is not understood, and may change what is computed")
 
 
-def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
+def flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
     value = config.get(key, default)
     if not isinstance(value, bool):
-        raise FormatError(f"{key} must be true or false, got {_shown(value)}")
+        raise FormatError(f"{key} must be true or false, got {shown(value)}")
     return value
 
 
-def _config(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+def config_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     config = entry.get("config")
     return config if isinstance(config, dict) else {}
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     return quoted(value) if isinstance(value, str) else quoted(f"{value!r:.200}")[1:-1]

@@ -13,14 +13,20 @@ from __future__ import annotations
 
 import io
 import tempfile
+from typing import TYPE_CHECKING
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders import hdf5, keras_config, keras_legacy, keras_tree, strict_json
+from fastlstm.loaders import hdf5, keras_config, keras_legacy, keras_model, keras_tree, strict_json
 from fastlstm.loaders.archive import Archive
 from fastlstm.loaders.found import Contents, listing
+from fastlstm.loaders.hdf5 import Group
+from fastlstm.loaders.keras_tree import Entry
 from fastlstm.loaders.source import WEIGHTS_FLOOR, SourceFile
 
-__all__ = ["find", "recognises"]
+if TYPE_CHECKING:
+    from fastlstm.model import Model
+
+__all__ = ["find", "model", "recognises"]
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
@@ -44,15 +50,47 @@ def find(file: SourceFile) -> Contents:
         If h5py is not installed.
     """
     if file.archive is not None:
-        return _archive(file, file.archive)
-    tree = hdf5.read_tree(file.stream, file, file.objects_limit)
-    weights = tree.groups.get("model_weights", tree)
+        tree, config, version = _archive(file, file.archive)
+        return keras_tree.find(tree, config, version, file.weights_limit, "a Keras archive")
+    tree, weights = _hdf5(file)
     if weights.texts("layer_names"):
         return keras_legacy.find(tree, weights, file)
     return keras_tree.find(tree, None, None, file.weights_limit, "an HDF5 file")
 
 
-def _archive(file: SourceFile, archive: Archive) -> Contents:
+def model(file: SourceFile) -> Model:
+    """The model that the file describes.
+
+    Raises
+    ------
+    FormatError
+        If it describes none, or at the first layer that is not run here; the message names it.
+    ImportError
+        If h5py is not installed.
+    """
+    pending = _pending(file)  # what is left when this returns is the weights: the steps take memory next
+    return pending.model()
+
+
+def _pending(file: SourceFile) -> keras_model.Pending:
+    if file.archive is not None:
+        tree, config, version = _archive(file, file.archive)
+        return keras_model.read(config, version, keras_tree.TreePlace(tree), file.weights_limit)
+    tree, weights = _hdf5(file)
+    described, version = keras_legacy.described(tree, weights, file.objects_limit)
+    if described is None:
+        raise FormatError("the file holds weights and not how a whole model is made of them")
+    return keras_model.read(described, version, keras_legacy.LegacyModel(weights), file.weights_limit)
+
+
+def _hdf5(file: SourceFile) -> tuple[Group, Group]:
+    """The whole tree, and the group of the layers' groups."""
+    tree = hdf5.read_tree(file.stream, file, file.objects_limit)
+    return tree, tree.groups.get("model_weights", tree)
+
+
+def _archive(file: SourceFile, archive: Archive) -> tuple[Group, Entry, int | None]:
+    """The tree of the weights, the configuration, and Keras' major version."""
     if WEIGHTS not in archive.members:
         others = listing(name for name in archive.members if name.startswith("model.weights."))
         raise FormatError(f"a Keras archive without {WEIGHTS}, but with {others}: save it again with model.save(path)")
@@ -69,5 +107,4 @@ def _archive(file: SourceFile, archive: Archive) -> Contents:
         copy.write(data)
         copy.flush()
         tree = hdf5.read_tree(copy, inner, file.objects_limit)
-    version = keras_config.major_version(texts[METADATA].get("keras_version"))
-    return keras_tree.find(tree, texts[CONFIG], version, file.weights_limit, "a Keras archive")
+    return tree, texts[CONFIG], keras_config.major_version(texts[METADATA].get("keras_version"))

@@ -14,6 +14,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders import keras_config, strict_json
@@ -23,9 +24,12 @@ from fastlstm.loaders.keras_layer import CellTensors, Layout, found
 from fastlstm.loaders.keras_tree import Configured, Entry, check_number, configured, contents, entry_found, inner_layers, own_name
 from fastlstm.loaders.source import SourceFile
 
-__all__ = ["find"]
+__all__ = ["LegacyModel", "described", "find"]
 
 STACKED = "stacked_rnn_cells"
+MAX_LOOKS = 1_000_000  # at steps of paths in models inside models: a crafted file could name each layer in each path
+
+NamedWeights: TypeAlias = dict[tuple[str, ...], dict[str, Dataset]]  # by path, then by the last name
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,7 @@ def find(tree: Group, weights: Group, file: SourceFile) -> Contents:
     FormatError
         If a layer or a weight is listed and missing, or the configuration cannot be read.
     """
-    config = _model_config(tree, file.objects_limit)
-    version = keras_config.major_version(tree.text("keras_version") or weights.text("keras_version"))
+    config, version = described(tree, weights, file.objects_limit)
     stored: dict[str, list[NamedCell]] = {}
     for name in weights.texts("layer_names"):
         group = weights.group(name)
@@ -69,6 +72,11 @@ def find(tree: Group, weights: Group, file: SourceFile) -> Contents:
     return contents(results, [item.name for item in results], "a Keras model" if config else "weights of Keras", tree)
 
 
+def described(tree: Group, weights: Group, limit: int) -> tuple[Entry | None, int | None]:
+    """The configuration of the model, if there is one, and Keras' major version."""
+    return _model_config(tree, limit), keras_config.major_version(tree.text("keras_version") or weights.text("keras_version"))
+
+
 def _model_config(tree: Group, limit: int) -> Entry | None:
     text = tree.text("model_config")
     if text is None:
@@ -81,18 +89,27 @@ def _model_config(tree: Group, limit: int) -> Entry | None:
 
 def _named_cells(group: Group) -> list[NamedCell]:
     """The cells of a layer's group, in the order of its weight_names; other weights are left out."""
-    cells: dict[tuple[str, ...], dict[str, Dataset]] = {}
+    return _cells(_named_weights(group))
+
+
+def _named_weights(group: Group) -> NamedWeights:
+    """The weights of a layer's group, in the order of its weight_names."""
+    weights: NamedWeights = {}
     for name in group.texts("weight_names"):
         dataset = group.dataset(name)
         if dataset is None:
             raise FormatError(f"weight {quoted(name)} of layer {quoted(group.path)} is missing in the file")
         *outer, leaf = name.split("/")
         role = re.sub(r":\d+$", "", leaf)
-        if cells.setdefault(tuple(outer), {}).setdefault(role, dataset) is not dataset:
+        if weights.setdefault(tuple(outer), {}).setdefault(role, dataset) is not dataset:
             raise FormatError(f"weight {quoted(name)} of layer {quoted(group.path)} is there twice")
+    return weights
+
+
+def _cells(weights: NamedWeights) -> list[NamedCell]:
     return [
         NamedCell(path, CellTensors(roles["kernel"], roles["recurrent_kernel"], roles.get("bias")))
-        for path, roles in cells.items()
+        for path, roles in weights.items()
         if roles.keys() in ({"kernel", "recurrent_kernel"}, {"kernel", "recurrent_kernel", "bias"})
     ]
 
@@ -143,3 +160,64 @@ def _before_directions(path: tuple[str, ...], other: tuple[str, ...]) -> tuple[s
         if step.startswith("forward_") and its == "backward_" + step.removeprefix("forward_"):
             return path[:n]
     return None
+
+
+# ---- Places --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Looks:
+    """How many there were."""
+
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class LegacyModel:
+    """The place of the outermost model: a group for each of its layers."""
+
+    weights: Group
+
+    def inner(self, layers: Sequence[Entry]) -> list[LegacyPlace]:
+        listed = set(self.weights.texts("layer_names"))
+        groups = [self.weights.group(name) if (name := own_name(layer)) in listed else None for layer in layers]
+        looks = Looks()
+        return [LegacyPlace(_named_weights(group) if group else {}, looks) for group in groups]
+
+    def wrapped(self) -> LegacyModel:
+        return self
+
+    def layout(self, entry: Entry) -> None:
+        return None
+
+    def tensors(self, roles: Sequence[str]) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class LegacyPlace:
+    """The weights of a layer; those of a layer inside a model are told by its name in their paths."""
+
+    weights: NamedWeights
+    looks: Looks
+
+    def inner(self, layers: Sequence[Entry]) -> list[LegacyPlace]:
+        self.looks.count += sum(map(len, self.weights))
+        if self.looks.count > MAX_LOOKS:
+            raise FormatError("too many weights in models inside models")
+        by_step: dict[str, NamedWeights] = defaultdict(dict)
+        for path, roles in self.weights.items():
+            for step in {*path}:
+                by_step[step][path] = roles
+        return [LegacyPlace(by_step.get(own_name(layer), {}), self.looks) for layer in layers]
+
+    def wrapped(self) -> LegacyPlace:
+        return self
+
+    def layout(self, entry: Entry) -> Layout | None:
+        cells = tuple(cell.tensors for cell in _cells(self.weights))
+        return Layout(cells, entry.get("class_name") == "Bidirectional") if cells else None
+
+    def tensors(self, roles: Sequence[str]) -> list[Dataset] | None:
+        found = next(iter(self.weights.values())) if len(self.weights) == 1 else {}
+        return [found[role] for role in roles] if found.keys() == set(roles) else None

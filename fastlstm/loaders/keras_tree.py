@@ -14,17 +14,19 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders import keras_config
 from fastlstm.loaders.found import Contents, Found, listing, quoted
-from fastlstm.loaders.hdf5 import Group
+from fastlstm.loaders.hdf5 import Dataset, Group
 from fastlstm.loaders.keras_layer import CellTensors, Layout, found
 
 __all__ = [
     "Configured",
     "Entry",
+    "Place",
+    "TreePlace",
     "check_number",
     "configured",
     "contents",
@@ -262,3 +264,44 @@ def _cell(group: Group) -> CellTensors | None:
         return None
     cell = CellTensors(datasets["0"], datasets["1"], datasets.get("2"))
     return cell if cell.is_lstm() else None
+
+
+# ---- Places --------------------------------------------------------------------------------------------------------------------
+
+
+class Place(Protocol):
+    """Where the weights of one layer are, or of a model."""
+
+    def inner(self, layers: Sequence[Entry], /) -> Sequence[Place]:
+        """Those of the layers of a model."""
+
+    def wrapped(self) -> Place:
+        """That of the layer in a TimeDistributed."""
+
+    def layout(self, entry: Entry, /) -> Layout | None:
+        """The cells of a recurrent layer; None if they cannot be told."""
+
+    def tensors(self, roles: Sequence[str], /) -> list[Dataset] | None:
+        """The weights of another layer, in the order of these names; None if it does not have just those."""
+
+
+@dataclass(frozen=True)
+class TreePlace:
+    """In the tree that Keras 3 writes."""
+
+    group: Group | None
+
+    def inner(self, layers: Sequence[Entry]) -> list[TreePlace]:
+        return [TreePlace(group) for group in _in_container(layers, self.group)]
+
+    def wrapped(self) -> TreePlace:
+        return TreePlace(self.group.groups.get("layer") if self.group else None)
+
+    def layout(self, entry: Entry) -> Layout | None:
+        return _layout(self.group) if self.group else None
+
+    def tensors(self, roles: Sequence[str]) -> list[Dataset] | None:
+        variables = self.group.groups.get("vars") if self.group else None
+        if variables is None or variables.datasets.keys() != {str(number) for number in range(len(roles))}:
+            return None
+        return [variables.datasets[str(number)] for number in range(len(roles))]

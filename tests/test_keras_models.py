@@ -1,0 +1,487 @@
+"""Whole models of Keras: ``load_model`` gives Keras' own numbers, and refuses by name what it cannot run.
+
+The golden files and the values expected of them are made by ``golden/make_keras_models.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import import_keras, required
+from test_loaders_keras import Edit, edited, edited_h5, with_old_container, without_names
+
+from fastlstm import FormatError, load_model
+
+GOLDEN = Path(__file__).parent / "golden"
+TOLERANCE = 2e-5  # Keras computes in float32 too, in its own order
+B, T, I, WORDS = 3, 7, 3, 9
+FILES = ("keras3_model.keras", "keras2_model.h5")
+
+
+@pytest.fixture(scope="session")
+def h5py() -> Any:
+    return required("h5py")
+
+
+@pytest.fixture(scope="session")
+def keras() -> Any:
+    return import_keras()
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Keras warns of its own old format, and of much else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def agree(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert ours.shape == theirs.shape
+    assert ours.dtype == theirs.dtype
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
+
+
+# ---- Golden files --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_golden_file(file: str, h5py: Any) -> None:
+    with np.load(GOLDEN / "keras_model_expected.npz") as expected:
+        x, y = expected["x"], expected["y"]
+    model = load_model(GOLDEN / file)
+    agree(model(x), y)
+    agree(model(x[0]), y[0])
+    agree(model(x[:0]), y[:0])
+
+
+@pytest.mark.parametrize("change", [without_names, with_old_container])
+def test_groups_without_names_are_told_by_their_order(change: Edit, tmp_path: Path, h5py: Any) -> None:
+    """As before Keras 3.7, and as in 2.13 to 2.15."""
+    path = tmp_path / "x.keras"
+    path.write_bytes(edited(GOLDEN / "keras3_model.keras", change))
+    with np.load(GOLDEN / "keras_model_expected.npz") as expected:
+        agree(load_model(path)(expected["x"]), expected["y"])
+
+
+def test_golden_stream(h5py: Any) -> None:
+    model = load_model(GOLDEN / "keras3_stream.keras")
+    with np.load(GOLDEN / "keras_model_expected.npz") as expected:
+        x, y = expected["stream_x"], expected["stream_y"]
+    agree(model(x), y)
+    stream = model.stream(len(x))
+    assert np.stack([stream.step(x[:, t]) for t in range(x.shape[1])], axis=1).tobytes() == model(x).tobytes()
+    stream.reset()
+    assert stream.process(x[:, :2]).tobytes() == model(x)[:, :2].tobytes()  # however many steps the model was made for
+
+
+# ---- Keras itself --------------------------------------------------------------------------------------------------------------
+
+
+class Maker:
+    """Random layers, and models of them."""
+
+    def __init__(self, keras: Any, seed: int) -> None:
+        self.keras, self.L, self.rng = keras, keras.layers, random.Random(seed)
+
+    def lstm(self, sequences: bool) -> Any:
+        L, rng = self.L, self.rng
+        more = {"return_sequences": sequences}
+        units = rng.choice((2, 3, 4))
+        kind = rng.randrange(5)
+        if kind == 0:
+            return L.Bidirectional(L.LSTM(units, **more), merge_mode=rng.choice(("concat", "sum", "mul", "ave")))
+        if kind == 1:
+            return L.RNN([L.LSTMCell(units), L.LSTMCell(units)], go_backwards=rng.random() < 0.3, **more)
+        activations = {
+            "activation": rng.choice(("tanh", "relu")),
+            "recurrent_activation": rng.choice(("sigmoid", "hard_sigmoid")),
+        }
+        more |= {
+            "go_backwards": rng.random() < 0.3,
+            "use_bias": rng.random() < 0.8,
+            "zero_output_for_mask": sequences and kind == 2,
+        }
+        return L.LSTM(units, dropout=0.2, **(activations if rng.random() < 0.3 else {}), **more)
+
+    def pointwise(self) -> Any:
+        L, rng = self.L, self.rng
+        activation = rng.choice((None, "relu", "tanh", "sigmoid", "softmax", "elu", "selu", "softplus", "softsign", "silu"))
+        return rng.choice(
+            (
+                lambda: L.Dense(rng.choice((2, 3, 5)), activation=activation, use_bias=rng.random() < 0.7),
+                lambda: L.TimeDistributed(L.Dense(3, activation=activation)),
+                lambda: L.TimeDistributed(L.LayerNormalization()),
+                lambda: L.LayerNormalization(center=rng.random() < 0.7, scale=rng.random() < 0.7, epsilon=1e-4),
+                lambda: L.Activation(rng.choice(("hard_sigmoid", "exponential", "leaky_relu", "relu6", "log_softmax"))),
+                lambda: L.ReLU(max_value=rng.choice((None, 0.7)), negative_slope=0.1, threshold=0.2),
+                lambda: L.LeakyReLU(negative_slope=0.2),
+                lambda: L.ELU(),
+                lambda: L.Dropout(0.3),
+                lambda: L.SpatialDropout1D(0.3),
+                lambda: L.GaussianNoise(0.3),
+                lambda: L.ActivityRegularization(0.3),
+            )
+        )()
+
+    def body(self, masked: bool) -> list[Any]:
+        """Layers from steps to a result."""
+        L, rng = self.L, self.rng
+        layers = [self.lstm(True) if rng.random() < 0.4 else self.pointwise() for _ in range(rng.randrange(4))]
+        ending = rng.randrange(4)
+        if ending == 0:
+            layers += [self.lstm(True), self.pointwise()]
+        elif ending == 1:
+            layers += [self.lstm(False), L.Dense(2, activation=rng.choice((None, "softmax")))]
+        elif ending == 2:
+            layers += [self.lstm(False), L.RepeatVector(4), self.lstm(True), L.TimeDistributed(L.Dense(2))]
+        else:
+            layers += [self.lstm(True), L.Flatten(), L.Dense(6), L.Reshape((2, -1)), self.lstm(False)]
+            if not masked:
+                layers.append(L.Softmax())
+        return layers
+
+    def front(self) -> tuple[Any, list[Any], bool]:
+        """The input, layers that make steps of it, and whether they are masked."""
+        L, rng, Input = self.L, self.rng, self.keras.Input
+        kind = rng.randrange(5)
+        if kind == 0:
+            return Input((T,)), [L.Embedding(WORDS, I)], False
+        if kind == 1:
+            return Input((T,)), [L.Embedding(WORDS, I, mask_zero=True)], True
+        if kind == 2:
+            return Input((T, I)), [L.Masking(rng.choice((0.0, -1.0)))], True
+        if kind == 3:
+            return Input((T * I,)), [L.Reshape((-1, I))], False
+        return Input((T, I)), [], False
+
+    def sequential(self) -> Any:
+        given, front, masked = self.front()
+        return self.keras.Sequential([given, *front, *self.body(masked)])
+
+    def functional(self) -> Any:
+        """Two branches whose outputs are added or put side by side, sometimes with a model among the layers."""
+        L, rng, keras = self.L, self.rng, self.keras
+        given, front, masked = self.front()
+        x = given
+        for layer in front:
+            x = layer(x)
+        a = L.LSTM(3, return_sequences=True)(x)
+        b = L.TimeDistributed(L.Dense(3))(x)
+        if rng.random() < 0.3:
+            inner = self.keras.Sequential([keras.Input((T, 3)), self.lstm(True), L.Dense(3)], name="inner")
+            a = inner(a) if not masked else a
+        if masked and rng.random() < 0.3:  # masks side by side are not run here; Flatten loses them
+            x = L.Flatten()(L.Concatenate()([a, b]))
+            return keras.Model(given, L.Dense(3, name="input")(x))
+        x = L.Add()([a, b]) if masked else rng.choice((lambda: a + b, lambda: L.Concatenate()([a, b])))()
+        for layer in self.body(masked):
+            x = layer(x)
+        return keras.Model(given, x)
+
+
+def inputs_of(model: Any, rng: np.random.Generator) -> np.ndarray:
+    shape = model.input_shape[1:]
+    if len(shape) == 1 and shape[0] == T:
+        return rng.integers(0, WORDS, (B, T)) * rng.integers(0, 2, (B, T))
+    x = rng.standard_normal((B, *shape)).astype(np.float32)
+    if len(shape) == 2:
+        x[rng.random((B, T)) < 0.3] = rng.choice((0, -1))
+    return x
+
+
+def randomized(model: Any, rng: np.random.Generator) -> Any:
+    model.set_weights([rng.uniform(-0.7, 0.7, w.shape).astype(w.dtype) for w in model.get_weights()])
+    return model
+
+
+def compare(keras: Any, model: Any, rng: np.random.Generator, tmp_path: Path) -> None:
+    x = inputs_of(randomized(model, rng), rng)
+    y = keras.ops.convert_to_numpy(model(x, training=False))
+    for name in ("x.keras", "x.h5"):
+        model.save(tmp_path / name)
+        agree(load_model(tmp_path / name)(x), y)
+
+
+@pytest.mark.parametrize("kind", ["sequential", "functional"])
+@pytest.mark.parametrize("seed", range(12))
+def test_random_models(kind: str, seed: int, keras: Any, h5py: Any, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(seed)
+    model = getattr(Maker(keras, seed), kind)()
+    compare(keras, model, np.random.default_rng(seed), tmp_path)
+
+
+def test_other_dtypes(keras: Any, h5py: Any, tmp_path: Path) -> None:
+    for dtype, ours in (("float64", "float64"), ("float16", "float32"), ("bfloat16", "float32")):
+        L = keras.layers
+        layers = [
+            L.Embedding(WORDS, I, dtype=dtype),
+            L.LSTM(3, dtype=dtype, recurrent_initializer="zeros"),
+            L.Dense(2, dtype=dtype),
+        ]
+        model = randomized(keras.Sequential([keras.Input((T,)), *layers]), np.random.default_rng(0))
+        model.save(tmp_path / "x.keras")
+        loaded = load_model(tmp_path / "x.keras")
+        x = np.arange(T)[None] % WORDS
+        assert loaded(x).dtype == loaded.dtype == ours
+        theirs = keras.ops.convert_to_numpy(keras.ops.cast(model(x), "float64"))
+        np.testing.assert_allclose(loaded(x), theirs, rtol=0, atol=2e-2 if ours == "float32" else 1e-7)
+
+
+# ---- What is refused -----------------------------------------------------------------------------------------------------------
+
+
+def layer_of(model: Any, name: str) -> Any:
+    return next(layer for layer in model["config"]["layers"] if layer["config"].get("name") == name)
+
+
+def config(name: str, /, **values: Any) -> Edit:
+    return lambda model: layer_of(model, name)["config"].update(values)
+
+
+def entry(name: str, /, **values: Any) -> Edit:
+    return lambda model: layer_of(model, name).update(values)
+
+
+def keywords(name: str, /, **values: Any) -> Edit:
+    return lambda model: layer_of(model, name)["inbound_nodes"][0]["kwargs"].update(values)
+
+
+def history(name: str, *made: Any) -> Edit:
+    """Another tensor as the first argument."""
+
+    def change(model: Any) -> None:
+        tensor = layer_of(model, name)["inbound_nodes"][0]["args"][0]
+        (tensor[0] if isinstance(tensor, list) else tensor)["config"]["keras_history"] = list(made)
+
+    return change
+
+
+def called_twice(model: Any) -> None:
+    layer_of(model, "norm")["inbound_nodes"] *= 2
+
+
+def nested_deep(model: Any) -> None:
+    inner = layer_of(model, "inner")
+    for depth in range(60):
+        config = {"name": f"inner{depth}", "layers": [dict(inner)]}
+        inner.update(class_name="Sequential", config=config, name=config["name"])
+    config["name"] = inner["name"] = "inner"
+
+
+def top(**values: Any) -> Edit:
+    return lambda model: model["config"].update(values)
+
+
+TENSOR = {"class_name": "__keras_tensor__", "config": {"keras_history": ["lstm", 0, 0]}}
+REFUSED: dict[str, tuple[Edit, tuple[str, ...]]] = {
+    "subclassed": (lambda model: model.update(class_name="Mine"), ("class 'Mine' is not Keras' Sequential or Functional",)),
+    "another's": (lambda model: model.update(module="mine"), ("class 'Functional' is not Keras'",)),
+    "no layers": (top(layers={}), ("layers must be a list",)),
+    "a layer that is none": (lambda model: model["config"]["layers"].append(3), ("layers must be a list",)),
+    "two of a name": (config("norm", name="add"), ("same name",)),
+    "a name that is none": (config("norm", name=["x"]), ("same name, or one has none",)),
+    "no outputs": (top(output_layers=[]), ("it has 0 outputs",)),
+    "two outputs": (top(output_layers=[["lstm", 0, 0], ["norm", 0, 0]]), ("it has 2 outputs",)),
+    "outputs of numbers": (top(output_layers=[1, 2]), ("a layer and two numbers expected, got 1",)),
+    "two inputs": (top(input_layers={"a": ["words", 0, 0], "b": ["words", 0, 0]}), ("it has 2 inputs",)),
+    "an input that is none": (top(input_layers=["lstm", 0, 0]), ("'lstm' is not a layer of class InputLayer",)),
+    "an unknown input": (top(input_layers=["x" * 2000, 0, 0]), ("is not a layer of class InputLayer",)),
+    "an unknown output": (top(output_layers=["nothing", 0, 0]), ("its output takes the result of 'nothing'",)),
+    "the second of an output": (top(output_layers=["lstm", 0, 1]), ("output 1 of 'lstm'",)),
+    "sparse": (config("words", sparse=True), ("input is sparse",)),
+    "no shape": (config("words", batch_shape=None), ("shape of the model's input is not",)),
+    "a negative shape": (config("words", batch_shape=[None, -4]), ("shape of the model's input must be a list",)),
+    "an enormous shape": (config("words", batch_shape=[None, 2**40]), ("shape of the model's input must be a list",)),
+    "an unknown layer": (history("norm", "nothing", 0, 0), ("layer 'norm' takes the result of 'nothing'",)),
+    "a circle": (history("norm", "flat", 0, 0), ("layer 'flat' needs its own result",)),
+    "itself": (history("norm", "norm", 0, 0), ("layer 'norm' needs its own result",)),
+    "another output": (history("norm", "add", 0, 1), ("'norm'", "output 1 of 'add'")),
+    "called twice": (called_twice, ("'norm'", "called 2 times")),
+    "never called": (entry("norm", inbound_nodes=[]), ("'norm'", "called 0 times")),
+    "called with text": (entry("norm", inbound_nodes=["x"]), ("'norm'", "not as Keras writes")),
+    "called with no tensor": (entry("norm", inbound_nodes=[{"args": [1], "kwargs": {}}]), ("'norm'", "without a tensor")),
+    "called with an object": (entry("norm", inbound_nodes=[{"args": [{"a": 1}]}]), ("'norm'", "called with {'a': 1}")),
+    "training": (keywords("drop", training=True), ("'drop'", "training=True")),
+    "an initial state": (keywords("lstm", initial_state=TENSOR), ("'lstm'", "called with 'initial_state'")),
+    "a mask of text": (keywords("lstm", mask="x"), ("'lstm'", "mask 'x'")),
+    "a mask of features": (keywords("lstm", mask=TENSOR | {"config": {"keras_history": ["norm", 0, 0]}}), ("'lstm'", "no mask")),
+    "a mask not run": (
+        lambda model: next(one for one in model["config"]["layers"] if one["class_name"] == "NotEqual").update(class_name="Less"),
+        ("mask is not run here", "class 'Less' is none that is run here"),
+    ),
+    "a custom layer": (entry("norm", class_name="Norm"), ("'norm'", "class 'Norm' is none that is run here", "name='both'")),
+    "another's layer": (entry("norm", module="mine.layers"), ("'norm'", "class 'LayerNormalization' is none")),
+    "a Lambda": (entry("norm", class_name="Lambda"), ("'norm'", "class 'Lambda' is none that is run here")),
+    "a GRU": (entry("lstm", class_name="GRU"), ("'lstm'", "this is a GRU")),
+    "return_state": (config("lstm", return_state=True), ("'lstm'", "return_state")),
+    "return_sequences of text": (config("lstm", return_sequences="no"), ("'lstm'", "return_sequences must be true or false")),
+    "one direction returns all": (
+        lambda model: layer_of(model, "both")["config"]["layer"]["config"].update(return_state=True),
+        ("'both'", "return_state"),
+    ),
+    "merge_mode null": (config("both", merge_mode=None), ("'both'", "merge_mode is null")),
+    "time_major": (config("lstm", time_major=True), ("'lstm'", "time_major")),
+    "zero and last": (config("lstm", zero_output_for_mask=True), ("'lstm'", "zero_output_for_mask")),
+    "more units": (config("lstm", units=10**9), ("'lstm'", "1000000000 units")),
+    "an unknown key": (config("norm", extra=1), ("'norm'", "'extra' in the configuration is not understood")),
+    "huge units": (config("input", units=2**31), ("'input'", "units must be a positive integer")),
+    "other units": (config("input", units=3), ("'input'", "must have shape (12, 3), got (12, 2)")),
+    "no bias": (
+        config("input", use_bias=False),
+        ("'input'", "weights kernel are not where Keras puts them"),
+    ),
+    "gelu": (config("input", activation="gelu"), ("'input'", "activation 'gelu' is none that is run here: elu, exponential")),
+    "an activation of its own": (config("input", activation={"class_name": "function"}), ("'input'", "activation {'class_name'")),
+    "lora": (config("input", lora_rank=4), ("'input'", "'lora_rank' in the configuration is not understood")),
+    "more words": (config("embedding", input_dim=10), ("'embedding'", "must have shape (10, 3), got (9, 3)")),
+    "words of a layer": (history("embedding", "flat", 0, 0), ("needs its own result",)),
+    "another axis": (config("norm", axis=[1]), ("'norm'", "axis [1]")),
+    "rms": (config("norm", rms_scaling=True), ("'norm'", "rms_scaling")),
+    "epsilon": (config("norm", epsilon=-1), ("'norm'", "epsilon must not be negative")),
+    "epsilon missing": (config("norm", epsilon=None), ("'norm'", "epsilon must be a number")),
+    "epsilon huge": (config("norm", epsilon=10**400), ("'norm'", "epsilon must be a number")),
+    "what does not add": (history("add", "embedding", 0, 0), ("'add'", "and only what has the same shape is added")),
+    "more times": (config("repeat", n=3), ("'input'", "must have shape (18, 2), got (12, 2)")),
+    "the batch axis": (config("beside", axis=0), ("'beside'", "axis must be one of")),
+    "no times": (config("repeat", n=0), ("'repeat'", "n must be a positive integer")),
+    "a Conv in time": (
+        lambda model: layer_of(model, "frames")["config"]["layer"].update(class_name="Conv1D"),
+        ("'frames'", "it applies 'Conv1D', and only these are run"),
+    ),
+    "a slope twice": (config("leaky", alpha=0.3), ("'leaky'", "negative_slope is missing, or there twice")),
+    "channels first": (config("flat", data_format="channels_first"), ("'flat'", "data_format must be channels_last")),
+    "inside a model": (
+        lambda model: layer_of(model, "inner")["config"]["layers"][1].update(class_name="GRU"),
+        ("layer 'inner/lstm': this is a GRU",),
+    ),
+    "models in models": (nested_deep, ("nests layers more than 50 deep",)),
+    "a model of no layers": (
+        lambda model: layer_of(model, "inner")["config"].update(layers=[]),
+        ("'inner'", "layers must be a list"),
+    ),
+    "an input in the middle": (entry("norm", class_name="InputLayer"), ("'norm'", "second input")),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case: str, tmp_path: Path, h5py: Any) -> None:
+    change, parts = REFUSED[case]
+    path = tmp_path / "x.keras"
+    path.write_bytes(edited(GOLDEN / "keras3_model.keras", config=change))
+    with pytest.raises(FormatError) as caught:
+        load_model(path)
+    message = str(caught.value)
+    for part in parts:
+        assert part in message, message
+    assert len(message) < 1500
+
+
+def test_refused_weights(tmp_path: Path, h5py: Any) -> None:
+    def moved(file: Any) -> None:
+        file["layers/dense/vars"].move("0", "5")
+
+    def doubled(file: Any) -> None:
+        array = file["layers/dense/vars/0"][()].astype("f8")
+        del file["layers/dense/vars/0"]
+        file["layers/dense/vars/0"] = array
+
+    def whole_numbers(file: Any) -> None:
+        array = file["layers/dense/vars/0"][()].astype("i4")
+        del file["layers/dense/vars/0"]
+        file["layers/dense/vars/0"] = array
+
+    def not_finite(file: Any) -> None:
+        file["layers/dense/vars/0"][0, 0] = np.nan
+
+    path = tmp_path / "x.keras"
+    for change, part in (
+        (moved, "'input': its weights kernel, bias are not where Keras puts them"),
+        (doubled, "is float64, and those before are float32"),
+        (whole_numbers, "must be one of float16, bfloat16, float32, float64, got"),
+        (not_finite, "input_.weight holds 1 values that are NaN or infinite"),
+    ):
+        path.write_bytes(edited(GOLDEN / "keras3_model.keras", change))
+        with pytest.raises(FormatError, match=re.escape(part)):
+            load_model(path)
+    assert np.isnan(load_model(path, allow_nonfinite=True)(np.arange(6)[None])).all()
+
+
+def test_models_of_keras_that_are_refused(keras: Any, h5py: Any, tmp_path: Path) -> None:
+    L, Input, Model = keras.layers, keras.Input, keras.Model
+    words, steps, other = Input((T,), name="words"), Input((T, I), name="steps"), Input((T, I), name="other")
+    shared, lstm = L.Dense(I, name="shared"), L.LSTM(I, return_sequences=True, name="lstm")
+    masked = L.Masking(name="masked")(steps)
+    inner = keras.Sequential([Input((T, I)), L.Masking(), L.LSTM(I, return_sequences=True)], name="inner")
+    embedded = L.Embedding(WORDS, I, mask_zero=True)
+    for model, part in (
+        (
+            Model(words, L.Concatenate()([L.Flatten()(L.Embedding(WORDS, I)(words)), L.Dense(2, name="d")(words)])),
+            "layer 'd' takes as",
+        ),
+        (Model([steps, other], L.LSTM(2)(L.Add()([steps, other]))), "it has 2 inputs"),
+        (Model(steps, [L.LSTM(2)(steps), L.LSTM(3)(steps)]), "it has 2 outputs"),
+        (Model(steps, shared(lstm(shared(steps)))), "layer 'shared': it is called 2 times"),
+        (Model(steps, L.LSTM(2, name="last")(inner(steps))), "layer 'last': its mask is not run here: its mask was made inside"),
+        (Model(steps, L.Softmax(name="soft")(masked)), "layer 'soft': a Softmax with a mask"),
+        (Model(words, L.LSTM(2)(L.Concatenate()([embedded(words), embedded(words)]))), "it is called 2 times"),
+        (Model(steps, L.LSTM(2, name="last")(L.Concatenate()([masked, L.ReLU()(masked)]))), "layer 'last': its mask is not run"),
+        (Model(steps, L.BatchNormalization(name="norm")(steps)), "layer 'norm': its class 'BatchNormalization' is none"),
+        (Model(steps, L.LSTM(2, name="last")(steps * 2.0)), "'Multiply'"),
+        (keras.Sequential([Input((T, None)), L.ReLU()]), "in which the number of features is missing"),
+        (keras.Sequential([Input((T, I)), L.Dropout(0.5)]), "no layer that computes anything"),
+    ):
+        model.save(tmp_path / "x.keras")
+        with pytest.raises(FormatError, match=re.escape(part)):
+            load_model(tmp_path / "x.keras")
+
+
+def test_what_no_one_needs_is_not_refused(tmp_path: Path, h5py: Any) -> None:
+    """A layer that the output does not need may be of any class."""
+
+    def change(model: Any) -> None:
+        more = copy.deepcopy(layer_of(model, "norm"))
+        more |= {"class_name": "Mine", "name": "more"}
+        more["config"]["name"] = "more"
+        model["config"]["layers"].append(more)
+
+    path = tmp_path / "x.keras"
+    path.write_bytes(edited(GOLDEN / "keras3_model.keras", config=change))
+    assert load_model(path)(np.arange(6)[None]).shape == (1, 2)
+
+
+def test_legacy_weights_are_refused(tmp_path: Path, h5py: Any) -> None:
+    def change(file: Any) -> None:
+        del file["model_weights/inner"].attrs["weight_names"]
+
+    path = tmp_path / "x.h5"
+    path.write_bytes(edited_h5(GOLDEN / "keras2_model.h5", change))
+    with pytest.raises(FormatError, match=r"'inner/lstm'.*not where Keras puts them"):
+        load_model(path)
+    with pytest.raises(FormatError, match="not how a whole model is made"):
+        load_model(GOLDEN / "keras2_weights.h5")
+    with pytest.raises(FormatError, match="not how a whole model is made"):
+        load_model(GOLDEN / "keras3.weights.h5")
+    with pytest.raises(FormatError, match="it has 0 inputs"):
+        load_model(GOLDEN / "keras2.h5")
+
+
+def test_wrong_inputs(h5py: Any) -> None:
+    model = load_model(GOLDEN / "keras3_model.keras")
+    for x, error, part in (
+        (np.zeros((2, 5), int), ValueError, "x must have shape (B, 6), got (2, 5)"),
+        (np.zeros((2, 6)), TypeError, "embedding takes indices"),
+        (np.full((2, 6), 9), ValueError, "embedding has 9 entries"),
+    ):
+        with pytest.raises(error, match=re.escape(part)):
+            model(x)
+    with pytest.raises(ValueError, match="needs the whole sequence"):
+        model.stream()
