@@ -87,7 +87,11 @@ def model(file: SourceFile) -> Graph:
     """
     from fastlstm.loaders import onnx_model
 
-    return onnx_model.graph(_parsed(file), file.size, Folder(file.path) if file.external_data else None)
+    try:
+        return onnx_model.graph(_parsed(file), file.size, Folder(file.path) if file.external_data else None)
+    except FormatError as error:
+        problem = str(error)
+    raise FormatError(problem)  # without the traceback, which would keep the model in memory while it is read again
 
 
 def _parsed(file: SourceFile) -> Any:

@@ -112,8 +112,7 @@ class _Reader:
         """The nodes that the outputs depend on and that are no constants, in the order of the file."""
         nodes = list(self.proto.node)
         for node in nodes:  # from the first on, so that no chain is long when it is asked for
-            for name in node.output:
-                self.constant(name)
+            self.constant(next(iter(node.output), ""))
         needed = []
         for node in reversed(nodes):
             if any(name in wanted and self.constant(name) is None for name in node.output if name):
