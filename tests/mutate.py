@@ -21,6 +21,10 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastlstm.graph import Graph
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -189,13 +193,18 @@ def onnx_tensor(name: str, shape: tuple[int, ...], data: bytes, dtype: int = 1) 
     return b"".join(field(1, size) for size in shape) + field(2, dtype) + field(8, name) + field(9, data)
 
 
-def onnx_attribute(name: str, value: int | float | str | bytes) -> bytes:
+Attribute = int | float | str | bytes | tuple[int, ...]
+
+
+def onnx_attribute(name: str, value: Attribute) -> bytes:
     """A message is given as bytes: a tensor."""
+    if isinstance(value, tuple):
+        return field(1, name) + b"".join(field(8, number) for number in value) + field(20, 7)
     number, kind = {int: (3, 2), float: (2, 1), str: (4, 3), bytes: (5, 4)}[type(value)]
     return field(1, name) + field(number, value) + field(20, kind)
 
 
-def onnx_node(operator: str, inputs: str, outputs: str, name: str = "", **attributes: int | float | str | bytes) -> bytes:
+def onnx_node(operator: str, inputs: str, outputs: str, name: str = "", **attributes: Attribute) -> bytes:
     """Names of inputs and outputs in one text, ``-`` for an empty one."""
     parts = [field(1, word.strip("-")) for word in inputs.split()] + [field(2, word.strip("-")) for word in outputs.split()]
     parts += [field(3, name), field(4, operator), *(field(5, onnx_attribute(*pair)) for pair in attributes.items())]
@@ -259,6 +268,55 @@ def onnx_chain() -> bytes:
     nodes.append(onnx_node("Transpose", "b8", "B"))
     nodes.append(onnx_node("LSTM", "X W R B", "Y", "lstm", hidden_size=2, direction="bidirectional"))
     return onnx_model(b"".join(field(1, node) for node in nodes) + b"".join(field(5, tensor) for tensor in tensors))
+
+
+def onnx_value(name: str, dtype: int, *sizes: int | str) -> bytes:
+    shape = b"".join(field(1, field(1 if isinstance(size, int) else 2, size)) for size in sizes)
+    return field(1, name) + field(2, field(1, field(1, dtype) + field(2, shape)))
+
+
+def onnx_graph() -> bytes:
+    """A whole graph: an embedding, an LSTM from a state that is made at run time, and most of what exporters write around it."""
+    constants = {"zero": (0,), "one": (1,), "two": (2,), "last_one": (-1,), "rows": (0, -1), "spread": (3, 1, 2), "twice": (1, 2)}
+    tensors = [onnx_tensor(key, (len(n),), struct.pack(f"<{len(n)}q", *n), 7) for key, n in constants.items()]
+    tensors.append(onnx_tensor("at_0", (), struct.pack("<q", 0), 7))
+    for index, (name, shape) in enumerate({"table": (5, 3), "fc": (4, 2), "fc_bias": (4,), "gamma": (4,), "mat": (4, 4)}.items()):
+        tensors.append(onnx_tensor(name, shape, struct.pack(f"<{product(shape)}f", *values(shape, index))))
+    nodes = [
+        onnx_node("Gather", "table ids", "x"),
+        onnx_node("Shape", "x", "sizes"),
+        onnx_node("Gather", "sizes at_0", "b", axis=0),
+        onnx_node("Unsqueeze", "b zero", "b1"),
+        onnx_node("Concat", "one b1 two", "state", axis=0),
+        onnx_node("ConstantOfShape", "state", "h", value=onnx_tensor("", (1,), struct.pack("<f", 0.5))),
+        onnx_node("Transpose", "x", "X", perm=(1, 0, 2)),
+        onnx_node("LSTM", "X w R B - h c", "Y Y_h Y_c", "lstm", hidden_size=2),
+        onnx_node("Squeeze", "Y one", "y"),
+        onnx_node("Dropout", "y", "y1"),
+        onnx_node("Transpose", "y1", "y2", perm=(1, 0, 2)),
+        onnx_node("Gather", "y2 last_one", "l", axis=1),
+        onnx_node("Flatten", "l", "last", axis=1),
+        onnx_node("Gemm", "last fc fc_bias", "dense", transB=1, alpha=0.5),
+        onnx_node("LayerNormalization", "dense gamma fc_bias", "norm", axis=-1, epsilon=1e-5),
+        onnx_node("MatMul", "norm mat", "product"),
+        onnx_node("Relu", "product", "relu"),
+        onnx_node("Split", "relu", "left right", axis=1, num_outputs=2),
+        onnx_node("ReduceMean", "left one", "mean", keepdims=1),
+        onnx_node("Sub", "right mean", "difference"),
+        onnx_node("Pow", "difference difference", "power"),
+        onnx_node("Tile", "power twice", "tiled"),
+        onnx_node("Reshape", "tiled rows", "flat"),
+        onnx_node("Slice", "flat zero last_one one", "part"),
+        onnx_node("Clip", "part", "clipped"),
+        onnx_node("Softmax", "clipped", "soft", axis=-1),
+        onnx_node("Equal", "soft soft", "same"),
+        onnx_node("Cast", "same", "number", to=1),
+        onnx_node("Where", "same number soft", "chosen"),
+        onnx_node("Expand", "Y_c spread", "out"),
+    ]
+    graph = [field(1, node) for node in nodes] + [field(5, tensor) for tensor in tensors] + [onnx_weights()]
+    graph += [field(11, onnx_value("ids", 7, "B", "T")), field(11, onnx_value("c", 1, 1, "B", 2))]
+    return onnx_model(b"".join(graph) + field(12, onnx_value("chosen", 1, "B", "N")) + field(12, onnx_value("out", 1)), opset=18)
 
 
 # ---- Mutations -----------------------------------------------------------------------------------------------------------------
@@ -509,12 +567,18 @@ NESTED = {
     "graph": {1: "node", 5: "tensor", 11: "value", 12: "value"},
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"},
+    "value": {2: "type"},
+    "type": {1: "tensor type"},
+    "tensor type": {2: "shape"},
+    "shape": {1: "size"},
 }
 ONNX_WORDS = (
     "LSTM", "GRU", "Slice", "Concat", "Unsqueeze", "Transpose", "Squeeze", "Reshape", "Gather", "Expand", "ConstantOfShape",
     "Split", "Constant", "Cast", "Add", "Identity", "DequantizeLinear", "DynamicQuantizeLSTM", "If", "X", "W", "R", "B", "Y", "",
     "w", "com.microsoft", "hidden_size", "direction", "bidirectional", "reverse", "layout", "clip", "input_forget", "activations",
     "axis", "axes", "perm", "value", "to", "../x", "\0", "a" * 600, "cell.weight_ih", "cell.weight_hh_l0", "location", "fastlstm",
+    "x", "ids", "h", "y", "last", "Gemm", "MatMul", "Softmax", "Tile", "Shape", "Relu", "Div", "Pow", "Where", "Clip",
+    "ReduceMean", "Flatten", "Dropout", "LayerNormalization", "Sum", "Erf", "ArgMax", "Size", "Equal", "keepdims", "starts",
 )  # fmt: skip
 
 Field = tuple[int, int, "int | bytes"]  # number, wire type, value
@@ -1209,6 +1273,7 @@ def formats() -> dict[str, tuple[list[bytes], Mutation]]:
             mutate_safetensors,
         ),
         "onnx": ([onnx(), onnx_chain(), *golden("float16.onnx")], mutate_onnx),
+        "onnx-graph": ([onnx_graph(), *golden("float16.onnx")], mutate_onnx),
         "keras": ([keras_archive(), fake_hdf5(*keras_tree()), fake_hdf5(*keras_legacy_tree())], mutate_keras),
         "keras_model": (
             [keras_archive(keras_whole()[0], fake_hdf5(*keras_whole_trees()[0])), fake_hdf5(*keras_whole_trees()[1])],
@@ -1258,11 +1323,12 @@ MOST = 4  # LSTMs of a file that are loaded
 
 
 def attack(path: str, data: bytes, report: Report) -> None:
-    """Write one file, scan it and load it, as a whole model too if it is JSON or Keras'.
+    """Write one file, scan it and load it, as a whole model too if it may be one; a graph that was loaded is called.
 
     Any exception but the two promised ones goes on to the caller, with the file kept.
     """
     from fastlstm import FormatError
+    from fastlstm.graph import Graph
     from fastlstm.loaders import load, load_model, scan
 
     with open(path, "wb") as stream:
@@ -1271,7 +1337,7 @@ def attack(path: str, data: bytes, report: Report) -> None:
     start = processor_seconds()
     names: list[str | None] = [None]
     loaded = False
-    whole = data[:1] == b"{" or b"config.json" in data or data[:8] == SIGNATURE
+    whole = data[:1] in (b"{", b"\x08") or b"config.json" in data or data[:8] == SIGNATURE
     for act in ("scan", *(["load_model"] if whole else []), *["load"] * MOST):
         try:
             result = load(path, names.pop()) if act == "load" else {"scan": scan, "load_model": load_model}[act](path)
@@ -1283,6 +1349,8 @@ def attack(path: str, data: bytes, report: Report) -> None:
         else:
             loaded = loaded or act != "scan"
             report.outcomes[f"{act} returned a {type(result).__name__}"] += 1
+            if isinstance(result, Graph):
+                report.outcomes[f"the graph {called(result)}"] += 1
             if act == "scan" and len(result) > 1:
                 names = [info.name for info in result[:MOST]]
         if not names:
@@ -1294,6 +1362,25 @@ def attack(path: str, data: bytes, report: Report) -> None:
 def processor_seconds() -> float:
     """Of this process and its children that have ended: other work on the machine does not count."""
     return sum(os.times()[:4])
+
+
+MOST_INPUTS = 100_000  # elements
+
+
+def called(graph: Graph) -> str:
+    """Call a graph with ones, free sizes 2: it runs, or it does not fit itself, and nothing else."""
+    import numpy as np
+
+    shapes = [tuple(size if isinstance(size, int) else 2 for size in each.shape or ()) for each in graph.inputs]
+    if sum(map(product, shapes)) > MOST_INPUTS:
+        return "was not called"
+    try:
+        graph(*(np.ones(shape, each.dtype) for shape, each in zip(shapes, graph.inputs, strict=True)))
+    except ValueError as error:
+        if len(str(error)) > 2000:
+            raise AssertionError(f"a message of {len(str(error))} characters") from error
+        return "does not fit itself"
+    return "ran"
 
 
 def limit_memory(extra: int) -> None:

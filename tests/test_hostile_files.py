@@ -1058,11 +1058,11 @@ SEED = int(os.environ.get("FASTLSTM_MUTANTS_SEED", "0"))
 @pytest.mark.parametrize("kind", sorted(mutate.formats().keys() - set(mutate.SLOW)))
 def test_mutated_files(kind: str, tmp_path: Path) -> None:
     """In a process of its own, where an allocation of more than 64 MB fails. FASTLSTM_MUTANTS sets how many files."""
-    if kind == "onnx":
+    if kind.startswith("onnx"):
         required("onnx")
     loaded, kinds = run_mutants(kind, MUTANTS, tmp_path)
     # Most are refused, and for many reasons; some changes touch nothing that is read
-    assert 0.01 * MUTANTS < loaded < 0.4 * MUTANTS
+    assert 0.01 * MUTANTS < loaded < 0.5 * MUTANTS
     assert kinds > (40 if kind in ("zip", "legacy", "keras", "keras_model") else 10)
 
 

@@ -187,21 +187,26 @@ def convert(
     return info
 
 
-def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> Model:
+def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, external_data: bool = False) -> Model:
     """Load a whole small model: LSTMs and the layers around them, as a file describes it.
 
     Parameters
     ----------
     path : str or os.PathLike
-        A file of Neural Amp Modeler, GuitarML or RTNeural, or a sequential or functional model of Keras 2 or 3 (``.keras``,
-        ``.h5``); the content decides, not the suffix.
+        A file of Neural Amp Modeler, GuitarML or RTNeural, a sequential or functional model of Keras 2 or 3 (``.keras``,
+        ``.h5``), or an ONNX model; the content decides, not the suffix.
     allow_nonfinite : bool
         Accept NaN and infinity among the weights.
+    external_data : bool
+        Of an ONNX model: read weights that lie in other files, as :func:`from_onnx` does.
 
     Returns
     -------
     Model
-        To be called with arrays, or for ``stream()``.
+        To be called with arrays, or for ``stream()``. Of an ONNX model a :class:`fastlstm.graph.Graph`: it is called with the
+        graph's inputs, in the order and the shapes of the file (``model.inputs``), gives its outputs, a tuple if they are
+        several, and does not stream. LSTMs run in the engine, the operators of ``fastlstm.onnx_operators`` in NumPy; float16
+        runs as float32.
 
     Raises
     ------
@@ -222,6 +227,7 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -
     from fastlstm.loaders.source import opened
 
     with opened(path) as file:
+        file.external_data = external_data
         loader = _format(file)
         make = getattr(loader, "model", None)
         try:

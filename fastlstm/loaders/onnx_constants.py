@@ -29,10 +29,12 @@ __all__ = ["Call", "Constants", "RunTime", "Value", "dequantized", "read"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-INTEGERS = {name: np.dtype(name) for name in ("int8", "uint8", "int32", "int64")}
+INTEGERS = {name: np.dtype(name) for name in ("int8", "uint8", "int32", "int64", "bool")}
 DTYPES = {**STORED, **INTEGERS}
 # TensorProto.DataType
-TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 16: "bfloat16"}
+TYPES = {
+    1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64", 16: "bfloat16",
+}  # fmt: skip
 # Where numbers are that are not in raw_data; what is missing here is in int32_data
 FIELDS = {"float32": "float_data", "float64": "double_data", "int64": "int64_data"}
 DATA = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
@@ -203,8 +205,8 @@ class Constants:
             external = self._external
             if external is None:
                 raise FormatError(
-                    f"the numbers of {what} lie in another file: call fastlstm.from_onnx(path, external_data=True) to read "
-                    "files beside the model, or save it with onnx.save as one file"
+                    f"the numbers of {what} lie in another file: pass external_data=True to fastlstm.from_onnx or "
+                    "fastlstm.load_model to read files beside the model, or save it with onnx.save as one file"
                 )
             found = external.size(tensor, size)
 
@@ -248,7 +250,7 @@ def _listed(numbers: Any, dtype: str, count: int, what: str) -> Array:
     if dtype in FIELDS:
         return np.fromiter(numbers, DTYPES[dtype], count)
     wide = np.fromiter(numbers, np.int32, count)
-    bounds = np.iinfo(np.uint16 if dtype == "float16" else DTYPES[dtype])
+    bounds = np.iinfo(np.uint16 if dtype == "float16" else np.uint8 if dtype == "bool" else DTYPES[dtype])
     if wide.size and not bounds.min <= wide.min() <= wide.max() <= bounds.max:
         raise FormatError(f"{what} has numbers outside of {dtype}")
     return wide.astype(np.uint16).view(np.float16) if dtype == "float16" else wide.astype(DTYPES[dtype])

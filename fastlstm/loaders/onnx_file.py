@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders import metadata, onnx_lstm, torch_names
@@ -26,7 +26,10 @@ from fastlstm.loaders.onnx_graph import Scope, import_onnx, label, scopes
 from fastlstm.loaders.source import SourceFile, weights_limit
 from fastlstm.weights import MAX_SIZE
 
-__all__ = ["find", "find_live", "recognises"]
+if TYPE_CHECKING:
+    from fastlstm.graph import Graph
+
+__all__ = ["find", "find_live", "model", "recognises"]
 
 # ModelProto: field 1 as a number, and the wire types of the others
 IR_VERSION = 1 << 3
@@ -69,20 +72,43 @@ def find(file: SourceFile, external_data: bool = False) -> Contents:
     ImportError
         If the onnx package is missing.
     """
+    return _contents(_parsed(file), file.size, Folder(file.path) if external_data else None)
+
+
+def model(file: SourceFile) -> Graph:
+    """The whole graph.
+
+    Raises
+    ------
+    FormatError
+        If it is broken, or an output needs a node that is not run here; the message names the first.
+    ImportError
+        If the onnx package is missing.
+    """
+    from fastlstm.loaders import onnx_model
+
+    try:
+        return onnx_model.graph(_parsed(file), file.size, Folder(file.path) if file.external_data else None)
+    except FormatError as error:
+        problem = str(error)
+    raise FormatError(problem)  # without the traceback, which would keep the model in memory while it is read again
+
+
+def _parsed(file: SourceFile) -> Any:
+    """The ModelProto."""
     onnx = import_onnx()
     if file.size > MAX_SIZE:
         raise FormatError(f"an ONNX model of {file.size} bytes; protobuf allows {MAX_SIZE}")
     data = file.read(0, file.size)
     try:
         _count(data, onnx.ModelProto.DESCRIPTOR, file.objects_limit)
-        model = onnx.ModelProto()
-        model.ParseFromString(data)
+        message = onnx.ModelProto()
+        message.ParseFromString(data)
     except MemoryError:
         raise
     except Exception as error:  # DecodeError of protobuf, which has moved between its versions
         raise FormatError(f"broken ONNX model: {str(error)[:200]}") from None
-    del data
-    return _contents(model, file.size, Folder(file.path) if external_data else None)
+    return message
 
 
 def find_live(model: Any) -> Contents:

@@ -34,6 +34,7 @@ class SourceFile:
         self.size = size
         self.path = path
         self.layout = layout  # what the caller said of tensors whose names do not tell
+        self.external_data = False  # whether the caller wants other files to be read, too
         self.head = self.read(0, min(size, HEAD))
 
     def read(self, offset: int, length: int) -> bytes:

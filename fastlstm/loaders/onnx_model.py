@@ -1,0 +1,213 @@
+"""From a whole ONNX graph to steps that run here: constants are read, dead nodes left out, all else is in the table of operators.
+
+References
+----------
+https://github.com/onnx/onnx/blob/main/docs/IR.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fastlstm.arrays import Array
+from fastlstm.errors import FormatError
+from fastlstm.graph import Constant, Graph, GraphInput, GraphStep, LSTMNode, Node
+from fastlstm.loaders import onnx_lstm
+from fastlstm.loaders.floats import STORED, to_floats
+from fastlstm.loaders.found import quoted
+from fastlstm.loaders.onnx_constants import DTYPES, TYPES, Constants, Value, read
+from fastlstm.loaders.onnx_external import Folder
+from fastlstm.loaders.onnx_graph import Scope, attributes, label
+from fastlstm.loaders.source import weights_limit
+from fastlstm.lstm import LSTM
+from fastlstm.onnx_operators import OPERATORS
+
+__all__ = ["graph"]
+
+LSTMS = {("", "LSTM"), ("ai.onnx", "LSTM"), ("com.microsoft", "DynamicQuantizeLSTM")}
+OLDEST = 7  # operator set
+MAX_RANK = 16
+
+
+def graph(message: Any, size: int, folder: Folder | None = None) -> Graph:
+    """The graph of a model of so many bytes.
+
+    Parameters
+    ----------
+    message : onnx.ModelProto
+    size : int
+    folder : Folder, optional
+        Where tensors may be that are in other files.
+
+    Returns
+    -------
+    Graph
+
+    Raises
+    ------
+    FormatError
+        At the first node, in the order of the file, that an output needs and that is not run here; the message names it.
+    """
+    opset = max((entry.version for entry in message.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset < OLDEST:
+        raise FormatError(f"the graph is of operator set {opset}: convert it to {OLDEST} or newer with onnx.version_converter")
+    return _Reader(message.graph, opset, size, folder).graph()
+
+
+class _Reader:
+    """Reads one graph; what all its constants take together is limited."""
+
+    def __init__(self, proto: Any, opset: int, size: int, folder: Folder | None) -> None:
+        self.proto, self.opset, self.stored, self.folder = proto, opset, size, folder
+        self.scope, self.constants = Scope(proto), Constants(folder)
+        self.spent = 0
+        self.steps: list[GraphStep] = []
+        self.made: set[str] = set()  # names of results so far
+        self.networks: dict[Hashable, LSTM] = {}
+
+    def graph(self) -> Graph:
+        outputs = [value.name for value in self.proto.output]
+        if not outputs:
+            raise FormatError("the graph has no outputs")
+        if "" in outputs or "" in self.scope.inputs:
+            raise FormatError("an input or output of the graph has no name")
+        inputs = [self.input(value) for value in self.proto.input if value.name in self.scope.inputs]
+        self.made.update(each.name for each in inputs)
+        for node in self.needed(set(outputs)):
+            name = label(node)
+            try:
+                step = self.lstm(node) if (node.domain, node.op_type) in LSTMS else self.node(node)
+            except FormatError:
+                raise
+            except ValueError as error:
+                raise FormatError(f"node {quoted(name)} ({quoted(node.op_type)}) {error}") from None
+            self.steps.append(step)
+            self.made.update(filter(None, node.output))
+        for name in outputs:
+            self.take(name)
+        return Graph(inputs, outputs, self.steps, growth=self.size)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, and of those in other files that were asked for so far."""
+        return self.stored + (self.folder.total if self.folder else 0)
+
+    def input(self, value: Any) -> GraphInput:
+        name, kind = value.name, value.type.tensor_type
+        dtype = TYPES.get(kind.elem_type)
+        if dtype is None:
+            raise FormatError(f"input {quoted(name)} of the graph is no tensor of one of {', '.join(TYPES.values())}")
+        sizes = tuple(
+            dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None for dim in kind.shape.dim
+        )
+        if len(sizes) > MAX_RANK:
+            raise FormatError(f"input {quoted(name)} of the graph has {len(sizes)} dimensions, more than {MAX_RANK}")
+        return GraphInput(name, _run_as(dtype), sizes if kind.HasField("shape") else None)
+
+    def needed(self, wanted: set[str]) -> list[Any]:
+        """The nodes that the outputs depend on and that are no constants, in the order of the file."""
+        nodes = list(self.proto.node)
+        for node in nodes:  # from the first on, so that no chain is long when it is asked for
+            self.constant(next(iter(node.output), ""))
+        needed = []
+        for node in reversed(nodes):
+            if any(name in wanted and self.constant(name) is None for name in node.output if name):
+                needed.append(node)
+                wanted.update(node.input)
+        return needed[::-1]
+
+    def constant(self, name: str) -> Value | None:
+        """The constant of that name; None if it is computed at run time, or at least not by what computes constants."""
+        try:
+            return self.constants.get(self.scope, name) if name else None
+        except FormatError:
+            if name not in self.scope.producers and name not in self.scope.inputs and self.scope.owner(name):
+                raise  # a broken initializer
+            return None
+
+    def take(self, name: str) -> str:
+        """Make sure that there is a result of that name before the next step."""
+        if not name or name in self.made:
+            return name
+        value = self.constant(name)
+        if value is None:
+            raise FormatError(f"{quoted(name)} is read and nothing before gives it")
+        self.steps.append(Constant(name, (), self.array(value, name)))
+        self.made.add(name)
+        return name
+
+    def array(self, value: Value, name: str) -> Array:
+        size = value.nbytes * (2 if value.dtype in ("float16", "bfloat16") else 1)
+        self.spend(size, name)
+        stored = read(value, weights_limit(self.size) + self.size)
+        array: Array = to_floats(stored, value.dtype) if value.dtype in STORED else np.array(stored, DTYPES[value.dtype])
+        array.flags.writeable = False
+        return array
+
+    def spend(self, size: int, name: str) -> None:
+        self.spent += size
+        if self.spent > weights_limit(self.size):
+            raise FormatError(f"with {quoted(name)} the constants take more than {weights_limit(self.size)} bytes")
+
+    def node(self, node: Any) -> Node:
+        operator = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if operator is None:
+            kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            raise FormatError(f"node {quoted(label(node))} is a {quoted(kind)}, which is not run here")
+        inputs = list(node.input)
+        while inputs and not inputs[-1]:
+            inputs.pop()
+        least, most = operator.inputs
+        if not least <= len(inputs) <= most or not all(inputs[:least]):
+            raise ValueError(f"has {len(inputs)} inputs; expected {least} to {most}")
+        if any(node.output[operator.outputs :]) or not node.output:
+            raise ValueError(f"has {len(node.output)} outputs, of which {operator.outputs} can be given")
+        given = attributes_of(node, operator.attributes, operator.needs)
+        for name, kind in operator.attributes.items():
+            if kind == "t" and name in given:
+                tensor = self.constants._tensor(given[name], node.output[0], id(node))
+                given[name] = self.array(tensor, node.output[0])
+        for place in operator.off:
+            if len(inputs) > place and inputs[place]:
+                value = self.constant(inputs[place])
+                if value is None or self.array(value, inputs[place]).any():
+                    raise ValueError(f"has an input {quoted(inputs[place])} that is not a constant 0")
+                inputs[place] = ""
+        prepared = operator.prepare(given, self.opset, len(node.output))
+        return Node(label(node), tuple(map(self.take, inputs)), node.op_type, prepared, tuple(node.output))
+
+    def lstm(self, node: Any) -> LSTMNode:
+        layer = onnx_lstm.layer(node, self.scope, self.constants, self.opset)
+        x, lengths, h, c = ([*node.input, *[""] * 7][place] for place in (0, 4, 5, 6))
+        if not x:
+            raise ValueError("lacks X")
+        layer = replace(layer, initial=(None, None))  # these are inputs as any other
+        if layer.identity not in self.networks:
+            found = onnx_lstm.found([layer], layer.name, (), weights_limit(self.size), weights_limit(self.size) + self.size)
+            if found.read is None:
+                raise FormatError(found.problem)
+            weights = found.read()
+            self.spend(sum(array.nbytes for _, array in weights.named_tensors()), layer.name)
+            self.networks[layer.identity] = LSTM.from_weights(weights, layer.layout == 1)
+        inputs = tuple(map(self.take, (x, lengths, h, c)))
+        return LSTMNode(label(node), inputs, self.networks[layer.identity], tuple(node.output))
+
+
+def attributes_of(node: Any, known: Any, needs: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        given = attributes(node, known)
+    except FormatError as error:
+        raise ValueError(str(error)) from None
+    missing = [name for name in needs if name not in given]
+    if missing:
+        raise ValueError(f"lacks the attribute {missing[0]}")
+    return given
+
+
+def _run_as(dtype: str) -> np.dtype[Any]:
+    """float16 and bfloat16 are widened, as weights are."""
+    return np.dtype(np.float32) if dtype in ("float16", "bfloat16") else DTYPES[dtype]
