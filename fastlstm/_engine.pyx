@@ -83,6 +83,7 @@ cdef extern from "fastlstm.h" nogil:
         int threads, directions, row_groups, unit_groups
         fl_index chunk, stride
         int blocks_at_once
+        int64_t expected_ns
         int64_t patience_ns
 
     ctypedef struct fl_array:

@@ -367,7 +367,10 @@ class Network(Generic[S]):
         dict
             ``threads`` in all; ``directions``: 2 if both run side by side; ``row_groups`` that never wait for each other;
             ``unit_groups``: threads that divide the hidden units and meet at every step; ``chunk``: steps whose input product is
-            taken at once (0: with the recurrent product); ``stride``: steps that a layer hands on to the next at a time.
+            taken at once (0: with the recurrent product); ``stride``: steps that a layer hands on to the next at a time;
+            ``expected_ns``: what the cost model behind the choice takes the call for, on a server of 2023; its constants
+            are explained in ``kernels/plan.c``. The division depends on these arguments and on the size of L2 alone: ask with
+            ``threads=64`` what a machine of 64 processors would do.
         """
         return _engine.plan(self._network, T, B, _threads.allowance(threads)[0])
 

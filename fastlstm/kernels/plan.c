@@ -129,6 +129,7 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
                     }
                 }
     best.blocks_at_once = blocks_at_once(net, best.unit_groups);
+    best.expected_ns = (int64_t)fmin(best_ns, 9e18);
     best.patience_ns = PATIENCE_NS + (int64_t)(4 * fmax(step_ns(net, &best, B, net->I), step_ns(net, &best, B, net->D * net->P)));
     best.stride = T;
     if (net->L > 1 && net->D == 1) { /* both directions need the whole layer before */
@@ -184,6 +185,7 @@ fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int
                     best_ns = ns;
                 }
             }
+    best.expected_ns = (int64_t)fmin(best_ns, 9e18);
     best.patience_ns = PATIENCE_NS + (int64_t)(4 * best_ns / (double)fl_max(T, 1));
     return best;
 }
