@@ -1,4 +1,4 @@
-"""How calls would be divided, on larger machines too: a plan depends on sizes and threads alone, so nobody needs 64 processors."""
+"""How calls would be divided, on larger machines too: a plan depends on sizes and threads alone: nobody needs 64 processors."""
 
 from __future__ import annotations
 
