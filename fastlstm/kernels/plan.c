@@ -12,6 +12,7 @@
 #define FMA_PER_NS_PER_BYTE 1.4 /* multiply-adds per ns and byte of vector, in full tiles: 16 lanes x 2 x 3.5 GHz x 0.8 / 64 */
 #define L2_BYTES_PER_NS 110.0   /* weights of one core, streamed from its own L2 */
 #define L3_BYTES_PER_NS 28.0    /* and from the shared cache, per core */
+#define FAR_BYTES_PER_NS 48.0   /* beyond the shared cache, beside the arithmetic: full tiles do not hide it */
 #define CELL_NS_PER_VECTOR 14.0 /* five exponentials and three divisions for V units */
 #define STEP_NS 25.0            /* book-keeping of one step of one layer */
 #define FORK_NS 3000.0          /* OpenMP: a team begins and ends */
@@ -21,6 +22,7 @@
 
 enum { PATIENCE_NS = 200000 };    /* shorter than a scheduler's time slice, longer than an interrupt */
 enum { CHUNK_BYTES = 160 << 10 }; /* pre-activations of a chunk: leave most of a small L2 to R */
+enum { NEAR_BYTES = 16 << 20 };   /* of a shared cache that a call can count on; systems report the sum of several */
 enum { L1_WEIGHTS = 24 << 10 };   /* weights that stay in L1 from step to step */
 enum { CHUNK_ROWS = 48 };         /* eight full tiles reuse each panel of W often enough */
 enum { STRIDE_TOKENS = 256 };     /* tokens one layer hands to the next while they are still in a cache */
@@ -71,6 +73,8 @@ static double step_ns(const fl_network *net, const fl_plan *plan, fl_index B, fl
         ns += product_ns(net, rows, FL_VECTORS * blocks, (double)I + (double)net->P, R + W);
     if (net->has_projection)
         ns += product_ns(net, rows, FL_VECTORS * projected, (double)net->H, R);
+    if ((R + W) * plan->unit_groups > NEAR_BYTES)
+        ns += (plan->chunk ? R : R + W) / FAR_BYTES_PER_NS;
     if (plan->unit_groups > 1)
         ns += (BARRIER_NS + BARRIER_NS_PER_THREAD * plan->unit_groups) * (net->has_projection ? 2 : 1);
     return ns;
