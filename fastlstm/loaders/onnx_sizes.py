@@ -7,6 +7,7 @@ integers are followed with a symbol in the place of each size that only a run kn
 from __future__ import annotations
 
 import math
+import weakref
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -54,7 +55,7 @@ class Sizes:
     """Finds shapes, and integers made of shapes."""
 
     def __init__(self, constants: Constants) -> None:
-        self._constants = constants
+        self._constants: Constants = weakref.proxy(constants)  # whose part this is: a circle would keep the model in memory
         self._shapes: dict[tuple[int, str], tuple[Size, ...] | None] = {}
         self._numbers: dict[tuple[int, str], Array | None] = {}
 
