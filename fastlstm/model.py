@@ -20,6 +20,7 @@ from fastlstm.weights import Weights
 __all__ = [
     "ACTIVATIONS",
     "INPUT",
+    "SMALL",
     "Activate",
     "Add",
     "AnyFeature",
@@ -39,6 +40,7 @@ __all__ = [
     "Reshape",
     "Step",
     "WholeSequence",
+    "small_product",
 ]
 
 INPUT = "input"  # the name of what the model is called with
@@ -184,12 +186,12 @@ class Dense(Step):
     activation: str = "linear"
 
     def run(self, *values: Array) -> Array:
-        y = _small_product(values[0], self.weight) if self.weight.size <= SMALL else values[0] @ self.weight.T
+        y = small_product(values[0], self.weight) if self.weight.size <= SMALL else values[0] @ self.weight.T
         y = y if self.bias is None else y + self.bias
         return ACTIVATIONS[self.activation](y)
 
 
-def _small_product(x: Array, weight: Array) -> Array:
+def small_product(x: Array, weight: Array) -> Array:
     """``x W^T``, each number the sum of one contiguous row of products: NumPy adds those in one order, alone or in any batch."""
     O, I = weight.shape
     rows = x.reshape(-1, I)

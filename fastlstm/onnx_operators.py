@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fastlstm.arrays import Array
-from fastlstm.model import ACTIVATIONS, SMALL, _small_product
+from fastlstm.model import ACTIVATIONS, SMALL, small_product
 
 __all__ = ["OPERATORS", "Operator", "product"]
 
@@ -256,7 +256,7 @@ def _cast_target(given: Given, opset: int, outputs: int) -> Given:
 def product(a: Array, b: Array) -> Array:
     """``a b``; with a small matrix b each row adds in one order, alone and in any batch, as in :class:`fastlstm.model.Dense`."""
     if b.ndim == 2 and 0 < b.size <= SMALL and a.ndim and a.shape[-1] == len(b) and a.dtype.kind == "f":
-        return _small_product(a, b.T)
+        return small_product(a, b.T)
     return np.asarray(np.matmul(a, b))
 
 

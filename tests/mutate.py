@@ -1272,7 +1272,7 @@ def formats() -> dict[str, tuple[list[bytes], Mutation]]:
             [safetensors(), *golden("bidirectional_projection.safetensors", "bfloat16.safetensors")],
             mutate_safetensors,
         ),
-        "onnx": ([onnx(), onnx_chain(), *golden("float16.onnx")], mutate_onnx),
+        "onnx": ([onnx(), onnx_chain(), *golden("float16.onnx", "dynamo_learned.onnx")], mutate_onnx),
         "onnx-graph": ([onnx_graph(), *golden("float16.onnx")], mutate_onnx),
         "keras": ([keras_archive(), fake_hdf5(*keras_tree()), fake_hdf5(*keras_legacy_tree())], mutate_keras),
         "keras_model": (

@@ -6,6 +6,7 @@ The golden files and the values expected of them are made by ``golden/make_keras
 from __future__ import annotations
 
 import copy
+import os
 import random
 import re
 import warnings
@@ -19,6 +20,7 @@ from helpers import import_keras, required
 from test_loaders_keras import Edit, edited, edited_h5, with_old_container, without_names
 
 from fastlstm import FormatError, load_model
+from fastlstm.loaders import hdf5
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 2e-5  # Keras computes in float32 too, in its own order
@@ -42,6 +44,24 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+ANSWERS: dict[bytes, bytes] = {}
+
+
+@pytest.fixture
+def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child that lists HDF5 files is asked once for the same bytes: most refusals differ in the configuration alone."""
+    ask = hdf5._ask
+
+    def answer(descriptor: int, limit: int) -> bytes:
+        size = os.fstat(descriptor).st_size
+        data = os.pread(descriptor, size, 0)
+        if data not in ANSWERS:
+            ANSWERS[data] = ask(descriptor, limit)
+        return ANSWERS[data]
+
+    monkeypatch.setattr(hdf5, "_ask", answer)
 
 
 def agree(ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -373,7 +393,7 @@ REFUSED: dict[str, tuple[Edit, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused(case: str, tmp_path: Path, h5py: Any) -> None:
+def test_refused(case: str, tmp_path: Path, h5py: Any, remembered: None) -> None:
     change, parts = REFUSED[case]
     path = tmp_path / "x.keras"
     path.write_bytes(edited(GOLDEN / "keras3_model.keras", config=change))
@@ -415,7 +435,7 @@ def test_refused_weights(tmp_path: Path, h5py: Any) -> None:
     assert np.isnan(load_model(path, allow_nonfinite=True)(np.arange(6)[None])).all()
 
 
-def test_models_of_keras_that_are_refused(keras: Any, h5py: Any, tmp_path: Path) -> None:
+def test_models_of_keras_that_are_refused(keras: Any, h5py: Any, remembered: None, tmp_path: Path) -> None:
     L, Input, Model = keras.layers, keras.Input, keras.Model
     words, steps, other = Input((T,), name="words"), Input((T, I), name="steps"), Input((T, I), name="other")
     shared, lstm = L.Dense(I, name="shared"), L.LSTM(I, return_sequences=True, name="lstm")

@@ -1,6 +1,6 @@
 """ONNX models read without a runtime: the numbers are ONNX Runtime's and the standard's own, what is not understood is refused.
 
-The golden files are made by ``golden/make_onnx.py`` with PyTorch's exporter.
+The golden files are made by ``golden/make_onnx.py`` and ``golden/make_onnx_dynamo.py`` with PyTorch's two exporters.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ FILES = {
     "float16.onnx": [LSTMInfo("/LSTM", 3, 5, 3, False, 0, False, "float16", False)],
     "float64.onnx": [LSTMInfo("/LSTM", 3, 5, 3, False, 0, False, "float64", False)],
     "learned.onnx": [LSTMInfo("/lstm/LSTM", 3, 5, 1, False, 0, True, "float32", False)],
+    "dynamo.onnx": [LSTMInfo("node_LSTM_115", 3, 5, 3, True, 0, True, "float32", False)],
+    "dynamo_fixed.onnx": [LSTMInfo("node_LSTM_42", 3, 5, 2, False, 0, False, "float32", False)],
+    "dynamo_learned.onnx": [LSTMInfo("node_LSTM_64", 3, 5, 2, False, 0, True, "float32", False)],
 }
 
 
@@ -149,7 +152,7 @@ def expected_weights(constants: Mapping[str, np.ndarray], layer: int = 0) -> dic
 @pytest.mark.parametrize("file", FILES)
 def test_golden_file(file: str) -> None:
     assert scan(GOLDEN / file) == FILES[file]
-    with np.load(GOLDEN / "onnx_expected.npz") as arrays:
+    with np.load(GOLDEN / f"onnx{'_dynamo' * file.startswith('dynamo')}_expected.npz") as arrays:
         for info in FILES[file]:
             start = f"{file}|{info.name}|"
             expected = {key.removeprefix(start): arrays[key] for key in arrays.files if key.startswith(start)}
@@ -165,6 +168,17 @@ def test_golden_file_is_run(file: str) -> None:
     x = numbers((6, 3, 3))
     output = run(whole, {"x": x})[-1]
     assert np.abs(load(GOLDEN / file, FILES[file][0].name)(x)[0] - output).max() < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("file", "shape"), [("dynamo.onnx", (5, 7, 3)), ("dynamo_fixed.onnx", (4, 2, 3)), ("dynamo_learned.onnx", (4, 7, 3))]
+)
+def test_golden_file_of_the_second_exporter_is_run(file: str, shape: Sequence[int]) -> None:
+    """Beside its own output; with more rows and steps than it was exported with, where it says that they are free."""
+    x = numbers(shape)
+    output, *_ = run(onnx.load(GOLDEN / file), {"x" if file == "dynamo_learned.onnx" else "input": x})
+    lstm = load(GOLDEN / file, batch_first=file == "dynamo.onnx")
+    assert np.abs(lstm(x)[0] - output).max() < TOLERANCE
 
 
 def test_silero_vad() -> None:
@@ -562,6 +576,139 @@ def test_nodes_that_are_apart(apart: Callable[[], Any]) -> None:
     assert len(onnx_file.find_live(one).infos()) == 2
 
 
+def sized(*parts: Any, sizes: Mapping[str, Any] = {}, D: int = 2, shape: Sequence[Any] = ("T", "B", I), **more: Any) -> Any:
+    """Two nodes joined by a Reshape to ``shape``, made by these nodes; ``X`` has a shape, too."""
+    between = [step("Transpose", "Y", "t", perm=[0, 2, 1, 3]), *parts, step("Reshape", "t", "shape", "X2", **more)]
+    one, _ = stacked(between, D=D)
+    x = next(value for value in one.graph.input if value.name == "X")
+    x.CopyFrom(helper.make_tensor_value_info("X", TensorProto.FLOAT, shape))
+    numbers = {"0": [0], "1": [1], "2": [2], "3": [3], "4": [4], "-1": [-1], "one": 1, "8": [8], "shape": [0, 0, -1], **sizes}
+    made = {name for part in parts for name in part.output}
+    for name, value in numbers.items():
+        if name not in made:
+            one.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+    del one.graph.input[1:]
+    return one
+
+
+def concat(*names: str) -> Any:
+    return step("Concat", *names, "shape", axis=0)
+
+
+def cut(start: str, end: str, result: str, source: str = "s") -> Any:
+    return step("Slice", source, start, end, result)
+
+
+AS_EXPORTED = (
+    step("Shape", "t", "s", start=0),
+    cut("0", "1", "steps"),
+    cut("1", "2", "rows"),
+    cut("2", "3", "ways"),
+    cut("3", "4", "units"),
+    step("Mul", "ways", "units", "both"),
+    step("Reshape", "both", "-1", "last"),
+    concat("steps", "rows", "last"),
+)
+GATHERED = (
+    step("Shape", "X", "s"),
+    step("Gather", "s", "one", "b"),
+    step("Unsqueeze", "b", "0", "rows"),
+    concat("0", "rows", "-1"),
+)
+JOINED: dict[str, Callable[[], Any]] = {
+    "all at run time": lambda: sized(*AS_EXPORTED),
+    "all at run time, one direction": lambda: sized(*AS_EXPORTED, D=1),
+    "the size of another tensor": lambda: sized(*GATHERED),
+    "numbers": lambda: sized(shape=(5, 3, I), sizes={"shape": [5, 3, 8]}),
+    "steps follow": lambda: sized(shape=("T", 3, I), sizes={"shape": [-1, 3, 8]}),
+    "rows follow": lambda: sized(shape=(5, "B", I), sizes={"shape": [5, -1, 8]}, allowzero=1),
+    "features follow": lambda: sized(sizes={"shape": [0, 0, -1]}),
+    "rows must be as many": lambda: sized(sizes={"shape": [0, 3, 8]}),
+    "of the state": lambda: with_state(sized(shape=("T", "B", I), sizes={"shape": [-1, 3, 8]}), 3),
+}
+APART: dict[str, Callable[[], Any]] = {
+    "steps and rows change places": lambda: sized(*AS_EXPORTED[:-1], concat("rows", "steps", "last")),
+    "other numbers": lambda: sized(shape=(5, 3, I), sizes={"shape": [3, 5, 8]}),
+    "numbers for free axes": lambda: sized(sizes={"shape": [5, 3, 8]}),
+    "steps and rows unknown": lambda: sized(sizes={"shape": [-1, 3, 8]}),
+    "another size for rows": lambda: sized(step("Shape", "t", "s"), cut("2", "3", "ways"), concat("0", "ways", "-1")),
+    "features and rows": lambda: sized(sizes={"shape": [0, -1, 4]}),
+    "features that do not fit": lambda: sized(sizes={"shape": [0, 0, 4]}),
+    "zero is zero": lambda: sized(sizes={"shape": [0, 0, -1]}, allowzero=1),
+    "twice the rows": lambda: sized(
+        step("Shape", "t", "s"), cut("1", "2", "b"), step("Mul", "b", "2", "rows"), concat("-1", "rows", "8")
+    ),
+    "of another tensor": lambda: sized(step("Shape", "other", "s"), *AS_EXPORTED[1:]),
+    "given at run time": lambda: sized(step("Identity", "other", "shape")),
+    "four sizes": lambda: sized(sizes={"shape": [0, 0, 2, 4]}),
+    "rows by rows": lambda: sized(
+        step("Shape", "t", "s"), cut("1", "2", "b"), step("Mul", "b", "b", "rows"), concat("-1", "rows", "8")
+    ),
+    "its own size": lambda: sized(step("Shape", "X2", "s"), *AS_EXPORTED[1:]),
+    "what makes itself": lambda: sized(step("Mul", "m", "2", "n"), step("Mul", "n", "2", "m"), concat("0", "m", "8")),
+    "an enormous number": lambda: sized(
+        *(step("Mul", f"n{k}", f"n{k}", f"n{k + 1}") for k in range(60)), concat("0", "n60", "8"), sizes={"n0": [3]}
+    ),
+}
+
+
+def with_state(one: Any, rows: int) -> Any:
+    """A state of zeros for so many rows in the first node."""
+    one.graph.initializer.append(numpy_helper.from_array(np.zeros((2, rows, H), np.float32), "h"))
+    first = next(each for each in one.graph.node if each.name == "a")
+    first.input.extend(["", "h", "h"])
+    return one
+
+
+@pytest.mark.parametrize("case", JOINED)
+def test_sizes_of_run_time_that_join_layers(case: str) -> None:
+    one = JOINED[case]()
+    assert [info.num_layers for info in onnx_file.find_live(one).infos()] == [2]
+    x = numbers((5, 3, I))
+    output = run(one, {"X": x})[0].transpose(0, 2, 1, 3).reshape(5, 3, -1)
+    assert np.abs(from_onnx(one)(x)[0] - output).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("case", APART)
+def test_sizes_of_run_time_that_do_not(case: str) -> None:
+    assert len(onnx_file.find_live(APART[case]()).infos()) == 2
+
+
+def test_modules_are_told_by_metadata() -> None:
+    for modules, layers in ((("['', 'a', 'lstm']", "['', 'b', 'lstm']"), [1, 1]), (("['', 'a', 'lstm']",) * 2, [2])):
+        one = sized(*AS_EXPORTED)
+        for each, text in zip((node for node in one.graph.node if node.op_type == "LSTM"), modules, strict=True):
+            each.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=text)
+        assert [info.num_layers for info in onnx_file.find_live(one).infos()] == layers
+
+
+def test_a_state_for_every_row() -> None:
+    """Repeated by Expand, as often as X has rows, and taken apart by Slice; a state of sizes that do not fit is refused."""
+
+    def one(h: np.ndarray, layers: Any = 1, hidden: int = H) -> Any:
+        sizes = {"l": layers, "H": hidden, "0": 0, "1": 1, "2": 2}
+        parts = [
+            step("Shape", "X", "rows", start=1, end=2),
+            step("Concat", "l", "rows", "H", "shape", axis=0),
+            step("Expand", "h", "shape", "every"),
+            step("Slice", "every", "0", "1", "0", "initial"),
+            node(["X", "W", "R", "B", "", "initial", "initial"]),
+        ]
+        made = model(parts, {**tensors(), "h": h, **{name: np.array([n]) for name, n in sizes.items()}})
+        made.graph.input[0].CopyFrom(helper.make_tensor_value_info("X", TensorProto.FLOAT, ("T", "B", I)))
+        return made
+
+    h = numbers((2, 1, H))
+    for given, expected in ((h, h[0, 0]), (h[0, 0], h[0, 0]), (np.float32([0.5]), np.full(H, 0.5, np.float32))):
+        weights = read(one(given, 2))
+        assert weights.layers[0].h_0.tobytes() == weights.layers[0].c_0.tobytes() == expected.tobytes()
+        x = numbers((5, 3, I))
+        (Y,) = run(one(given, 2), {"X": x})
+        assert np.abs(from_onnx(one(given, 2))(x)[0] - Y[:, 0]).max() < TOLERANCE
+    assert read(one(np.float32(0), 2)).layers[0].h_0 is None
+    refused(lambda: read(one(np.float32(0), hidden=H + 1)), f"initial_h of shape (1, 1, {H + 1})", f"(1, B, {H}) is expected")
+
+
 def test_names() -> None:
     """The node's name; where it has none, that of its output; where two are equal, what tells them apart."""
     twice = tensors() | {f"{name}2": array for name, array in tensors(seed=1).items()}
@@ -577,6 +724,8 @@ def test_names() -> None:
     two = model([node(), node(second, ["Z"], "other")], twice)
     refused(lambda: from_onnx(two), "2 LSTMs", "name=", "'lstm', 'other'")
     refused(lambda: from_onnx(two, "third"), "'third'", "'lstm', 'other'")
+    broken = model([node(["X", "W", "R", "W"]), node(["X", "W2", "R2", "W"], ["Z"], "other")], twice)
+    refused(lambda: from_onnx(broken), "none of the 2 LSTMs", "'lstm' has B of shape", "'lstm', 'other'")
 
 
 def test_a_cell_taken_apart() -> None:
@@ -1006,14 +1155,35 @@ def test_export_of_other_networks(tmp_path: Path) -> None:
 # ---- PyTorch's exporter, where it is installed ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("free", [False, True])
 @pytest.mark.parametrize("dynamo", [False, True])
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"num_layers": 3, "batch_first": True}])
-def test_live_export(options: dict[str, Any], dynamo: bool, tmp_path: Path) -> None:
+def test_live_export(options: dict[str, Any], dynamo: bool, free: bool, tmp_path: Path) -> None:
+    """The second exporter puts large tensors beside the model."""
     torch = import_torch()
     if dynamo:
-        pytest.importorskip("onnxscript")
+        required("onnxscript")
     module, path = torch.nn.LSTM(I, H, **options).eval(), tmp_path / "model.onnx"
+    more: dict[str, Any] = {"input_names": ["x"]}
+    if free and dynamo:
+        more["dynamic_shapes"] = ({0: torch.export.Dim("first"), 1: torch.export.Dim("second")},)
+    elif free:
+        more["dynamic_axes"] = {"x": {0: "first", 1: "second"}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(module, (torch.zeros(5, 2, I),), path, dynamo=dynamo, verbose=False)
-    assert_same_weights(load(path).weights, {name: value.numpy() for name, value in module.state_dict().items()})
+        torch.onnx.export(module, (torch.zeros(5, 2, I),), path, dynamo=dynamo, verbose=False, **more)
+    weights = from_onnx(path, external_data=True).weights
+    assert_same_weights(weights, {name: value.numpy() for name, value in module.state_dict().items()})
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_a_projection_that_the_exporter_cannot_write(free: bool) -> None:
+    """The second exporter leaves it out and cuts the weights wrongly; the sizes of the states show it."""
+    torch = import_torch()
+    required("onnxscript")
+    shapes = ({0: torch.export.Dim("T"), 1: torch.export.Dim("B")},) if free else None
+    module = torch.nn.LSTM(I, H, proj_size=2).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(module, (torch.zeros(5, 2, I),), dynamo=True, dynamic_shapes=shapes, verbose=False)
+    refused(lambda: from_onnx(program.model_proto), "initial_c of shape", "is expected")

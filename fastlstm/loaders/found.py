@@ -109,6 +109,8 @@ class Contents:
             if not lstms:
                 others = "".join(f"; {item.problem}" for item in self.found[:5])
                 raise FormatError(f"no LSTM found: {self.summary}{others}")
+            if len(lstms) > 1 and all(item.problem for item in lstms):
+                raise FormatError(f"none of the {len(lstms)} LSTMs found can be loaded ({names}): {lstms[0].problem}")
             if len(lstms) > 1:
                 raise FormatError(f"{len(lstms)} LSTMs found, pass one of these as name=: {names}")
             matches = lstms

@@ -22,6 +22,7 @@ from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import quoted
 from fastlstm.loaders.onnx_external import Folder
 from fastlstm.loaders.onnx_graph import Scope, attributes, label
+from fastlstm.loaders.onnx_sizes import Sizes
 from fastlstm.loaders.source import WEIGHTS_CEILING
 from fastlstm.weights import MAX_SIZE
 
@@ -118,6 +119,7 @@ class Constants:
         self._external = external
         self._known: dict[tuple[int, str], Value | FormatError] = {}
         self._made: dict[Hashable, Value] = {}
+        self.sizes = Sizes(self)
         self.used: set[str] = set()  # initializers asked for
 
     def get(self, scope: Scope, name: str, depth: int = 0) -> Value:
@@ -156,6 +158,11 @@ class Constants:
             return self._tensor(scope.tensors[name], name, (id(scope), name))
         node, output = scope.producers[name]
         operator = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if node.op_type == "Shape":  # of a tensor that need not be constant
+            known = self.sizes.numbers(scope, name, depth)
+            if known is not None and all(isinstance(size, int) for size in known):
+                array = known.astype(np.int64)
+                return self.make(("sizes", array.tobytes()), Value(array.shape, "int64", lambda: array))
         try:
             inputs = [self.get(scope, each, depth + 1) if each else None for each in node.input]
         except RunTime as error:
@@ -181,6 +188,43 @@ class Constants:
         if value.depth > MAX_DEPTH:
             raise FormatError(f"more than {MAX_DEPTH} operators in a row; {FOLD}")
         return self._made.setdefault(key, value)
+
+    def spread(self, scope: Scope, name: str, axis: int, depth: int = 0) -> Value:
+        """A constant that Expand repeats along an axis of three, as often as only a run knows: with one of them there.
+
+        Layers take their part of it with Slice.
+
+        Raises
+        ------
+        FormatError
+            If it is something else.
+        """
+        scope = scope.owner(name) or scope
+        node, _ = scope.producers.get(name, (None, 0))
+        if node is None or depth > MAX_DEPTH or node.domain not in ("", "ai.onnx") or node.op_type not in ("Expand", "Slice"):
+            raise RunTime(f"{quoted(name)} is computed at run time")
+        first, *others = node.input
+        if node.op_type == "Slice":
+            rest = [self.get(scope, each) if each else None for each in others]
+            return OPERATORS["Slice"](Call(self, node, name, 0, [self.spread(scope, first, axis, depth + 1), *rest]))
+        x, sizes = self.get(scope, first), self.sizes.numbers(scope, others[0]) if others else None
+        if sizes is None or sizes.shape != (3,) or len(x.shape) > 3 or ((1,) * (3 - len(x.shape)) + x.shape)[axis] != 1:
+            return x
+        shape = _broadcast(x.shape, tuple(1 if place == axis or not isinstance(n, int) else n for place, n in enumerate(sizes)))
+        spread = Value(shape, x.dtype, lambda array: np.broadcast_to(array, shape), (x,), False, x.depth + 1)
+        return self.make(("spread", id(x), shape), spread)
+
+    def integers(self, value: Value, what: str = "an input") -> Array:
+        """The numbers of a small constant: a shape, axes, where slices begin.
+
+        Raises
+        ------
+        FormatError
+            If they are no integers, or more than a few.
+        """
+        if value.dtype not in ("int32", "int64") or len(value.shape) > 1 or math.prod(value.shape) > MAX_NUMBERS:
+            raise FormatError(f"{what} must be a few integers, got {value.dtype} of shape {value.shape!s:.100}")
+        return read(value, NUMBERS_LIMIT)
 
     def _tensor(self, tensor: Any, name: str, place: Hashable) -> Value:
         """A TensorProto: its numbers must be exactly as many as its dimensions say."""
@@ -285,9 +329,7 @@ class Call:
         value = self.inputs[index] if index < len(self.inputs) else None
         if value is None:
             return None
-        if value.dtype not in ("int32", "int64") or len(value.shape) > 1 or math.prod(value.shape) > MAX_NUMBERS:
-            raise FormatError(f"input {index} must be a few integers, got {value.dtype} of shape {value.shape!s:.100}")
-        return [int(number) for number in read(value, NUMBERS_LIMIT).reshape(-1)]
+        return [int(number) for number in self.constants.integers(value, f"input {index}").reshape(-1)]
 
     def make(
         self,

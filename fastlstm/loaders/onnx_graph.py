@@ -42,8 +42,10 @@ class Scope:
     outer : Scope or None
     path : str
         Which subgraph this is: ``"node.then_branch."``; empty for the main graph.
-    inputs, sparse : set of str
-        Graph inputs without a constant default, and sparse initializers.
+    inputs : dict of str to ValueInfoProto
+        Graph inputs without a constant default.
+    sparse : set of str
+        Sparse initializers.
     tensors : dict of str to TensorProto
         The initializers.
     producers : dict of str to (NodeProto, index)
@@ -55,7 +57,7 @@ class Scope:
     graph: Any
     outer: Scope | None = None
     path: str = ""
-    inputs: set[str] = field(default_factory=set)
+    inputs: dict[str, Any] = field(default_factory=dict)
     sparse: set[str] = field(default_factory=set)
     tensors: dict[str, Any] = field(default_factory=dict)
     producers: dict[str, tuple[Any, int]] = field(default_factory=dict)
@@ -69,7 +71,10 @@ class Scope:
             self._define(tensor.values.name, "sparse initializer")
             self.sparse.add(tensor.values.name)
         # Until IR version 3 every initializer was an input as well
-        self.inputs = {value.name for value in self.graph.input} - self.tensors.keys() - self.sparse
+        if len({value.name for value in self.graph.input}) < len(self.graph.input):
+            raise FormatError(f"two inputs of the graph {quoted(self.path + self.graph.name)} have one name")
+        constant = self.tensors.keys() | self.sparse
+        self.inputs = {value.name: value for value in self.graph.input if value.name not in constant}
         for node in self.graph.node:
             for index, name in enumerate(node.output):
                 if name:  # an empty one is an output nobody wants

@@ -9,7 +9,7 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
 from fastlstm.loaders.onnx_constants import Call, Constants, RunTime, Value, dequantized, read
 from fastlstm.loaders.onnx_graph import Scope, attributes, label
+from fastlstm.loaders.onnx_sizes import Open, Size
 from fastlstm.weights import MAX_SIZE, LayerWeights, Weights
 
 __all__ = ["ACTIVATIONS", "TAKES_ALPHA", "TAKES_BOTH", "Layer", "chains", "found", "layer"]
@@ -136,14 +137,14 @@ def _layer(node: Any, scope: Scope, constants: Constants, opset: int) -> Layer:
     D = 2 if direction == "bidirectional" else 1
     cells = _cells(given, D)
 
-    values = _constants(node, scope, constants)
+    state = (D, -1, H) if layout == 0 else (-1, D, H)
+    values = _constants(node, scope, constants, state)
     W, R, initial = values["W"], values["R"], (values["initial_h"], values["initial_c"])
     if W is None or R is None:
         raise FormatError(f"lacks {'W' if W is None else 'R'}")
     dtype = W.dtype
     if quantized:
         W, R = (_dequantized(name, values, constants) for name in ("W", "R"))
-    state = (D, -1, H) if layout == 0 else (-1, D, H)
     for name, value, expected in (
         ("W", W, (D, 4 * H, -1)),
         ("R", R, (D, 4 * H, H)),
@@ -153,10 +154,26 @@ def _layer(node: Any, scope: Scope, constants: Constants, opset: int) -> Layer:
         ("initial_c", initial[1], state),
     ):
         _check(name, value, expected, W.dtype)
+    if node.output and node.output[0]:
+        T, B = _lengths(node, scope, constants, layout)
+        constants.sizes.note(scope, node.output[0], (T, D, B, H) if layout == 0 else (B, T, D, H))
     return Layer(node, scope, W, R, values["B"], values["P"], initial, direction, cells, layout, dtype)
 
 
-def _constants(node: Any, scope: Scope, constants: Constants) -> dict[str, Value | None]:
+def _lengths(node: Any, scope: Scope, constants: Constants, layout: int) -> tuple[Size, Size]:
+    """The steps and the rows of X, as far as they are known; rows of a state are as many."""
+    x = constants.sizes.shape(scope, node.input[0])
+    if x is None or len(x) != 3:
+        x = constants.sizes.unknown(scope, node.input[0], 3)
+    T, B = x[layout], x[1 - layout]
+    for name in node.input[5:7]:
+        state = constants.sizes.shape(scope, name) if name else None
+        if state is not None and len(state) == 3 and isinstance(state[1 - layout], int):
+            B = state[1 - layout]
+    return T, B
+
+
+def _constants(node: Any, scope: Scope, constants: Constants, state: tuple[int, ...]) -> dict[str, Value | None]:
     """The constants by ONNX's names of the inputs; a state that is computed at run time is the caller's to give.
 
     A constant that Expand spreads over the rows of a batch, which only the caller knows, is one all the same.
@@ -166,20 +183,43 @@ def _constants(node: Any, scope: Scope, constants: Constants) -> dict[str, Value
     for name, given in zip(QUANTIZED_INPUTS, node.input, strict=False):
         if not given or name in ("X", "sequence_lens"):
             continue
-        node_before, _ = scope.producers.get(given, (None, 0))
-        if name.startswith("initial") and node_before is not None and node_before.op_type == "Expand" and node_before.input:
-            given = node_before.input[0]
         try:
-            values[name] = constants.get(scope, given)
+            if name.startswith("initial"):
+                values[name] = _initial(name, given, scope, constants, state)
+                if values[name] is None:
+                    computed.add(name)
+            else:
+                values[name] = constants.get(scope, given)
         except RunTime as error:
-            if not name.startswith("initial"):
-                raise FormatError(f"has no constant {name}: {error}") from None
-            computed.add(name)
+            raise FormatError(f"has no constant {name}: {error}") from None
         except FormatError as error:
             raise FormatError(f"cannot be read, because of its {name}: {error}") from None
     if len(computed) == 1 and (values["initial_h"] or values["initial_c"]):
         raise FormatError(f"has one state as a constant and {computed.pop()} at run time; both or neither expected")
     return values
+
+
+def _initial(name: str, given: str, scope: Scope, constants: Constants, expected: tuple[int, ...]) -> Value | None:
+    """A state that is a constant, for as many rows or for one; None for one that is computed at run time."""
+    try:
+        return constants.get(scope, given)
+    except RunTime:
+        pass
+    try:
+        return constants.spread(scope, given, expected.index(-1))
+    except RunTime:
+        pass
+    shape = constants.sizes.shape(scope, given)
+    if shape is not None and (
+        len(shape) != 3 or any(isinstance(n, int) and n != m >= 0 for n, m in zip(shape, expected, strict=True))
+    ):
+        sizes = ", ".join(str(n) if isinstance(n, int) else "?" for n in shape)
+        raise FormatError(f"it has the shape ({sizes}); by hidden_size and direction {_sizes(expected, 'B')} is expected")
+    return None
+
+
+def _sizes(expected: tuple[int, ...], unknown: str) -> str:
+    return f"({', '.join(unknown if size < 0 else str(size) for size in expected)})"
 
 
 def _dequantized(name: str, values: dict[str, Value | None], constants: Constants) -> Value:
@@ -206,8 +246,8 @@ def _check(name: str, value: Value | None, expected: tuple[int, ...], dtype: str
         size == wanted or wanted < 0 <= size for size, wanted in zip(value.shape, expected, strict=True)
     )
     if not fits or (name == "W" and value.shape[2] < 1):
-        shape = ", ".join(("I" if name == "W" else "B") if size < 0 else str(size) for size in expected)
-        raise FormatError(f"has {name} of shape {value.shape!s:.100}; by hidden_size and direction ({shape}) is expected")
+        shape = _sizes(expected, "I" if name == "W" else "B")
+        raise FormatError(f"has {name} of shape {value.shape!s:.100}; by hidden_size and direction {shape} is expected")
     if value.dtype not in STORED or value.dtype != dtype:
         kind = dtype if dtype in STORED else f"one of {', '.join(STORED)}"
         raise FormatError(f"has {name} of {value.dtype}; expected {kind}")
@@ -253,6 +293,7 @@ def _activation(name: str, alpha: Iterator[float], beta: Iterator[float]) -> Act
 
 BETWEEN = ("Dropout", "Identity", "Reshape", "Squeeze", "Transpose")
 MAX_BETWEEN = 8
+MODULE = "pkg.torch.onnx.name_scopes"  # metadata of a node
 
 
 def chains(layers: Sequence[Layer], constants: Constants) -> list[list[Layer]]:
@@ -264,9 +305,8 @@ def chains(layers: Sequence[Layer], constants: Constants) -> list[list[Layer]]:
     outputs = {(id(each.scope), name): each for each in layers for name in each.node.output[:1] if name}
     result: list[list[Layer]] = []
     ends: dict[int, list[Layer]] = {}  # the chain that ends with a layer
-    pending = {id(each): _before(each, outputs, constants) for each in layers}
     for each in layers:  # a node comes after all that it reads, or else begins a chain
-        before = pending[id(each)]
+        before = _before(each, outputs, constants)
         chain = ends.pop(id(before), None) if before is not None else None
         if chain is None:
             chain = []
@@ -293,19 +333,28 @@ def _before(layer: Layer, outputs: dict[tuple[int, str], Layer], constants: Cons
 
 def _alike(below: Layer, layer: Layer) -> bool:
     def what(each: Layer) -> tuple[object, ...]:
-        lengths, module = [*each.node.input[4:5], ""][0], each.node.name.rpartition("/")[0]
-        return each.hidden_size, each.direction, each.dtype, each.layout, lengths, module
+        lengths = [*each.node.input[4:5], ""][0]
+        return each.hidden_size, each.direction, each.dtype, each.layout, lengths, _module(each.node)
 
     return what(below) == what(layer) and layer.input_size == len(below.cells) * below.hidden_size
+
+
+def _module(node: Any) -> tuple[str, ...]:
+    """Where a node comes from, as PyTorch's exporters write it: in its name, or beside it."""
+    return node.name.rpartition("/")[0], *(entry.value for entry in node.metadata_props if entry.key == MODULE)
 
 
 def _folded(below: Layer, path: Sequence[tuple[Any, str]], constants: Constants) -> bool:
     """Whether the nodes of the path turn Y, (T, D, B, H) or (B, T, D, H), into X for a next layer, (T, B, D*H) or (B, T, D*H)."""
     axes = list("TDBH" if below.layout == 0 else "BTDH")
+    sizes = dict(zip(axes, constants.sizes.shape(below.scope, below.node.output[0]) or (), strict=True))
     try:
         for node, name in path:
-            inputs = [constants.get(below.scope, given) for given in node.input[1:] if given]
-            axes = _axes(Call(constants, node, name, 0, [None, *inputs]), axes, below)
+            if node.op_type == "Reshape":
+                axes = _joined(node, axes, sizes, below.scope, constants)
+            else:
+                inputs = [constants.get(below.scope, given) for given in node.input[1:] if given]
+                axes = _axes(Call(constants, node, name, 0, [None, *inputs]), axes, below)
     except FormatError:
         return False
     start = ["T", "B"] if below.layout == 0 else ["B", "T"]
@@ -313,7 +362,7 @@ def _folded(below: Layer, path: Sequence[tuple[Any, str]], constants: Constants)
 
 
 def _axes(call: Call, axes: list[str], below: Layer) -> list[str]:
-    """The axes after a node; none if it does anything but move them, join D and H, or take away a D of size 1."""
+    """The axes after a node; none if it does anything but move them, or take away a D of size 1."""
     operator, D = call.node.op_type, len(below.cells)
     if operator == "Transpose":
         perm = call.attributes(perm="ints").get("perm", [])
@@ -322,10 +371,27 @@ def _axes(call: Call, axes: list[str], below: Layer) -> list[str]:
         gone = call.numbers(1, call.attributes(axes="ints").get("axes"))
         place = axes.index("D") if D == 1 and "D" in axes else None
         return [axis for axis in axes if axis != "D"] if place is not None and gone in ([place], [place - len(axes)]) else []
-    if operator == "Reshape":
-        plain = not call.attributes(allowzero="i").get("allowzero") and axes[2:] == ["D", "H"]
-        return [*axes[:2], "DH"] if plain and call.numbers(1) in ([0, 0, -1], [0, 0, D * below.hidden_size]) else []
     return axes if len(call.inputs) < 3 else []  # Identity, and Dropout if nothing tells it to train
+
+
+def _joined(node: Any, axes: list[str], sizes: Mapping[str, Size], scope: Scope, constants: Constants) -> list[str]:
+    """The axes after a Reshape that joins D and H; none if it is not certain that it does just that.
+
+    A Reshape keeps the number of elements. So if all sizes but one are certain, that one is, too.
+    """
+    zeros = attributes(node, {"allowzero": "i"}).get("allowzero")
+    given = constants.sizes.numbers(scope, node.input[1]) if len(node.input) == 2 else None
+    if axes[2:] != ["D", "H"] or given is None or given.shape != (3,):
+        return []
+    expected = [sizes[axes[0]], sizes[axes[1]], sizes["D"] * sizes["H"]]
+    copied = 0 if zeros else 2  # how many sizes of 0 stand for those before
+    others = [
+        (size, wanted)
+        for place, (size, wanted) in enumerate(zip(given, expected, strict=True))
+        if size != wanted and not (size == 0 and place < copied)
+    ]
+    certain = all(size == -1 or isinstance(size, Open) or (size > 0 and isinstance(wanted, Open)) for size, wanted in others)
+    return [*axes[:2], "DH"] if len(others) < 2 and certain else []
 
 
 def found(
