@@ -887,7 +887,6 @@ class Forked:
         from fastlstm.loaders import hdf5, hdf5_worker
 
         self.worker, self.read_until, self.broken = hdf5_worker, hdf5._read_until, hdf5.BROKEN
-        self.worker.SECONDS = 3
         self.worker.rehearse(h5py)  # here, and then in no fork
         self.worker.rehearse = lambda h5py: None
         self.last: tuple[bytes, bytes] | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -770,6 +771,20 @@ def test_the_child_is_confined(tmp_path: Path, h5py: Any) -> None:
         [sys.executable, "-c", code, str(hdf5.WORKER.parent)], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert result.stdout.split() == ["True", "True", "None", "True", "0"]
+
+
+def test_the_child_has_time_by_the_size_of_the_file(tmp_path: Path, h5py: Any) -> None:
+    code = "import sys\nsys.path.insert(0, sys.argv[1])\nimport hdf5_worker\nhdf5_worker.confine()\nwhile True: pass\n"
+    took = []
+    for size in (100, 3 << 20):
+        (tmp_path / "x.h5").write_bytes(bytes(size))
+        before = os.times()
+        with open(tmp_path / "x.h5", "rb") as stream:
+            child = subprocess.run([sys.executable, "-c", code, str(hdf5.WORKER.parent)], stdin=stream, check=False)
+        assert child.returncode == -signal.SIGPROF
+        took.append(sum(os.times()[2:4]) - sum(before[2:4]))
+    assert 0.6 < took[0] < 1.2
+    assert 0.7 < took[1] - took[0] < 1.3
 
 
 def test_the_child_ignores_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, h5py: Any) -> None:
