@@ -66,7 +66,9 @@ static inline void fl_excuse(fl_barrier *barrier, int generation, int64_t patien
     const int64_t place = atomic_load_explicit(&barrier->place, memory_order_acquire), now = fl_now_ns();
     const int64_t waited = now - atomic_load_explicit(&barrier->since, memory_order_relaxed);
 
-    if (place == fl_place(generation))
+    if (patience_ns < 0)
+        atomic_store_explicit(&barrier->apart, 1, memory_order_relaxed);
+    else if (place == fl_place(generation))
         fl_change_processor(); /* that one waits for the processor too, and not only for us */
     /* A time slice lost is much to a short call. A long one loses less than its pair is worth. */
     else if (waited > patience_ns && waited > (now - barrier->begun_ns) / 4 && fl_held_up_ns(barrier->begun_ns) > waited / 2) {

@@ -865,14 +865,14 @@ static uint64_t all_divisions(const fl_kernels *k, const shape *s)
             for (int unit_groups = 1; unit_groups <= most_groups; unit_groups++)
                 for (fl_index chunk = 0; chunk <= 4; chunk += 2) {
                     const fl_index stride = s->D == 1 && s->L > 1 ? 3 : s->T;
-                    const fl_plan plan = {directions * row_groups * unit_groups,
-                                          directions,
-                                          row_groups,
-                                          unit_groups,
-                                          chunk,
-                                          fl_max(stride, 1),
-                                          1 + (int)(chunk / 2) % 2,
-                                          chunk == 2 ? 1 : 1000000000}; /* 1: teams of two part */
+                    const fl_plan plan = {.threads = directions * row_groups * unit_groups,
+                                          .directions = directions,
+                                          .row_groups = row_groups,
+                                          .unit_groups = unit_groups,
+                                          .chunk = chunk,
+                                          .stride = fl_max(stride, 1),
+                                          .blocks_at_once = 1 + (int)(chunk / 2) % 2,
+                                          .patience_ns = chunk == 2 ? -1 : 1000000000}; /* -1: teams of two part */
                     const uint64_t found = forward_and_backward(k, s, plan);
                     EXPECT(found == expected, "directions %d, row groups %d, unit groups %d, chunk %td differ", directions,
                            row_groups, unit_groups, chunk);
