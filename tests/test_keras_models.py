@@ -9,14 +9,11 @@ import copy
 import os
 import random
 import re
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import import_keras, required
 from test_loaders_keras import Edit, edited, edited_h5, with_old_container, without_names
 
 from fastlstm import FormatError, load_model
@@ -28,22 +25,7 @@ B, T, I, WORDS = 3, 7, 3, 9
 FILES = ("keras3_model.keras", "keras2_model.h5")
 
 
-@pytest.fixture(scope="session")
-def h5py() -> Any:
-    return required("h5py")
-
-
-@pytest.fixture(scope="session")
-def keras() -> Any:
-    return import_keras()
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Keras warns of its own old format, and of much else."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.filterwarnings("ignore")  # Keras warns of its own old format, and of much else
 
 
 ANSWERS: dict[bytes, bytes] = {}

@@ -14,13 +14,12 @@ import sys
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import import_keras, required
 
 import fastlstm
 from fastlstm import FormatError, LayerWeights, Weights
@@ -34,22 +33,7 @@ TOLERANCE = 2e-5
 Edit = Callable[[Any], None]
 
 
-@pytest.fixture(scope="session")
-def h5py() -> Any:
-    return required("h5py")
-
-
-@pytest.fixture(scope="session")
-def keras() -> Any:
-    return import_keras()
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Keras warns of its own old format, and of much else."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.filterwarnings("ignore")  # Keras warns of its own old format, and of much else
 
 
 def refused(act: Callable[[], object], *parts: str) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import required
 
 import fastlstm
 from fastlstm.loaders import from_tensorflow, load, load_model, scan
@@ -19,11 +18,6 @@ TOLERANCE = 2e-6
 def expected(name: str) -> np.ndarray:
     with np.load(GOLDEN / "tensorflow_expected.npz") as file:
         return file[name]
-
-
-@pytest.fixture
-def h5py() -> Any:
-    return required("h5py")
 
 
 def close(given: np.ndarray, name: str) -> None:

@@ -294,8 +294,7 @@ typedef struct {
     fl_index stride;     /* steps that one layer runs before the next layer takes them */
     int blocks_at_once;  /* 1 or 2: blocks that a single row takes together */
     int64_t expected_ns; /* what the model in plan.c takes the call for */
-    int64_t
-        patience_ns; /* to be kept waiting for longer means that other processes need the processors; < 0, for tests: any wait */
+    int64_t patience_ns; /* longer waits mean that other processes need the processors; < 0, for tests: any wait does */
 } fl_plan;
 
 typedef struct {

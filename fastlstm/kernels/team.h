@@ -68,7 +68,7 @@ static inline void fl_excuse(fl_barrier *barrier, int generation, int64_t patien
 
     if (patience_ns < 0)
         atomic_store_explicit(&barrier->apart, 1, memory_order_relaxed);
-    else if (place == fl_place(generation))
+    else if (fl_processor() >= 0 && place == fl_place(generation))
         fl_change_processor(); /* that one waits for the processor too, and not only for us */
     /* A time slice lost is much to a short call. A long one loses less than its pair is worth. */
     else if (waited > patience_ns && waited > (now - barrier->begun_ns) / 4 && fl_held_up_ns(barrier->begun_ns) > waited / 2) {
