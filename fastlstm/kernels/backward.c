@@ -16,25 +16,26 @@
 #include <string.h>
 
 enum {
-    BLOCK_TOKENS = 192
-}; /* rows of one panel of inputs, 48 KiB, that all gate rows pass by; fewer touch the sums more often */
-enum { RUNS = 32 };    /* runs of FL_UNITS gate rows whose part of dG, 384 KiB, stays in L2 while all inputs pass */
-enum { DX_ROWS = 48 }; /* rows that reuse a panel of W */
+    BLOCK_TOKENS = 384
+}; /* rows of one panel of inputs, 96 KiB, that all gate rows pass by; fewer touch the sums more often */
+enum { BLOCK_STEPS = 192 }; /* what a recomputing tape holds at once is whole blocks */
+enum { RUNS = 16 };         /* runs of FL_UNITS gate rows whose part of dG, 384 KiB, stays in L2 while all inputs pass */
+enum { DX_ROWS = 48 };      /* rows that reuse a panel of W */
 
 /* Sizes of scratch, in bytes; everything begins on a cache line. */
 typedef struct {
-    fl_index rows;                  /* the largest row group */
-    fl_index steps;                 /* of a block */
-    fl_index dy_side, dy_pitch;     /* gradient of a layer's output: one direction's columns, one token */
-    fl_index dx_pitch, dx;          /* gradient of a layer's input, by one direction */
-    fl_index dh_pitch, dh;          /* with a projection: gradient of h, one direction */
-    fl_index dc_pitch, dc;          /* gradient of the state c, one direction */
-    fl_index own_h, own_c;          /* gradients of the network's own initial state, row by row; 0 without one */
-    fl_index m;                     /* with a projection and peepholes: o hidden(c), one direction */
-    fl_index barriers, zeros;       /* for the team */
-    fl_index acc, pointers, c_rows; /* for each thread */
-    fl_index thread;                /* the same in all */
-    fl_index bytes;                 /* in all */
+    fl_index rows;                         /* the largest row group */
+    fl_index steps;                        /* of a block */
+    fl_index dy_side, dy_pitch;            /* gradient of a layer's output: one direction's columns, one token */
+    fl_index dx_pitch, dx;                 /* gradient of a layer's input, by one direction */
+    fl_index dh_pitch, dh;                 /* with a projection: gradient of h, one direction */
+    fl_index dc_pitch, dc;                 /* gradient of the state c, one direction */
+    fl_index own_h, own_c;                 /* gradients of the network's own initial state, row by row; 0 without one */
+    fl_index m;                            /* with a projection and peepholes: o hidden(c), one direction */
+    fl_index barriers, zeros;              /* for the team */
+    fl_index acc, panel, pointers, c_rows; /* for each thread */
+    fl_index thread;                       /* the same in all */
+    fl_index bytes;                        /* in all */
 } layout;
 
 /* A thread's place in the team, and what it works with. */
@@ -52,7 +53,7 @@ typedef struct {
     int units_size, side_size, team_size, side_rank, team_rank;
     int64_t patience_ns; /* of a team of two that divides units: after waiting for longer one goes on alone */
     char *barriers, *zeros, *dy, *dx, *dh, *dc, *own, *m;
-    char *acc;
+    char *acc, *panel;
     const void **rows_at; /* rows of a product */
     const void **c_prev;  /* rows of c before a step */
     fl_watcher watcher;
@@ -73,7 +74,7 @@ typedef struct {
     char *m;             /* [tokens], or NULL: in c's place */
 } pass;
 
-fl_index fl_block_steps(fl_index B) { return fl_max(1, BLOCK_TOKENS / fl_max(B, 1)); }
+fl_index fl_block_steps(fl_index B) { return fl_max(1, fl_min(BLOCK_STEPS, BLOCK_TOKENS / fl_max(B, 1))); }
 
 /* Whether any record has a state of its own, or peepholes. */
 static int has_own(const fl_network *net)
@@ -119,7 +120,8 @@ static layout make_layout(const fl_backward_call *call)
     l.acc = fl_max(l.rows, DX_ROWS) * FL_VECTORS * net->V * item;
     l.pointers = fl_round_up(fl_max(fl_max(l.rows, DX_ROWS), BLOCK_TOKENS) * (fl_index)sizeof(void *), FL_ALIGNMENT);
     l.c_rows = fl_round_up(l.rows * (fl_index)sizeof(void *), FL_ALIGNMENT);
-    l.thread = l.acc + l.pointers + l.c_rows;
+    l.panel = fl_min(tokens, BLOCK_TOKENS) * FL_VECTORS * net->V * item;
+    l.thread = l.acc + l.panel + l.pointers + l.c_rows;
     l.bytes = l.barriers + l.zeros + tokens * l.dy_pitch + net->D * (l.dx + l.dh + l.dc + l.own_h + l.own_c + l.m)
               + plan->threads * l.thread + FL_VECTORS * net->V * item;
     return l;
@@ -439,22 +441,40 @@ static int input_gradient(place *p, const pass *q, fl_index first, fl_index toke
     return FL_OK;
 }
 
-/* out (rows, columns) += a^T b over n tokens, for one run of at most FL_UNITS rows; `a` points at the first one's column. */
-static void outer_product(const place *p, fl_index n, const char *a, fl_index a_pitch, const void **b, fl_index b_from, char *out,
-                          fl_index rows, fl_index columns, fl_index column)
+/* Columns [column, column + 4V) of n rows b, of `columns` columns, as a panel. */
+static void pack_panel(const place *p, const void **b, fl_index n, fl_index columns, fl_index column)
+{
+    const fl_index item = p->net->item, width = FL_VECTORS * p->net->V * item;
+    const fl_index bytes = fl_min(width, (columns - column) * item);
+
+    for (fl_index i = 0; i < n; i++)
+        copy_padded(p->panel + i * width, (const char *)b[i] + column * item, bytes, width);
+}
+
+/* out (rows, columns) += a^T panel over n tokens, for one run of at most FL_UNITS rows and the panel's columns, from `column` on; `a`
+ * points at the first row's column. */
+static void outer_product(const place *p, fl_index n, const char *a, fl_index a_pitch, char *out, fl_index rows, fl_index columns,
+                          fl_index column)
 {
     const fl_index item = p->net->item, width = FL_VECTORS * p->net->V, tiles = fl_ceil_div(rows, p->kernels->max_tile);
+    const fl_index count = fl_min(width, columns - column);
 
     for (fl_index tile = 0; tile < tiles; tile++) {
         const fl_index from = fl_share(rows, tiles, tile), M = fl_share(rows, tiles, tile + 1) - from;
-        p->kernels->outers[M - 1](n, a + from * item, a_pitch / item, b, b_from + column, out + (from * columns + column) * item,
-                                  columns, fl_min(width, columns - column));
+        char *to = out + (from * columns + column) * item;
+
+        for (fl_index m = 0; m < M; m++) /* wanted at the end, from afar */
+            for (fl_index at = 0; at < count * item; at += FL_ALIGNMENT)
+                __builtin_prefetch(to + m * columns * item + at, 1);
+        memset(p->acc, 0, (size_t)(M * width * item));
+        p->kernels->outers[M - 1](p->acc, p->panel, a + from * item, a_pitch / item, n);
+        for (fl_index m = 0; m < M; m++)
+            p->kernels->add(count, p->acc + m * width * item, to + m * columns * item);
     }
 }
 
 /* d_weight (gates * H, columns) += dG^T b for this thread's gate rows: runs of FL_UNITS units of one gate are shared out. */
-static int gate_weights(place *p, const pass *q, fl_index token, fl_index n, const void **b, fl_index b_from, char *d_weight,
-                        fl_index columns)
+static int gate_weights(place *p, const pass *q, fl_index token, fl_index n, const void **b, char *d_weight, fl_index columns)
 {
     const fl_network *net = p->net;
     const fl_index width = FL_VECTORS * net->V, runs = net->gates * fl_padded(net->H) / FL_UNITS;
@@ -464,9 +484,10 @@ static int gate_weights(place *p, const pass *q, fl_index token, fl_index n, con
     for (fl_index from = begin; from < end; from += RUNS)
         for (fl_index column = 0; column < columns; column += width) {
             const fl_index to = fl_min(from + RUNS, end);
+            pack_panel(p, b, n, columns, column);
             for (fl_index run = from; run < to; run++) {
                 const fl_index unit = run / net->gates * FL_UNITS, gate = run % net->gates;
-                outer_product(p, n, gates + run * FL_UNITS * net->item, p->tape->gates_pitch, b, b_from,
+                outer_product(p, n, gates + run * FL_UNITS * net->item, p->tape->gates_pitch,
                               d_weight + (gate * net->H + unit) * columns * net->item, fl_min(FL_UNITS, net->H - unit), columns,
                               column);
             }
@@ -498,8 +519,9 @@ static int projection_weights(place *p, const pass *q, fl_index token, fl_index 
     for (fl_index i = 0; i < n; i++)
         p->rows_at[i] = m_at(p, q, token + i);
     for (fl_index column = 0; column < net->H; column += width) {
+        pack_panel(p, p->rows_at, n, net->H, column);
         for (fl_index run = begin; run < end; run++)
-            outer_product(p, n, q->dh + token * p->l->dh_pitch + run * FL_UNITS * net->item, p->l->dh_pitch, p->rows_at, 0,
+            outer_product(p, n, q->dh + token * p->l->dh_pitch + run * FL_UNITS * net->item, p->l->dh_pitch,
                           q->d_weights->weight_hr + run * FL_UNITS * net->H * net->item,
                           fl_min(FL_UNITS, net->P - run * FL_UNITS), net->H, column);
         if (fl_stopped(&p->watcher, n * (end - begin) * FL_UNITS * width))
@@ -571,10 +593,10 @@ static int products(place *p, const pass *q, fl_index t, fl_index end)
         const fl_index n = fl_min(BLOCK_TOKENS, last - token);
 
         point_to_inputs(p, q, token, n);
-        if (gate_weights(p, q, token, n, p->rows_at, 0, q->d_weights->weight_ih, q->I))
+        if (gate_weights(p, q, token, n, p->rows_at, q->d_weights->weight_ih, q->I))
             return FL_STOPPED;
         point_to_h(p, q, t, token, n);
-        if (gate_weights(p, q, token, n, p->rows_at, 0, q->d_weights->weight_hh, p->net->P))
+        if (gate_weights(p, q, token, n, p->rows_at, q->d_weights->weight_hh, p->net->P))
             return FL_STOPPED;
         if (q->d_weights->bias)
             gate_biases(p, q, token, n);
@@ -780,8 +802,9 @@ static place take_place(fl_backward_call *call, const layout *l, int thread)
         .zeros = call->scratch + l->barriers,
         .dy = call->scratch + l->barriers + l->zeros,
         .acc = mine,
-        .rows_at = (const void **)(mine + l->acc),
-        .c_prev = (const void **)(mine + l->acc + l->pointers),
+        .panel = mine + l->acc,
+        .rows_at = (const void **)(mine + l->acc + l->panel),
+        .c_prev = (const void **)(mine + l->acc + l->panel + l->pointers),
         .watcher = fl_watcher_of(&call->watch, thread),
     };
     p.dx = p.dy + tape->tokens * l->dy_pitch;

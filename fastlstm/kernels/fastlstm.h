@@ -78,12 +78,11 @@ typedef struct {
 
 typedef void fl_cell_backward(fl_index n, const fl_cell_gradient *cell);
 
-/* out[m][j] += sum over k of a[k][m] * b[k][j], the sum made as a tile makes it, k ascending.
- *   a       IN    [K] rows a_pitch elements apart, of which M elements are used
- *   b       IN    K pointers to rows of 4V readable elements from element b_from on, any alignment
- *   out     INOUT M rows out_pitch elements apart, `columns` <= 4V elements used */
-typedef void fl_outer(fl_index K, const void *a, fl_index a_pitch, const void *const *b, fl_index b_from, void *out,
-                      fl_index out_pitch, fl_index columns);
+/* As a tile, of inputs that stand in columns: acc[m][j] += sum over k of a[k][m] * panel[k][j].
+ *   acc     INOUT M rows of 4V
+ *   panel   IN    K times 4V
+ *   a       IN    [K] rows a_pitch elements apart, of which M elements are used */
+typedef void fl_outer(void *acc, const void *panel, const void *a, fl_index a_pitch, fl_index K);
 
 /* out[j] += sum over k of a[k][j], summed likewise, for `columns` <= FL_UNITS; a has FL_UNITS readable elements a row. */
 typedef void fl_sum_rows(fl_index K, const void *a, fl_index a_pitch, void *out, fl_index columns);

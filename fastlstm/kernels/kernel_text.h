@@ -291,20 +291,9 @@ INLINE void add_row(fl_index n, const real *a, real *out)
 
 static void add_to(fl_index n, const void *a, void *out) { add_row(n, a, out); }
 
-/* As a tile, but neither side is packed: a's columns are broadcast, b's rows are read where they stand. */
-INLINE void outer(const int M, fl_index K, const real *a, fl_index a_pitch, const void *const *b, fl_index b_from, real *out,
-                  fl_index out_pitch, fl_index columns)
+/* As a tile, but the inputs stand in columns: acc += a^T panel. */
+INLINE void outer(const int M, real *acc, const real *panel, const real *a, fl_index a_pitch, fl_index K)
 {
-    real room[FL_MAX_TILE * FL_VECTORS * LANES] __attribute__((aligned(FL_ALIGNMENT)));
-    real *acc = room;
-
-    __asm__("" : "+r"(acc)); /* or GCC keeps it in registers too, and spills both */
-    EACH (m, M)
-        EACH (v, FL_VECTORS) {
-            v_store(acc + (m * FL_VECTORS + v) * LANES, (vec){0});
-            __builtin_prefetch(out + m * out_pitch + fl_min(v * LANES, columns - 1), 1); /* wanted at the end, from afar */
-        }
-
     for (fl_index slab = 0; slab < K; slab += FL_SLAB) {
         const fl_index end = fl_min(slab + FL_SLAB, K);
         vec sum[FL_MAX_TILE][FL_VECTORS];
@@ -312,11 +301,10 @@ INLINE void outer(const int M, fl_index K, const real *a, fl_index a_pitch, cons
         EACH (m, M)
             EACH (v, FL_VECTORS)
                 sum[m][v] = (vec){0};
-        for (fl_index k = slab; k < end; k++, a += a_pitch) {
-            const real *b_row = (const real *)b[k] + b_from;
+        for (fl_index k = slab; k < end; k++, a += a_pitch, panel += FL_VECTORS * LANES) {
             vec weight[FL_VECTORS];
             EACH (v, FL_VECTORS)
-                weight[v] = v_load_any(b_row + v * LANES);
+                weight[v] = v_load(panel + v * LANES);
             EACH (m, M) {
                 const vec input = v_set(a[m]);
                 EACH (v, FL_VECTORS)
@@ -328,17 +316,14 @@ INLINE void outer(const int M, fl_index K, const real *a, fl_index a_pitch, cons
                 real *at = acc + (m * FL_VECTORS + v) * LANES;
                 v_store(at, v_load(at) + sum[m][v]);
             }
-        __asm__ volatile("" : : : "memory");
+        __asm__ volatile("" : : : "memory"); /* as in tile */
     }
-    for (int m = 0; m < M; m++)
-        add_row(columns, acc + m * FL_VECTORS * LANES, out + m * out_pitch);
 }
 
-#define OUTER(name, M)                                                                                                     \
-    static void FL_JOIN(name, FL_TYPE)(fl_index K, const void *a, fl_index a_pitch, const void *const *b, fl_index b_from, \
-                                       void *out, fl_index out_pitch, fl_index columns)                                    \
-    {                                                                                                                      \
-        outer(M, K, a, a_pitch, b, b_from, out, out_pitch, columns);                                                       \
+#define OUTER(name, M)                                                                                            \
+    static void FL_JOIN(name, FL_TYPE)(void *acc, const void *panel, const void *a, fl_index a_pitch, fl_index K) \
+    {                                                                                                             \
+        outer(M, acc, panel, a, a_pitch, K);                                                                      \
     }
 
 OUTER(outer_1, 1)

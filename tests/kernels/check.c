@@ -306,10 +306,10 @@ static void spoil(void *array, fl_index item, fl_index count)
             put(array, item, i, special[i % 3]);
 }
 
-/* The sum of K products, slab by slab, or of b alone where a is NULL: what the kernels over tokens do to one element. */
-static double slabs(fl_index K, const void *a, fl_index a_pitch, const void *const *b, fl_index at, fl_index item, int fused)
+/* `sum` + K products, slab by slab, or b alone where a is NULL: what the kernels over tokens do to one element. */
+static double slabs(double sum, fl_index K, const void *a, fl_index a_pitch, const void *const *b, fl_index at, fl_index item,
+                    int fused)
 {
-    double sum = 0;
     for (fl_index slab = 0; slab < K; slab += FL_SLAB) {
         double part = 0;
         for (fl_index n = slab; n < fl_min(slab + FL_SLAB, K); n++)
@@ -320,35 +320,26 @@ static double slabs(fl_index K, const void *a, fl_index a_pitch, const void *con
     return sum;
 }
 
-static void check_outer(const fl_kernels *k, int fused, fl_index M, fl_index K, fl_index columns, int spoilt)
+static void check_outer(const fl_kernels *k, int fused, fl_index M, fl_index K, int spoilt)
 {
-    const fl_index item = k->item, width = FL_VECTORS * k->V, a_pitch = M + 5, out_pitch = columns + 1, from = 3;
-    void *a = numbers(item, K * a_pitch, 1), *out = numbers(item, M * out_pitch, 1), *before = aligned(M * out_pitch * item);
-    const void **b = calloc((size_t)K + 1, sizeof *b);
+    const fl_index item = k->item, width = FL_VECTORS * k->V, a_pitch = M + 5;
+    void *a = numbers(item, K * a_pitch, 1), *panel = numbers(item, K * width, 1);
+    void *acc = numbers(item, M * width, 1), *before = aligned(M * width * item);
+    const void **rows = calloc((size_t)K + 1, sizeof *rows);
 
-    for (fl_index n = 0; n < K; n++) { /* rows of exactly as many elements as may be read, so that a sanitizer sees one more */
-        void *row = malloc((size_t)((from + width) * item));
-        for (fl_index i = 0; i < from + width; i++)
-            put(row, item, i, uniform());
-        if (spoilt)
-            spoil(row, item, from + width);
-        b[n] = row;
-    }
-    if (spoilt)
-        spoil(a, item, K * a_pitch), spoil(out, item, M * out_pitch);
-    memcpy(before, out, (size_t)(M * out_pitch * item));
-    k->outers[M - 1](K, a, a_pitch, b, from, out, out_pitch, columns);
-    for (fl_index m = 0; m < M; m++)
-        for (fl_index j = 0; j < out_pitch; j++) {
-            const double found = get(out, item, m * out_pitch + j), was = get(before, item, m * out_pitch + j);
-            const double sum =
-                j < columns ? add(was, slabs(K, (char *)a + m * item, a_pitch, b, from + j, item, fused), item) : was;
-            EXPECT(same(found, sum), "outer M %td, K %td, columns %td: out[%td][%td] is %.17g, not %.17g", M, K, columns, m, j,
-                   found, sum);
-        }
     for (fl_index n = 0; n < K; n++)
-        free((void *)b[n]);
-    free(a), free(out), free(before), free(b);
+        rows[n] = (char *)panel + n * width * item;
+    if (spoilt)
+        spoil(a, item, K * a_pitch), spoil(panel, item, K * width), spoil(acc, item, M * width);
+    memcpy(before, acc, (size_t)(M * width * item));
+    k->outers[M - 1](acc, panel, a, a_pitch, K);
+    for (fl_index m = 0; m < M; m++)
+        for (fl_index j = 0; j < width; j++) {
+            const double found = get(acc, item, m * width + j);
+            const double sum = slabs(get(before, item, m * width + j), K, (char *)a + m * item, a_pitch, rows, j, item, fused);
+            EXPECT(same(found, sum), "outer M %td, K %td: acc[%td][%td] is %.17g, not %.17g", M, K, m, j, found, sum);
+        }
+    free(a), free(panel), free(acc), free(before), free(rows);
 }
 
 static void check_sum_rows(const fl_kernels *k, fl_index K, fl_index columns, int spoilt)
@@ -365,7 +356,7 @@ static void check_sum_rows(const fl_kernels *k, fl_index K, fl_index columns, in
     memcpy(before, out, (size_t)((FL_UNITS + 1) * item));
     k->sum_rows(K, a, pitch, out, columns);
     for (fl_index j = 0; j < FL_UNITS + 1; j++) {
-        const double was = get(before, item, j), sum = j < columns ? add(was, slabs(K, NULL, 0, rows, j, item, 0), item) : was;
+        const double was = get(before, item, j), sum = j < columns ? add(was, slabs(0, K, NULL, 0, rows, j, item, 0), item) : was;
         EXPECT(same(get(out, item, j), sum), "sum_rows K %td, columns %td: %td is %.17g, not %.17g", K, columns, j,
                get(out, item, j), sum);
     }
@@ -431,9 +422,10 @@ enum { VARIANTS = 3 * FL_ACTIVATIONS };
 
 static fl_variant variant_of(int i)
 {
+    /* Scaled tanh by a power of two: the rounding of beta x would come back in its slope many times over. */
     static const double parameters[FL_ACTIVATIONS][2] = {[FL_HARD_SIGMOID] = {0.25, 0.5}, [FL_ELU] = {0.75, 0},
                                                          [FL_LEAKY_RELU] = {0.125, 0},    [FL_THRESHOLDED_RELU] = {0.25, 0},
-                                                         [FL_SCALED_TANH] = {0.75, 1.25}, [FL_AFFINE] = {0.5, 0.25}};
+                                                         [FL_SCALED_TANH] = {0.75, 0.5},  [FL_AFFINE] = {0.5, 0.25}};
     fl_activation places[3];
 
     for (int place = 0; place < 3; place++) {
@@ -891,8 +883,8 @@ int main(int argc, char **argv)
         {6, 6, 9, 20, 2, 2, 7, 1, 1, 4, 0, 0, 0, 0, 0}, /* projection */
         {4, 2, 300, 70, 1, 1, 65, 0, 1, 2, 0, 0, 0, 0, 0}, /* K beyond one panel; projection of more than one AVX-512 block */
         {2, 30, 300, 17, 1, 2, 0, 1, 0, 2, 0, 0, 0, 0, 0}, /* several tiles of rows in one panel */
-        {61, 5, 3, 19, 2, 1, 0, 1, 1, 3, 0, 0, 7, 0, 0},   /* several blocks of tokens; truncated gradients */
-        {2, 200, 3, 5, 1, 2, 4, 0, 1, 2, 0, 0, 1, 4, 0},   /* a step of more tokens than a block; no d_c_n */
+        {61, 13, 3, 19, 2, 1, 0, 1, 1, 3, 0, 0, 7, 0, 0},  /* several blocks of tokens; truncated gradients */
+        {2, 400, 3, 5, 1, 2, 4, 0, 1, 2, 0, 0, 1, 4, 0},   /* a step of more tokens than a block; no d_c_n */
         {8, 5, 70, 40, 1, 2, 0, 1, 0, 3, 0, 0, 0, 9, 0},   /* no d_output, and no d_x wanted */
         {7, 4, 20, 66, 1, 1, 0, 0, 0, 2, 0, 0, 3, 6, 0},   /* no gradients of the state */
         {5, 7, 6, 33, 2, 2, 9, 1, 1, 4, 22, 0, 0, 0, 0},   /* a variant: every clip, peepholes, a projection */
@@ -933,8 +925,7 @@ int main(int argc, char **argv)
         }
         for (fl_index K = 0; K < 3 * FL_SLAB; K += K < FL_SLAB + 2 ? 1 : 7) {
             for (fl_index M = 1; M <= k->max_tile; M++)
-                for (fl_index columns = 1; columns <= FL_VECTORS * k->V; columns += columns % 5 + 1)
-                    check_outer(k, fused, M, K, columns, (int)(K + columns) % 3 == 0);
+                check_outer(k, fused, M, K, (int)(K + M) % 3 == 0);
             for (fl_index columns = 1; columns <= FL_UNITS; columns++)
                 check_sum_rows(k, K, columns, (int)(K + columns) % 3 == 0);
         }
