@@ -151,12 +151,17 @@ INLINE vec canonical(vec x) { return v_select((ivec)(x == x), x, v_set((real)__b
 
 /* c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c'). Three divisions for five: sigmoid(i) tanh(g) is
  * one quotient, h' another. A single quotient for c' would save one more, but lose bits and overflow for large c.
- * Recording keeps i, f, g, o besides, four divisions more; `gates` is a constant NULL otherwise. */
-INLINE void lstm_equations(fl_index n, const real *x, const real *r, const real *b, real *c_row, fl_index c_pitch, real *h_row,
-                           fl_index h_pitch, real *gates, fl_index gates_pitch)
+ * Recording keeps i, f, g, o besides, four divisions more; `gates` is a constant NULL otherwise.
+ * First all rows' c', then all rows' h': tanh(c') is one long chain, and a processor that meets it between two rows' gates
+ * waits for it. Between the two h_row keeps 1 / sigmoid(o). */
+INLINE void lstm_equations(fl_index n, const real *x, const real *r, const real *b, real *c_first, fl_index c_pitch,
+                           real *h_first, fl_index h_pitch, real *gates, fl_index gates_pitch)
 {
+    real *c_row = c_first, *h_row = h_first;
+    vec numerator, denominator;
+
     for (fl_index row = 0; row < n; row++, x += FL_VECTORS * LANES, r += FL_VECTORS * LANES, c_row += c_pitch, h_row += h_pitch) {
-        vec gate[FL_VECTORS], numerator, denominator;
+        vec gate[FL_VECTORS];
 
         EACH (v, FL_VECTORS)
             gate[v] = (v_load(x + v * LANES) + v_load(r + v * LANES)) + v_load(b + v * LANES);
@@ -172,11 +177,14 @@ INLINE void lstm_equations(fl_index n, const real *x, const real *r, const real 
             v_store(gates + 3 * FL_UNITS, v_set(1) / o_inverse);
             gates += gates_pitch;
         }
-        const vec c_new = canonical(v_load(c_row) / f_inverse + numerator / (i_inverse * denominator));
-        v_store(c_row, c_new);
-
-        tanh_parts(c_new, &numerator, &denominator);
-        v_store(h_row, canonical(numerator / (o_inverse * denominator)));
+        v_store(c_row, canonical(v_load(c_row) / f_inverse + numerator / (i_inverse * denominator)));
+        v_store(h_row, o_inverse);
+    }
+    c_row = c_first;
+    h_row = h_first;
+    for (fl_index row = 0; row < n; row++, c_row += c_pitch, h_row += h_pitch) {
+        tanh_parts(v_load(c_row), &numerator, &denominator);
+        v_store(h_row, canonical(numerator / (v_load(h_row) * denominator)));
     }
 }
 
