@@ -4,7 +4,9 @@ Checks that talk to the user are in lstm.py; sizes are checked once more here be
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
+)
 from cpython.exc cimport PyErr_CheckSignals
 from cython cimport floating
 from cython.parallel cimport parallel, threadid
@@ -167,6 +169,8 @@ cdef extern from "fastlstm.h" nogil:
     void fl_read_tape(const fl_tape *tape, const fl_network *net, fl_index record, int what, char *to)
     fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads)
     fl_index fl_block_steps(fl_index B)
+    void *fl_borrow(size_t bytes)
+    void fl_give_back(void *memory)
     int fl_prepare_backward(fl_backward_call *call)
     void fl_backward(fl_backward_call *call, int thread)
     void fl_release_backward(fl_backward_call *call)
@@ -775,6 +779,35 @@ def drop(floating[:, :, ::1] values not None, double p, uint64_t seed, Py_ssize_
         for t in range(values.shape[0]):
             for row in range(values.shape[1]):
                 fl_drop(&dropout, layer, t, row, 0, values.shape[2], sizeof(floating), &values[t, row, 0])
+
+
+@cython.final
+cdef class _Loan:
+    """Memory under an array of the caller's, lent to the next call when the array is gone."""
+    cdef void *memory
+    cdef Py_ssize_t size
+
+    def __cinit__(self, Py_ssize_t size):
+        self.size = size
+        self.memory = fl_borrow(<size_t>size)
+        if self.memory == NULL:
+            raise MemoryError(f"no room for an array of {size} bytes")
+
+    def __dealloc__(self):
+        fl_give_back(self.memory)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.memory, self.size, 0, flags)
+
+
+def new_array(tuple shape, dtype):
+    """An array of any contents. A large one is of memory that calls before may have used: fresh pages cost time."""
+    cdef double size = dtype.itemsize
+    cdef Py_ssize_t n
+
+    for n in shape:
+        size *= n
+    return ndarray(shape, dtype, _Loan(<Py_ssize_t>size)) if 4 << 20 <= size < 1 << 50 else empty(shape, dtype)
 
 
 def block_steps(Py_ssize_t B):

@@ -288,7 +288,7 @@ class Network(Generic[S]):
 
     def _new_output(self, T: int, B: int, single: bool) -> tuple[Array, Array]:
         """An array as the caller gets it, and the same memory as the engine writes it."""
-        output = np.empty(self._output_shape(T, B, single), self._dtype)
+        output = _engine.new_array(self._output_shape(T, B, single), self._dtype)
         return output, self._as_written(output, single)
 
     def _as_written(self, output: Array, single: bool) -> Array:

@@ -191,11 +191,11 @@ class Tape(Generic[S]):
         d_input: Array | None = None
         d_x: Array | None = None
         if input:
-            d_input = np.zeros((T, I) if single else (B, T, I) if net.batch_first else (T, B, I), net.dtype)
+            d_input = _zeros((T, I) if single else (B, T, I) if net.batch_first else (T, B, I), net.dtype)
             d_x = d_input[:, None] if single else d_input.transpose(1, 0, 2) if net.batch_first else d_input
         d_initial = _copies(d_final, net._new_state(B))  # a row without a step hands on what it is given
         shapes = self._weights.expected_shapes()
-        parameters = {name: np.zeros(shape, net.dtype) for name, shape in shapes.items()}
+        parameters = {name: _zeros(shape, net.dtype) for name, shape in shapes.items()}
         records: Records = []
         for index in range(len(self._weights.layers)):
             end = suffix(index, net.num_directions)
@@ -271,7 +271,7 @@ class RecomputedTape(Tape[S]):
             layer, side = divmod(index, net.num_directions)
             if side == 0:
                 last = layer + 1 == net.num_layers
-                y = output if last else np.empty((T, B, net._width), net.dtype)
+                y = output if last else _engine.new_array((T, B, net._width), net.dtype)
             before: Maybe = _copy_of(state[0], index), _copy_of(state[1], index)  # the caller's arrays may change
             states: dict[int, Maybe] = {}
             for begin, end in self._segments(part):
@@ -301,7 +301,7 @@ class RecomputedTape(Tape[S]):
         D, dtype = self._net.num_directions, d_state[0].dtype
         for layer in reversed(range(self._net.num_layers)):
             wanted = layer > 0 or d_x is not None
-            d_inputs = [np.zeros(self._inputs[layer].shape, dtype) if wanted else None for _ in range(D)]
+            d_inputs = [_zeros(self._inputs[layer].shape, dtype) if wanted else None for _ in range(D)]
             for side in range(D):
                 index = layer * D + side
                 d_after: Maybe = _record_of(d_final[0], index), _record_of(d_final[1], index)
@@ -328,7 +328,7 @@ class RecomputedTape(Tape[S]):
         for begin, end in reversed(self._segments(part)):
             state, (lengths, resets) = self._states[index][begin], self._cut(begin, end)
             tape = _engine.Tape(part._network, end - begin, B, lengths, _bytes(state[0]), _bytes(state[1]))
-            output, after = np.empty((end - begin, B, part._width), x.dtype), part._new_state(B)
+            output, after = _engine.new_array((end - begin, B, part._width), x.dtype), part._new_state(B)
             forward(part._network, x[begin:end], *state, output, *after, lengths, resets, *threads, tape)
             d_before = _copies(d_after, part._new_state(B))
             d_out, d_in = (None if d is None else d[begin:end] for d in (d_y, d_x))
@@ -374,6 +374,12 @@ class RecomputedTape(Tape[S]):
 
     def _restore(self, content: Any) -> None:
         self._parts = _parts(self._net)
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    array: Array = _engine.new_array(shape, dtype)
+    array.fill(0)
+    return array
 
 
 def _segment(T: int, B: int) -> int:

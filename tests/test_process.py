@@ -483,6 +483,46 @@ assert left < 12 << 20, f"{left / 2**20:.1f} MiB"
     )
 
 
+@linux
+def test_memory_of_large_arrays_is_lent_when_they_are_gone() -> None:
+    run_python(
+        """
+import numpy as np
+import fastlstm
+from helpers import resident_bytes
+
+x = np.ones((200, 32, 256), np.float32)  # 6.5 MB
+lstm = fastlstm.LSTM(256, 256, seed=0)
+first, _ = lstm(x)
+values = first.copy()
+second, _ = lstm(2 * x)
+assert not np.shares_memory(first, second)
+np.testing.assert_array_equal(first, values)
+address = first.ctypes.data
+del first
+third, _ = lstm(x)
+assert third.ctypes.data == address
+np.testing.assert_array_equal(third, values)
+
+tape = lstm.record(x, lengths=[150] * 32)
+once = tape.backward(np.ones_like(tape.output))
+del second, tape
+tape = lstm.record(x, lengths=[150] * 32)
+assert not tape.output[150:].any()
+again = tape.backward(np.ones_like(tape.output))
+assert not again.input[150:].any()
+for name, gradient in again.parameters.items():
+    np.testing.assert_array_equal(gradient, once.parameters[name])
+del lstm, tape, once, again
+np.testing.assert_array_equal(third, values)  # still the caller's
+del third, values
+x = np.zeros(1)
+assert resident_bytes() < 64 << 20, resident_bytes()
+""",
+        **QUIET,
+    )
+
+
 # ---- Copies ------------------------------------------------------------------------------------------------------------------
 
 

@@ -37,7 +37,7 @@ static header *map(size_t pages)
 
 static size_t pages_of(size_t bytes) { return (bytes + sizeof(header) + HUGE_PAGE - 1) / HUGE_PAGE; }
 
-static void *take(size_t bytes)
+static void *obtain(size_t bytes)
 {
     void *memory = NULL;
     header *block;
@@ -61,7 +61,67 @@ static void drop(void *memory)
         free(block);
 }
 
+/* ---- Lent to one call after the other ------------------------------------------------------------------------------------------ */
+
+/* A training step borrows a tape, what its two passes work in, one after the other, and large arrays for its caller. */
+enum { SPARES = 8 };
+static struct {
+    _Atomic(header *) block;
+    atomic_size_t pages; /* the block's, or nearly: another thread may be about to change it */
+} spares[SPARES];
+static atomic_uint oldest;
+
+/* The block of a slot, whose place is taken by another one or by none. */
+static header *swap(int slot, header *block)
+{
+    const size_t pages = block ? block->pages : 0; /* not to be asked any more once it is there */
+    header *before = atomic_exchange(&spares[slot].block, block);
+
+    atomic_store(&spares[slot].pages, pages);
+    return before;
+}
+
+static int fits(size_t has, size_t pages) { return has >= pages && has / 2 <= pages; }
+
+static void *spare(size_t pages)
+{
+    size_t least = SIZE_MAX;
+    int best = -1;
+
+    for (int i = 0; i < SPARES; i++) {
+        const size_t has = atomic_load(&spares[i].pages);
+        if (fits(has, pages) && has < least)
+            least = has, best = i;
+    }
+    header *block = best < 0 ? NULL : swap(best, NULL);
+    if (block && fits(block->pages, pages))
+        return block + 1;
+    if (block)
+        drop(block + 1); /* another thread put it there meanwhile */
+    return NULL;
+}
+
+static void drop_spares(void)
+{
+    for (int i = 0; i < SPARES; i++) {
+        header *block = swap(i, NULL);
+        if (block)
+            drop(block + 1);
+    }
+}
+
 static atomic_int lasting; /* pieces allocated: what networks consist of */
+
+static void *take(size_t bytes)
+{
+    void *memory = obtain(bytes);
+
+    if (!memory) {
+        drop_spares();
+        memory = obtain(bytes);
+    }
+    return memory;
+}
 
 void *fl_allocate(size_t bytes)
 {
@@ -72,26 +132,13 @@ void *fl_allocate(size_t bytes)
     return memory;
 }
 
-/* ---- Lent to one call after the other ------------------------------------------------------------------------------------------ */
-
-/* A training step borrows a tape and then, one after the other, what its two passes work in. */
-enum { SPARES = 3 };
-static _Atomic(header *) spares[SPARES];
-static atomic_uint oldest;
-
 void *fl_borrow(size_t bytes)
 {
-    if (bytes >= MAPPED_BYTES && bytes < PTRDIFF_MAX - 3 * (size_t)HUGE_PAGE) {
-        const size_t pages = pages_of(bytes);
-        for (int i = 0; i < SPARES; i++) {
-            header *block = atomic_exchange(&spares[i], NULL);
-            if (block && block->pages >= pages && block->pages / 2 <= pages)
-                return block + 1;
-            if (block && (block = atomic_exchange(&spares[i], block)))
-                drop(block + 1); /* another thread put it there meanwhile */
-        }
-    }
-    return take(bytes);
+    void *memory = NULL;
+
+    if (bytes >= MAPPED_BYTES && bytes < PTRDIFF_MAX - 3 * (size_t)HUGE_PAGE)
+        memory = spare(pages_of(bytes));
+    return memory ? memory : take(bytes);
 }
 
 void fl_give_back(void *memory)
@@ -99,16 +146,19 @@ void fl_give_back(void *memory)
     if (!memory)
         return;
     header *block = (header *)memory - 1;
-    if (!block->pages) {
+    if (!block->pages || !atomic_load(&lasting)) {
         drop(memory);
         return;
     }
     for (int i = 0; i < SPARES; i++) {
         header *none = NULL;
-        if (atomic_compare_exchange_strong(&spares[i], &none, block))
+        const size_t pages = block->pages;
+        if (atomic_compare_exchange_strong(&spares[i].block, &none, block)) {
+            atomic_store(&spares[i].pages, pages);
             return;
+        }
     }
-    block = atomic_exchange(&spares[atomic_fetch_add(&oldest, 1) % SPARES], block);
+    block = swap((int)(atomic_fetch_add(&oldest, 1) % SPARES), block);
     if (block)
         drop(block + 1);
 }
@@ -119,11 +169,6 @@ void fl_free(void *memory)
     if (!memory)
         return;
     drop(memory);
-    if (atomic_fetch_sub(&lasting, 1) > 1)
-        return;
-    for (int i = 0; i < SPARES; i++) {
-        header *block = atomic_exchange(&spares[i], NULL);
-        if (block)
-            drop(block + 1);
-    }
+    if (atomic_fetch_sub(&lasting, 1) == 1)
+        drop_spares();
 }
