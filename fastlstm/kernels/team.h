@@ -33,13 +33,15 @@ typedef struct {
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_int generation;
     int64_t begun_ns;      /* when the call began, set before it */
+    int64_t lost_ns;       /* what the team has waited for threads that other processes held up */
     _Atomic int64_t since; /* when a thread lost patience with spinning: it is waiting since then */
     _Atomic int64_t place; /* fl_place of that thread */
     atomic_int apart;      /* another process has a processor of the team: the same for all who leave the barrier */
 } fl_barrier;
 
-/* Spinning longer wastes a core that the missing thread may need; a yield costs about half a microsecond when nobody waits. */
-enum { FL_SPINS = 64, FL_NAP_NS = 100000 };
+/* Spinning longer wastes a core that the missing thread may need; a yield costs about half a microsecond when nobody waits. Who is
+ * late for less than the shortest time slice was woken up slowly, not held up by another process. */
+enum { FL_SPINS = 64, FL_NAP_NS = 100000, FL_SLICE_NS = 300000 };
 
 /* All begin open, at this time. */
 static inline void fl_open_barriers(fl_barrier *barriers, int count)
@@ -65,16 +67,21 @@ static inline void fl_excuse(fl_barrier *barrier, int generation, int64_t patien
 {
     const int64_t place = atomic_load_explicit(&barrier->place, memory_order_acquire), now = fl_now_ns();
     const int64_t waited = now - atomic_load_explicit(&barrier->since, memory_order_relaxed);
+    const int together = fl_processor() >= 0 && place == fl_place(generation);
 
     if (patience_ns < 0)
         atomic_store_explicit(&barrier->apart, 1, memory_order_relaxed);
-    else if (fl_processor() >= 0 && place == fl_place(generation))
-        fl_change_processor(); /* that one waits for the processor too, and not only for us */
-    /* A time slice lost is much to a short call. A long one loses less than its pair is worth. */
-    else if (waited > patience_ns && waited > (now - barrier->begun_ns) / 4 && fl_held_up_ns(barrier->begun_ns) > waited / 2) {
-        fl_note_crowd();
-        atomic_store_explicit(&barrier->apart, 1, memory_order_relaxed);
+    else if (waited > FL_SLICE_NS && fl_held_up_ns(barrier->begun_ns) > waited / 2) {
+        const int64_t lost = barrier->lost_ns += waited, elapsed = now - barrier->begun_ns;
+        /* A time slice lost is much to a short call. A long one loses less than its pair is worth. */
+        const int parts = !together && lost > patience_ns && lost > elapsed / 4;
+        if (parts)
+            atomic_store_explicit(&barrier->apart, 1, memory_order_relaxed);
+        if (parts || waited > elapsed / 2) /* one thread alone would have been done by now */
+            fl_note_crowd(elapsed);
     }
+    if (together && patience_ns >= 0)
+        fl_change_processor(); /* that one waits for the processor too, and not only for us */
 }
 
 /* Waits for `size` threads; what they wrote before is visible after. Returns non-zero if the call was stopped meanwhile. */
