@@ -815,7 +815,6 @@ cdef class StreamState:
     cdef Network network
     cdef fl_call call
     cdef Py_ssize_t B
-    cdef int threads
     cdef bint prepared, busy
     cdef tuple owners  # of the memory behind `state`
     cdef char *state[4]  # h, h, c, c
@@ -825,7 +824,7 @@ cdef class StreamState:
         cdef fl_network *net = &network.net
         cdef Py_ssize_t rows = net.L * net.D * batch_size
         cdef uint8_t[::1] view
-        self.network, self.B, self.threads = network, batch_size, threads
+        self.network, self.B = network, batch_size
         self.owners = (h, c)
         for i, pair, size in ((0, h, rows * net.P * net.item), (2, c, rows * net.C * net.item)):
             for k in range(2):
@@ -845,7 +844,7 @@ cdef class StreamState:
         if self.prepared:
             fl_release(&self.call)
 
-    def step(self, x not None, output not None, int limit):
+    def step(self, x not None, output not None, int threads, int limit):
         """One step; False if `x` is not exactly a float array of shape (B, I) (or (I,)) that can be read in place."""
         cdef Py_buffer source, target
         cdef fl_network *net = &self.network.net
@@ -859,14 +858,14 @@ cdef class StreamState:
             try:
                 if not fits(&target, net.item, self.B, net.D * net.P):
                     raise ValueError("output that stream.py should have made")
-                self.run(&source, &target, limit)
+                self.run(&source, &target, threads, limit)
             finally:
                 PyBuffer_Release(&target)
         finally:
             PyBuffer_Release(&source)
         return True
 
-    cdef int run(self, Py_buffer *source, Py_buffer *target, int limit) except -1:
+    cdef int run(self, Py_buffer *source, Py_buffer *target, int threads, int limit) except -1:
         cdef fl_call *call = &self.call
         cdef Job job = Job(call, NULL)
         cdef int before = self.current
@@ -882,7 +881,7 @@ cdef class StreamState:
                 with nogil:
                     fl_forward(call, 0)
             else:
-                call.plan = fl_make_plan(call.net, 1, self.B, self.threads)
+                call.plan = fl_make_plan(call.net, 1, self.B, threads)
                 run_team(&job, limit)
         finally:
             self.busy = False

@@ -68,9 +68,9 @@ class Stream(Generic[S]):
         if not isinstance(x, np.ndarray) or x.dtype != self._dtype or not 1 <= x.ndim <= 2:
             x = self._check(x)
         output = np.empty(self._shape if x.ndim == 2 else self._P, self._dtype)
-        limit = _threads.allowance(None)[1]
-        if not self._engine.step(x, output, limit):
-            self._engine.step(in_place(self._check(x)), output, limit)
+        threads, limit = _threads.allowance(None)
+        if not self._engine.step(x, output, threads, limit):
+            self._engine.step(in_place(self._check(x)), output, threads, limit)
         return output
 
     def _check(self, x: Any) -> Array:
