@@ -559,7 +559,8 @@ def forward(
             raise ValueError("a tape that lstm.py should have made for this call")
         call.tape = &tape.tape
     call.plan = fl_make_plan(net, T, B, threads)
-    run_team(&job, limit)
+    if B:  # else there is nothing to do at any of the steps, however many there are
+        run_team(&job, limit)
 
 
 def step(Network network not None, x, tuple state not None, dtype, bint batch_first, int threads, int limit):
@@ -762,7 +763,8 @@ def backward(
                 d_weights[index].c_0 = writable_bytes_of(own_c_0, net.H * net.item)
         call.d_weights = d_weights
         call.plan = fl_make_backward_plan(net, T, B, threads)
-        run_team(&job, limit)
+        if B:
+            run_team(&job, limit)
     finally:
         free(d_weights)
 
