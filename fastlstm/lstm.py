@@ -294,7 +294,8 @@ class LSTM(Network[State]):
     @staticmethod
     def _split(name: str, state: Any, names: tuple[str, str]) -> tuple[Any, ...]:
         if not isinstance(state, (tuple, list)) or len(state) != 2:
-            raise TypeError(f"{name} must be a pair ({', '.join(names)}), got {type(state).__name__}")
+            given = f"{type(state).__name__} of {len(state)}" if isinstance(state, (tuple, list)) else type(state).__name__
+            raise TypeError(f"{name} must be a pair ({', '.join(names)}), got {given}")
         return tuple(state)
 
     @staticmethod

@@ -14,7 +14,9 @@ from fastlstm import threads as _threads
 from fastlstm.arrays import (
     Array,
     as_array,
+    as_flag,
     as_floats,
+    as_integer,
     as_lengths,
     as_mask,
     as_resets,
@@ -58,6 +60,8 @@ class Network(Generic[S]):
     ) -> None:
         """Fresh weights, as PyTorch draws them."""
         check_sizes(input_size, hidden_size, num_layers, proj_size)
+        bias, bidirectional = as_flag("bias", bias), as_flag("bidirectional", bidirectional)
+        self.batch_first = as_flag("batch_first", batch_first)
         kind = _as_dtype(dtype)
         shapes = parameter_shapes(
             input_size,
@@ -76,7 +80,6 @@ class Network(Generic[S]):
             raise type(error)(f"seed must be a non-negative integer or None, got {seed!r:.100}") from error
         bound = 1 / np.sqrt(hidden_size)
         tensors = {name: rng.uniform(-bound, bound, shape).astype(kind) for name, shape in shapes.items()}
-        self.batch_first = bool(batch_first)
         self._adopt(Weights.from_named_tensors(tensors, nonlinearity))
 
     @classmethod
@@ -86,7 +89,7 @@ class Network(Generic[S]):
             raise TypeError(f"weights must be fastlstm.Weights, got {type(weights).__name__}")
         cls._check_kind(weights)
         network = cls.__new__(cls)
-        network.batch_first = bool(batch_first)
+        network.batch_first = as_flag("batch_first", batch_first)
         network._adopt(weights)
         return network
 
@@ -329,6 +332,8 @@ class Network(Generic[S]):
 
     def _check_out(self, out: Any, shape: tuple[int, ...], inputs: tuple[Array | None, ...]) -> Array:
         array = as_floats("out", out, self._dtype)
+        if array is not out and array.size and not np.may_share_memory(array, as_array("out", out)):
+            raise TypeError(f"out must be an array in memory, to be written to; that of {type(out).__name__} is a copy")
         if array.shape != shape:
             raise shape_error("out", shape, array.shape)
         if not array.flags.writeable:
@@ -368,10 +373,17 @@ class Network(Generic[S]):
             ``threads`` in all; ``directions``: 2 if both run side by side; ``row_groups`` that never wait for each other;
             ``unit_groups``: threads that divide the hidden units and meet at every step; ``chunk``: steps whose input product is
             taken at once (0: with the recurrent product); ``stride``: steps that a layer hands on to the next at a time;
-            ``expected_ns``: what the cost model behind the choice takes the call for, on a server of 2023; its constants
-            are explained in ``kernels/plan.c``. The division depends on these arguments and on the size of L2 alone: ask with
-            ``threads=64`` what a machine of 64 processors would do.
+            ``blocks_at_once``: blocks of units that a single row takes together; ``patience_ns``: waits that are longer mean that
+            other processes need the processors; ``expected_ns``: what the cost model behind the choice takes the call for, on a
+            server of 2023; its constants are explained in ``kernels/plan.c``. The division depends on these arguments and on the
+            size of L2 alone: ask with ``threads=64`` what a machine of 64 processors would do.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If T or B is not an integer of 0 or more, or `threads` none of 1 to 1024.
         """
+        T, B = as_integer("T", T, 0, 2**62), as_integer("B", B, 0, 2**62)
         return _engine.plan(self._network, T, B, _threads.allowance(threads)[0])
 
     # ---- Weights ---------------------------------------------------------------------------------------------------------------
@@ -393,6 +405,8 @@ class Network(Generic[S]):
         ValueError, TypeError
             If a tensor is missing, unexpected or does not fit; the message names it.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a mapping of names to arrays, got {type(state_dict).__name__}")
         expected = self.weights.expected_shapes()
         for name in state_dict:
             if name not in expected:
@@ -402,10 +416,10 @@ class Network(Generic[S]):
             if name not in state_dict:
                 raise ValueError(f"tensor {name} is missing; expected shape {shape}")
             value = state_dict[name]
-            tensor = as_array(name, value.detach() if hasattr(value, "detach") else value)
+            tensor = as_floats(name, value.detach() if hasattr(value, "detach") else value, self._dtype)
             if tensor.shape != shape:
                 raise shape_error(name, shape, tensor.shape)
-            tensors[name] = np.array(as_floats(name, tensor, self._dtype), order="C")
+            tensors[name] = np.array(tensor, order="C")
         self._adopt(self.weights.with_tensors(tensors))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -431,7 +445,7 @@ def _as_dtype(dtype: Any) -> np.dtype[Any]:
     except TypeError:
         found = None
     if found is None or found not in (np.float32, np.float64):
-        raise ValueError(f"dtype must be float32 or float64, got {given if found is None else found}")
+        raise ValueError(f"dtype must be NumPy's float32 or float64, got {given if found is None else found}")
     return found
 
 

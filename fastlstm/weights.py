@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fastlstm.arrays import Array, as_integer
 from fastlstm.cell import PLAIN, Cell
 
-__all__ = ["TENSORS", "LayerWeights", "Weights", "check_sizes", "parameter_shapes"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
+__all__ = ["TENSORS", "Array", "LayerWeights", "Weights", "check_sizes", "parameter_shapes"]
 
 SUPPORTED_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 MAX_SIZE = 2**31 - 1  # of any one dimension; products are checked in Python's integers, which do not overflow
@@ -263,9 +262,6 @@ def check_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: i
         ("num_layers", num_layers, 1),
         ("proj_size", proj_size, 0),
     ):
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an integer, got {value!r:.100}")
-        if not least <= value <= MAX_SIZE:
-            raise ValueError(f"{name} must be between {least} and {MAX_SIZE}, got {value}")
+        as_integer(name, value, least, MAX_SIZE)
     if proj_size >= hidden_size and proj_size:
         raise ValueError(f"proj_size must be smaller than hidden_size {hidden_size}, got {proj_size}")

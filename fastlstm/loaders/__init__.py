@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
+from fastlstm.arrays import as_flag
 from fastlstm.errors import FormatError
+from fastlstm.files import as_path
 from fastlstm.loaders.found import Contents, Found, LSTMInfo, listing, quoted
 from fastlstm.weights import Weights
 
@@ -178,12 +180,13 @@ def convert(
     from fastlstm.loaders.safetensors_file import write_safetensors
 
     writers = {".safetensors": write_safetensors, ".npz": write_npz}
-    suffix = os.path.splitext(os.fspath(target))[1].lower()
+    path = as_path("target", target)
+    suffix = os.path.splitext(path)[1].lower()
     if suffix not in writers:
-        raise ValueError(f"{os.fspath(target)}: a suffix of {' or '.join(writers)} expected, got {suffix or 'none'}")
+        raise ValueError(f"{path}: a suffix of {' or '.join(writers)} expected, got {suffix or 'none'}")
     weights, info = _read(source, name, allow_nonfinite, layout)
     assert info is not None
-    writers[suffix](target, weights, bool(info.batch_first) if batch_first is None else batch_first)
+    writers[suffix](path, weights, bool(info.batch_first) if batch_first is None else as_flag("batch_first", batch_first))
     return info
 
 
