@@ -96,6 +96,7 @@ class LSTM(Network[State]):
 
     @property
     def proj_size(self) -> int:
+        """Size P of the projected h; 0 without a projection."""
         return self.weights.proj_size
 
     def __call__(

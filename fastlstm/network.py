@@ -84,7 +84,27 @@ class Network(Generic[S]):
 
     @classmethod
     def from_weights(cls: type[Self], weights: Weights, batch_first: bool = False) -> Self:
-        """A network with these weights. Arrays that anybody else could write to are copied."""
+        """A network with these weights.
+
+        Parameters
+        ----------
+        weights : Weights
+            Arrays that anybody else could write to are copied.
+        batch_first : bool
+            Whether inputs and outputs are ``(B, T, ...)``.
+
+        Returns
+        -------
+        LSTM or RNN
+            Of the class it is called of.
+
+        Raises
+        ------
+        TypeError
+            If `weights` are no Weights, or `batch_first` is neither true nor false.
+        ValueError
+            If they are those of the other class.
+        """
         if not isinstance(weights, Weights):
             raise TypeError(f"weights must be fastlstm.Weights, got {type(weights).__name__}")
         cls._check_kind(weights)
@@ -144,22 +164,27 @@ class Network(Generic[S]):
 
     @property
     def input_size(self) -> int:
+        """Size I of an input."""
         return self.weights.input_size
 
     @property
     def hidden_size(self) -> int:
+        """Size H of the cell state."""
         return self.weights.hidden_size
 
     @property
     def num_layers(self) -> int:
+        """Layers, each reading the output of the one before."""
         return self.weights.num_layers
 
     @property
     def bidirectional(self) -> bool:
+        """Whether each layer also runs from the end to the beginning."""
         return self.weights.bidirectional
 
     @property
     def num_directions(self) -> int:
+        """2 if bidirectional, else 1."""
         return self.weights.num_directions
 
     @property
@@ -169,10 +194,12 @@ class Network(Generic[S]):
 
     @property
     def bias(self) -> bool:
+        """Whether there are biases."""
         return self.weights.bias
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """Of weights, inputs and outputs: float32 or float64."""
         return self.weights.dtype
 
     def __repr__(self) -> str:
@@ -367,6 +394,13 @@ class Network(Generic[S]):
     def plan(self, T: int, B: int, threads: int | None = None) -> dict[str, int]:
         """How a call with T steps and B rows would be divided.
 
+        Parameters
+        ----------
+        T, B : int
+            0 or more.
+        threads : int, optional
+            The most threads; :func:`fastlstm.get_num_threads` if left out.
+
         Returns
         -------
         dict
@@ -427,7 +461,17 @@ class Network(Generic[S]):
 
         :func:`fastlstm.load` reads an LSTM's, PyTorch's ``load_state_dict`` any.
 
-        The file is written beside its place and then moved there: `path` never holds half a file.
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Replaced if it exists. The file is written beside its place and then moved there: `path` never holds half a file.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; nothing has changed then.
+        TypeError
+            If it is no path.
         """
         from fastlstm.loaders.safetensors_file import write_safetensors
 

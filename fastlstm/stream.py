@@ -82,6 +82,7 @@ class Stream(Generic[S]):
 
     @property
     def batch_size(self) -> int:
+        """Rows B of every step."""
         return self._shape[0]
 
     @property
@@ -104,6 +105,11 @@ class Stream(Generic[S]):
 
     def reset(self, rows: Iterable[int] | None = None) -> None:
         """Begin anew, all rows or `rows`: from a zero state, or the initial state that the network's file holds.
+
+        Parameters
+        ----------
+        rows : integers, optional
+            From 0 to B - 1, in any order; all rows if left out.
 
         Raises
         ------
