@@ -453,7 +453,9 @@ def from_tensorflow(
     from fastlstm.cell import Cell
     from fastlstm.loaders import live, tensorflow_names
 
-    if not isinstance(forget_bias, (int, float, np.number)) or not np.isfinite(forget_bias):
+    if not isinstance(forget_bias, (int, float, np.number)):
+        raise TypeError(f"forget_bias must be a number, got {forget_bias!r:.100}")
+    if not np.isfinite(forget_bias):
         raise ValueError(f"forget_bias must be a finite number, got {forget_bias!r:.100}")
     tensors = live.flattened(_mapping(variables))
     run_time = tensorflow_names.RunTime(float(forget_bias), Cell(cell_clip=cell_clip, proj_clip=proj_clip))
