@@ -169,7 +169,7 @@ class Network(Generic[S]):
 
     @property
     def hidden_size(self) -> int:
-        """Size H of the cell state."""
+        """Size H of a layer: of the cell state, of an RNN of h."""
         return self.weights.hidden_size
 
     @property
