@@ -563,7 +563,8 @@ def forward(
             raise ValueError("a tape that lstm.py should have made for this call")
         call.tape = &tape.tape
     call.plan = fl_make_plan(net, T, B, threads)
-    run_team(&job, limit)
+    if B:  # else there is nothing to do at any of the steps, however many there are
+        run_team(&job, limit)
 
 
 def step(Network network not None, x, tuple state not None, dtype, bint batch_first, int threads, int limit):
@@ -766,7 +767,8 @@ def backward(
                 d_weights[index].c_0 = writable_bytes_of(own_c_0, net.H * net.item)
         call.d_weights = d_weights
         call.plan = fl_make_backward_plan(net, T, B, threads)
-        run_team(&job, limit)
+        if B:
+            run_team(&job, limit)
     finally:
         free(d_weights)
 
@@ -848,7 +850,6 @@ cdef class StreamState:
     cdef Network network
     cdef fl_call call
     cdef Py_ssize_t B
-    cdef int threads
     cdef bint prepared, busy
     cdef tuple owners  # of the memory behind `state`
     cdef char *state[4]  # h, h, c, c
@@ -858,7 +859,7 @@ cdef class StreamState:
         cdef fl_network *net = &network.net
         cdef Py_ssize_t rows = net.L * net.D * batch_size
         cdef uint8_t[::1] view
-        self.network, self.B, self.threads = network, batch_size, threads
+        self.network, self.B = network, batch_size
         self.owners = (h, c)
         for i, pair, size in ((0, h, rows * net.P * net.item), (2, c, rows * net.C * net.item)):
             for k in range(2):
@@ -878,7 +879,7 @@ cdef class StreamState:
         if self.prepared:
             fl_release(&self.call)
 
-    def step(self, x not None, output not None, int limit):
+    def step(self, x not None, output not None, int threads, int limit):
         """One step; False if `x` is not exactly a float array of shape (B, I) (or (I,)) that can be read in place."""
         cdef Py_buffer source, target
         cdef fl_network *net = &self.network.net
@@ -892,14 +893,14 @@ cdef class StreamState:
             try:
                 if not fits(&target, net.item, self.B, net.D * net.P):
                     raise ValueError("output that stream.py should have made")
-                self.run(&source, &target, limit)
+                self.run(&source, &target, threads, limit)
             finally:
                 PyBuffer_Release(&target)
         finally:
             PyBuffer_Release(&source)
         return True
 
-    cdef int run(self, Py_buffer *source, Py_buffer *target, int limit) except -1:
+    cdef int run(self, Py_buffer *source, Py_buffer *target, int threads, int limit) except -1:
         cdef fl_call *call = &self.call
         cdef Job job = Job(call, NULL)
         cdef int before = self.current
@@ -915,7 +916,7 @@ cdef class StreamState:
                 with nogil:
                     fl_forward(call, 0)
             else:
-                call.plan = fl_make_plan(call.net, 1, self.B, self.threads)
+                call.plan = fl_make_plan(call.net, 1, self.B, threads)
                 run_team(&job, limit)
         finally:
             self.busy = False

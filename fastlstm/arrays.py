@@ -6,13 +6,29 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Array", "as_array", "as_floats", "as_lengths", "as_resets", "contiguous", "in_place", "shape_error"]
+__all__ = [
+    "Array",
+    "as_array",
+    "as_flag",
+    "as_floats",
+    "as_integer",
+    "as_lengths",
+    "as_mask",
+    "as_resets",
+    "contiguous",
+    "in_order",
+    "in_place",
+    "shape_error",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def as_array(name: str, value: Any) -> Array:
-    """`value` as an array over the same memory where that is possible; objects with ``__array__`` or ``__dlpack__`` too."""
+def as_array(name: str, value: Any, of: str = "") -> Array:
+    """`value` as an array over the same memory where that is possible; objects with ``__array__`` or ``__dlpack__`` too.
+
+    `of` is for the message where NumPy does not know the type, as with bfloat16.
+    """
     if type(value) is np.ndarray:
         return value
     if isinstance(value, np.ma.MaskedArray):
@@ -25,17 +41,32 @@ def as_array(name: str, value: Any) -> Array:
         if hasattr(value, "__dlpack__"):
             return np.from_dlpack(value)
     except Exception as error:
-        message = f"{name} must be an array on the CPU; {type(value).__name__} could not be read as one: {error!s:.200}"
+        message = f"{name} must be an array{of} on the CPU; {type(value).__name__} could not be read as one: {error!s:.200}"
         raise TypeError(message) from error
     raise TypeError(f"{name} must be an array, got {type(value).__name__}")
 
 
 def as_floats(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     """An array of exactly `dtype`."""
-    array = as_array(name, value)
+    array = as_array(name, value, f" of {dtype}")
     if array.dtype != dtype:
         raise TypeError(f"{name} must be {dtype} as the weights are, got {array.dtype}; pass {name}.astype({dtype.name!r})")
     return array
+
+
+def as_integer(name: str, value: Any, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r:.100}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be between {least} and {most}, got {value!s:.100}")
+    return int(value)
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """True or False, or 1 or 0: any other object, such as the text of a configuration file, would pass for True."""
+    if not isinstance(value, (bool, int, np.bool_, np.integer)) or value not in (0, 1):
+        raise TypeError(f"{name} must be True or False, got {value!r:.100}")
+    return bool(value)
 
 
 def contiguous(array: Array) -> Array:

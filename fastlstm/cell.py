@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 __all__ = ["ACTIVATIONS", "PLAIN", "SIGMOID", "TANH", "Activation", "Cell"]
 
 # Each function of x, with its parameters and their defaults as in ONNX. hard_sigmoid covers both of Keras: alpha 0.2 up to
@@ -82,6 +84,8 @@ class Cell:
             raise ValueError(f"coupled must be None, 'forget' or 'input', got {self.coupled!r:.100}")
         for name in ("gate_clip", "cell_clip", "proj_clip"):
             value = getattr(self, name)
+            if value is not None and not isinstance(value, (int, float, np.number)):
+                raise TypeError(f"{name} must be a number or None, got {value!r:.100}")
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number or None, got {value!r:.100}")
 

@@ -218,8 +218,15 @@ def convert(args: argparse.Namespace) -> int:
 # ---- Files ---------------------------------------------------------------------------------------------------------------------
 
 
+def check_regular(path: str) -> None:
+    """Opening a FIFO would wait until somebody writes."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path}: not a regular file")
+
+
 def read_array(path: str) -> Array:
     """The array of an .npy file, memory-mapped; nothing in the file is executed."""
+    check_regular(path)
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except OSError:
@@ -230,6 +237,7 @@ def read_array(path: str) -> Array:
 
 def read_state(path: str, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     """The arrays h and c of an .npz file."""
+    check_regular(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             h, c = archive["h"], archive["c"]
@@ -269,8 +277,7 @@ def progress(starts: range) -> Iterable[int]:
 def replacing(path: str) -> Iterator[str]:
     """A name beside `path` to write to; what was written takes its place at the end, or is removed if something fails."""
     path = os.path.realpath(path)  # of a link, the file it points to is replaced
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f"{path}: cannot be replaced: not a regular file")
+    check_regular(path)
     part = f"{path}.{os.getpid()}.part"
     open(part, "xb").close()
     try:

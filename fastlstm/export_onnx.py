@@ -130,7 +130,7 @@ def _check(weights: Weights) -> None:
     }
     for what, present in problems.items():
         if present:
-            raise ValueError(f"the LSTM operator of ONNX has no {what}: save the network as safetensors")
+            raise ValueError(f"the LSTM operator of ONNX has no words for {what}: save the network as safetensors")
 
 
 def _tensors(records: tuple[LayerWeights, ...]) -> dict[str, Array | None]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-__all__ = ["write_whole"]
+__all__ = ["as_path", "write_whole"]
+
+
+def as_path(name: str, path: str | os.PathLike[str]) -> str:
+    """The path as text; `name` is that of the argument."""
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be str or os.PathLike, got {type(path).__name__}")
+    return text
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
@@ -16,7 +24,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     OSError
         If it cannot be written; nothing has changed then.
     """
-    target = os.path.realpath(path)
+    target = os.path.realpath(as_path("path", path))
     temporary = f"{target}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
     try:
         with open(temporary, "xb") as stream:

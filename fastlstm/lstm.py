@@ -96,6 +96,7 @@ class LSTM(Network[State]):
 
     @property
     def proj_size(self) -> int:
+        """Size P of the projected h; 0 without a projection."""
         return self.weights.proj_size
 
     def __call__(
@@ -294,7 +295,8 @@ class LSTM(Network[State]):
     @staticmethod
     def _split(name: str, state: Any, names: tuple[str, str]) -> tuple[Any, ...]:
         if not isinstance(state, (tuple, list)) or len(state) != 2:
-            raise TypeError(f"{name} must be a pair ({', '.join(names)}), got {type(state).__name__}")
+            given = f"{type(state).__name__} of {len(state)}" if isinstance(state, (tuple, list)) else type(state).__name__
+            raise TypeError(f"{name} must be a pair ({', '.join(names)}), got {given}")
         return tuple(state)
 
     @staticmethod

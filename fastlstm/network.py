@@ -14,7 +14,9 @@ from fastlstm import threads as _threads
 from fastlstm.arrays import (
     Array,
     as_array,
+    as_flag,
     as_floats,
+    as_integer,
     as_lengths,
     as_mask,
     as_resets,
@@ -58,6 +60,8 @@ class Network(Generic[S]):
     ) -> None:
         """Fresh weights, as PyTorch draws them."""
         check_sizes(input_size, hidden_size, num_layers, proj_size)
+        bias, bidirectional = as_flag("bias", bias), as_flag("bidirectional", bidirectional)
+        self.batch_first = as_flag("batch_first", batch_first)
         kind = _as_dtype(dtype)
         shapes = parameter_shapes(
             input_size,
@@ -76,17 +80,36 @@ class Network(Generic[S]):
             raise type(error)(f"seed must be a non-negative integer or None, got {seed!r:.100}") from error
         bound = 1 / np.sqrt(hidden_size)
         tensors = {name: rng.uniform(-bound, bound, shape).astype(kind) for name, shape in shapes.items()}
-        self.batch_first = bool(batch_first)
         self._adopt(Weights.from_named_tensors(tensors, nonlinearity))
 
     @classmethod
     def from_weights(cls: type[Self], weights: Weights, batch_first: bool = False) -> Self:
-        """A network with these weights. Arrays that anybody else could write to are copied."""
+        """A network with these weights.
+
+        Parameters
+        ----------
+        weights : Weights
+            Arrays that anybody else could write to are copied.
+        batch_first : bool
+            Whether inputs and outputs are ``(B, T, ...)``.
+
+        Returns
+        -------
+        LSTM or RNN
+            Of the class it is called of.
+
+        Raises
+        ------
+        TypeError
+            If `weights` are no Weights, or `batch_first` is neither true nor false.
+        ValueError
+            If they are those of the other class.
+        """
         if not isinstance(weights, Weights):
             raise TypeError(f"weights must be fastlstm.Weights, got {type(weights).__name__}")
         cls._check_kind(weights)
         network = cls.__new__(cls)
-        network.batch_first = bool(batch_first)
+        network.batch_first = as_flag("batch_first", batch_first)
         network._adopt(weights)
         return network
 
@@ -141,22 +164,27 @@ class Network(Generic[S]):
 
     @property
     def input_size(self) -> int:
+        """Size I of an input."""
         return self.weights.input_size
 
     @property
     def hidden_size(self) -> int:
+        """Size H of a layer: of the cell state, of an RNN of h."""
         return self.weights.hidden_size
 
     @property
     def num_layers(self) -> int:
+        """Layers, each reading the output of the one before."""
         return self.weights.num_layers
 
     @property
     def bidirectional(self) -> bool:
+        """Whether each layer also runs from the end to the beginning."""
         return self.weights.bidirectional
 
     @property
     def num_directions(self) -> int:
+        """2 if bidirectional, else 1."""
         return self.weights.num_directions
 
     @property
@@ -166,10 +194,12 @@ class Network(Generic[S]):
 
     @property
     def bias(self) -> bool:
+        """Whether there are biases."""
         return self.weights.bias
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """Of weights, inputs and outputs: float32 or float64."""
         return self.weights.dtype
 
     def __repr__(self) -> str:
@@ -329,6 +359,8 @@ class Network(Generic[S]):
 
     def _check_out(self, out: Any, shape: tuple[int, ...], inputs: tuple[Array | None, ...]) -> Array:
         array = as_floats("out", out, self._dtype)
+        if array is not out and array.size and not np.may_share_memory(array, as_array("out", out)):
+            raise TypeError(f"out must be an array in memory, to be written to; that of {type(out).__name__} is a copy")
         if array.shape != shape:
             raise shape_error("out", shape, array.shape)
         if not array.flags.writeable:
@@ -362,16 +394,30 @@ class Network(Generic[S]):
     def plan(self, T: int, B: int, threads: int | None = None) -> dict[str, int]:
         """How a call with T steps and B rows would be divided.
 
+        Parameters
+        ----------
+        T, B : int
+            0 or more.
+        threads : int, optional
+            The most threads; :func:`fastlstm.get_num_threads` if left out.
+
         Returns
         -------
         dict
             ``threads`` in all; ``directions``: 2 if both run side by side; ``row_groups`` that never wait for each other;
             ``unit_groups``: threads that divide the hidden units and meet at every step; ``chunk``: steps whose input product is
             taken at once (0: with the recurrent product); ``stride``: steps that a layer hands on to the next at a time;
-            ``expected_ns``: what the cost model behind the choice takes the call for, on a server of 2023; its constants
-            are explained in ``kernels/plan.c``. The division depends on these arguments and on the size of L2 alone: ask with
-            ``threads=64`` what a machine of 64 processors would do.
+            ``blocks_at_once``: blocks of units that a single row takes together; ``patience_ns``: waits that are longer mean that
+            other processes need the processors; ``expected_ns``: what the cost model behind the choice takes the call for, on a
+            server of 2023; its constants are explained in ``kernels/plan.c``. The division depends on these arguments and on the
+            size of L2 alone: ask with ``threads=64`` what a machine of 64 processors would do.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If T or B is not an integer of 0 or more, or `threads` none of 1 to 1024.
         """
+        T, B = as_integer("T", T, 0, 2**62), as_integer("B", B, 0, 2**62)
         return _engine.plan(self._network, T, B, _threads.allowance(threads)[0])
 
     # ---- Weights ---------------------------------------------------------------------------------------------------------------
@@ -393,6 +439,8 @@ class Network(Generic[S]):
         ValueError, TypeError
             If a tensor is missing, unexpected or does not fit; the message names it.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a mapping of names to arrays, got {type(state_dict).__name__}")
         expected = self.weights.expected_shapes()
         for name in state_dict:
             if name not in expected:
@@ -402,10 +450,10 @@ class Network(Generic[S]):
             if name not in state_dict:
                 raise ValueError(f"tensor {name} is missing; expected shape {shape}")
             value = state_dict[name]
-            tensor = as_array(name, value.detach() if hasattr(value, "detach") else value)
+            tensor = as_floats(name, value.detach() if hasattr(value, "detach") else value, self._dtype)
             if tensor.shape != shape:
                 raise shape_error(name, shape, tensor.shape)
-            tensors[name] = np.array(as_floats(name, tensor, self._dtype), order="C")
+            tensors[name] = np.array(tensor, order="C")
         self._adopt(self.weights.with_tensors(tensors))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -413,7 +461,17 @@ class Network(Generic[S]):
 
         :func:`fastlstm.load` reads an LSTM's, PyTorch's ``load_state_dict`` any.
 
-        The file is written beside its place and then moved there: `path` never holds half a file.
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Replaced if it exists. The file is written beside its place and then moved there: `path` never holds half a file.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; nothing has changed then.
+        TypeError
+            If it is no path.
         """
         from fastlstm.loaders.safetensors_file import write_safetensors
 
@@ -431,7 +489,7 @@ def _as_dtype(dtype: Any) -> np.dtype[Any]:
     except TypeError:
         found = None
     if found is None or found not in (np.float32, np.float64):
-        raise ValueError(f"dtype must be float32 or float64, got {given if found is None else found}")
+        raise ValueError(f"dtype must be NumPy's float32 or float64, got {given if found is None else found}")
     return found
 
 

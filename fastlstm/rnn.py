@@ -83,6 +83,7 @@ class RNN(Network[Array]):
 
     @property
     def nonlinearity(self) -> Literal["tanh", "relu"]:
+        """The function of the pre-activation."""
         return self.weights.nonlinearity or "tanh"
 
     def __call__(

@@ -9,7 +9,8 @@ import numpy as np
 
 from fastlstm import _engine
 from fastlstm import threads as _threads
-from fastlstm.arrays import Array, as_floats, in_place, shape_error
+from fastlstm.arrays import Array, as_array, as_floats, as_integer, in_place, shape_error
+from fastlstm.weights import MAX_SIZE, Weights
 
 if TYPE_CHECKING:
     from fastlstm.network import Network
@@ -24,7 +25,7 @@ class Stream(Generic[S]):
     """The state of B rows that advance one step at a time; made by :meth:`LSTM.stream` or :meth:`RNN.stream`.
 
     The outputs of the steps are, bit for bit, those of one call over the whole sequence. A stream keeps the weights it was made
-    with. It belongs to one thread at a time.
+    with. It belongs to one thread at a time. A copy (also by pickling) goes on by itself from where the stream is.
     """
 
     def __init__(self, network: Network[S], batch_size: int = 1) -> None:
@@ -32,17 +33,15 @@ class Stream(Generic[S]):
             raise ValueError("a bidirectional network cannot stream: its backward direction begins at the end of the sequence")
         if network.weights.reverse:
             raise ValueError("a reverse network cannot stream: it begins at the end of the sequence")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
-            raise TypeError(f"batch_size must be an integer, got {batch_size!r:.100}")
-        if not 0 <= batch_size < 1 << 31:
-            raise ValueError(f"batch_size must be at least 0, got {batch_size}")
-        B, self._I, self._P = int(batch_size), network.input_size, network.weights.proj_size or network.hidden_size
+        B = as_integer("batch_size", batch_size, 0, MAX_SIZE)
+        self._I, self._P = network.input_size, network.weights.proj_size or network.hidden_size
         self._dtype = network.dtype
         self._shape = (B, self._P)
         self._h = tuple(np.zeros((network.num_layers, B, self._P), self._dtype) for _ in range(2))
         self._c = tuple(np.zeros((network.num_layers, B, network.weights.cell_size), self._dtype) for _ in range(2))
         h, c = (tuple(array.reshape(-1).view(np.uint8) for array in pair) for pair in (self._h, self._c))
-        self._initial = network.weights.initial_state
+        self._kind, self._weights = type(network), network.weights
+        self._initial = self._weights.initial_state
         self._split, self._join = network._split, network._join
         self._engine = _engine.StreamState(network._network, B, h, c, _threads.allowance(None)[0])  # type: ignore[arg-type]
         self.reset()
@@ -65,12 +64,12 @@ class Stream(Generic[S]):
         ValueError, TypeError
             If `x` does not fit; the state has not changed then.
         """
-        if not isinstance(x, np.ndarray) or x.dtype != self._dtype or not 1 <= x.ndim <= 2:
+        if type(x) is not np.ndarray or x.dtype != self._dtype or not 1 <= x.ndim <= 2:
             x = self._check(x)
         output = np.empty(self._shape if x.ndim == 2 else self._P, self._dtype)
-        limit = _threads.allowance(None)[1]
-        if not self._engine.step(x, output, limit):
-            self._engine.step(in_place(self._check(x)), output, limit)
+        threads, limit = _threads.allowance(None)
+        if not self._engine.step(x, output, threads, limit):
+            self._engine.step(in_place(self._check(x)), output, threads, limit)
         return output
 
     def _check(self, x: Any) -> Array:
@@ -83,6 +82,7 @@ class Stream(Generic[S]):
 
     @property
     def batch_size(self) -> int:
+        """Rows B of every step."""
         return self._shape[0]
 
     @property
@@ -106,6 +106,11 @@ class Stream(Generic[S]):
     def reset(self, rows: Iterable[int] | None = None) -> None:
         """Begin anew, all rows or `rows`: from a zero state, or the initial state that the network's file holds.
 
+        Parameters
+        ----------
+        rows : integers, optional
+            From 0 to B - 1, in any order; all rows if left out.
+
         Raises
         ------
         ValueError, TypeError
@@ -113,7 +118,11 @@ class Stream(Generic[S]):
         """
         chosen: Any = slice(None)
         if rows is not None:
-            chosen = list(rows)
+            rows = as_array("rows", rows) if hasattr(rows, "__array__") else rows  # the elements of a tensor are tensors
+            try:
+                chosen = list(rows)
+            except TypeError:
+                raise TypeError(f"rows must be several integers, as in [3], got {rows!r:.100}") from None
             for row in chosen:
                 if isinstance(row, bool) or not isinstance(row, (int, np.integer)):
                     raise TypeError(f"rows must be integers, got {row!r:.100}")
@@ -122,3 +131,13 @@ class Stream(Generic[S]):
         now = self._engine.current
         for held, initial in zip((self._h[now], self._c[now]), self._initial, strict=True):
             held[:, chosen] = initial[:, None]
+
+    def __reduce__(self) -> Any:
+        return _go_on, (self._kind, self._weights, self.batch_size, self.state)
+
+
+def _go_on(kind: type[Network[S]], weights: Weights, batch_size: int, state: S) -> Stream[S]:
+    """A copy of a stream."""
+    stream = kind.from_weights(weights).stream(batch_size)
+    stream.state = state
+    return stream

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 from fastlstm import _engine
+from fastlstm.arrays import as_integer
 
 __all__ = ["allowance", "get_num_threads", "set_num_threads"]
 
@@ -57,11 +58,7 @@ def allowance(threads: int | None) -> tuple[int, int]:
 
 
 def check_threads(name: str, n: int) -> int:
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {n!r:.100}")
-    if not 1 <= n <= 1024:
-        raise ValueError(f"{name} must be between 1 and 1024, got {n}")
-    return int(n)
+    return as_integer(name, n, 1, 1024)
 
 
 def processors() -> int:

@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 import fastlstm
 from fastlstm import _engine
@@ -398,9 +399,15 @@ def _call(
     batch_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     inputs = (x, *weights) if h_0 is None else (x, h_0, c_0, *weights)
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in inputs):
+        raise RuntimeError("fastlstm's LSTM has no forward-mode derivatives (jvp, jacfwd); use torch.nn.LSTM for those")
     record = None
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
-        record = torch.empty(0)  # a new one each time: a compiler merges equal calls, but each needs a tape of its own
+    if torch.is_grad_enabled():
+        wanting = [tensor for tensor in inputs if tensor.requires_grad]
+        # A new one each time: a compiler merges equal calls, but each needs a tape of its own. Compilers and torch.func refuse
+        # second derivatives by themselves, and may not take a torch.autograd.Function
+        plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        record = (torch.empty(0) if plain else _Origin.apply(*wanting)) if wanting else None
     output, h_n, c_n, _ = _lstm(x, h_0, c_0, batch_sizes, weights, bias, proj_size, bidirectional, batch_first, record)
     return output, h_n, c_n
 
@@ -516,10 +523,10 @@ def _backward_shapes(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """What autograd keeps of a call: the name of the tape, which lives as long as that tensor, and sizes."""
-    x, h_0, _, _, _, bias, proj_size, bidirectional, _, _ = inputs
+    x, h_0, _, _, _, bias, proj_size, bidirectional, _, record = inputs
     _, _, c_n, tape = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(tape)
+    ctx.save_for_backward(tape, record)
     ctx.has_state = h_0 is not None
     ctx.shapes, ctx.dtype = [*x.shape, *c_n.shape], x.dtype
     ctx.options = bias, proj_size, bidirectional
@@ -529,11 +536,12 @@ def _differentiate(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_
     needs_x, needs_h, needs_c, _, needs_weights = ctx.needs_input_grad[:5]
     if d_output is None and d_h_n is None and d_c_n is None:
         return None, None, None, None, [None] * len(needs_weights), None, None, None, None, None
-    (tape,) = ctx.saved_tensors
+    tape, record = ctx.saved_tensors
     with torch.no_grad():
         grads = _lstm_backward(tape, d_output, d_h_n, d_c_n, ctx.shapes, *ctx.options, needs_x, ctx.dtype)
     if torch.is_grad_enabled():  # create_graph=True: what comes out must not pass for a constant
-        grads = _Once.apply(torch.empty(0, requires_grad=True), *grads)
+        origin = record if record.requires_grad else torch.empty(0, requires_grad=True)
+        grads = _Once.apply(origin, *grads)
     d_x, d_h_0, d_c_0, *d_weights = grads
     return (
         d_x if needs_x else None,
@@ -545,11 +553,24 @@ def _differentiate(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_
     )
 
 
-class _Once(torch.autograd.Function):
-    """Gradients that have no gradients of their own."""
+class _Origin(torch.autograd.Function):
+    """An empty tensor that comes of all inputs that ask for gradients, and holds none of them."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        ctx.count = len(inputs)
+        return inputs[0].new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return (None,) * ctx.count
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that have no gradients of their own, and come of the `origin`: who asks for those of any input is told."""
+
+    @staticmethod
+    def forward(ctx: Any, origin: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
         return grads
 
     @staticmethod

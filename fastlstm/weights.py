@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fastlstm.arrays import Array, as_integer
 from fastlstm.cell import PLAIN, Cell
 
-__all__ = ["TENSORS", "LayerWeights", "Weights", "check_sizes", "parameter_shapes"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
+__all__ = ["TENSORS", "Array", "LayerWeights", "Weights", "check_sizes", "parameter_shapes"]
 
 SUPPORTED_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 MAX_SIZE = 2**31 - 1  # of any one dimension; products are checked in Python's integers, which do not overflow
@@ -113,18 +112,22 @@ class Weights:
 
     @property
     def num_directions(self) -> int:
+        """2 if bidirectional, else 1."""
         return 2 if self.bidirectional else 1
 
     @property
     def num_layers(self) -> int:
+        """Layers, each reading the output of the one before."""
         return len(self.layers) // self.num_directions
 
     @property
     def input_size(self) -> int:
+        """Size I of an input."""
         return int(self.layers[0].weight_ih.shape[1])
 
     @property
     def hidden_size(self) -> int:
+        """Size H of the cell state."""
         return int(self.layers[0].weight_hh.shape[0]) // self.gates
 
     @property
@@ -139,6 +142,7 @@ class Weights:
 
     @property
     def gates(self) -> int:
+        """4, or 1 of a plain RNN."""
         return 4 if self.nonlinearity is None else 1
 
     @property
@@ -149,10 +153,12 @@ class Weights:
 
     @property
     def bias(self) -> bool:
+        """Whether there are biases."""
         return self.layers[0].bias_ih is not None
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """Of every tensor: float32 or float64."""
         return self.layers[0].weight_ih.dtype
 
     @property
@@ -169,6 +175,7 @@ class Weights:
         return h_0, np.stack([np.zeros(C, self.dtype) if w.c_0 is None else w.c_0 for w in self.layers])
 
     def expected_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors under PyTorch's names, in PyTorch's order."""
         return parameter_shapes(
             self.input_size,
             self.hidden_size,
@@ -190,7 +197,22 @@ class Weights:
                     yield kind + suffix(index, self.num_directions), tensor
 
     def with_tensors(self, tensors: Mapping[str, Array]) -> Weights:
-        """The same kind of network with other tensors, all those of :meth:`named_tensors`."""
+        """The same kind of network with other tensors.
+
+        Parameters
+        ----------
+        tensors : mapping of str to array
+            All those of :meth:`named_tensors`.
+
+        Returns
+        -------
+        Weights
+
+        Raises
+        ------
+        KeyError, ValueError
+            If one is missing or does not fit.
+        """
         layers = []
         for index, layer in enumerate(self.layers):
             end = suffix(index, self.num_directions)
@@ -200,7 +222,24 @@ class Weights:
 
     @classmethod
     def from_named_tensors(cls, tensors: Mapping[str, Array], nonlinearity: Literal["tanh", "relu"] | None = None) -> Weights:
-        """Read back what :meth:`named_tensors` gives; the names must be exactly one network's."""
+        """Read back what :meth:`named_tensors` gives.
+
+        Parameters
+        ----------
+        tensors : mapping of str to array
+            Their names must be exactly one network's.
+        nonlinearity : {"tanh", "relu"}, optional
+            Of a plain RNN; None for an LSTM.
+
+        Returns
+        -------
+        Weights
+
+        Raises
+        ------
+        ValueError
+            If a tensor is missing, unexpected or does not fit; the message names it.
+        """
         bidirectional = "weight_ih_l0_reverse" in tensors
         directions = 2 if bidirectional else 1
         remaining = dict(tensors)
@@ -263,9 +302,6 @@ def check_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: i
         ("num_layers", num_layers, 1),
         ("proj_size", proj_size, 0),
     ):
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an integer, got {value!r:.100}")
-        if not least <= value <= MAX_SIZE:
-            raise ValueError(f"{name} must be between {least} and {MAX_SIZE}, got {value}")
+        as_integer(name, value, least, MAX_SIZE)
     if proj_size >= hidden_size and proj_size:
         raise ValueError(f"proj_size must be smaller than hidden_size {hidden_size}, got {proj_size}")

@@ -10,7 +10,7 @@ from typing import Any
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
-from helpers import DTYPES, TOLERANCE, Case, assert_close, assert_same_bytes, flat, make_case
+from helpers import DTYPES, TOLERANCE, Case, assert_close, assert_same_bytes, flat, import_torch, make_case
 from hypothesis import given
 from hypothesis import strategies as st
 from shapes import Shape
@@ -33,6 +33,16 @@ class OnAnotherDevice:
 
     def __dlpack__(self, **options: Any) -> Any:
         raise BufferError("not on the CPU")
+
+
+class GivesCopies:
+    """What a dataset of h5py or a table of pandas looks like: reading it makes an array."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __array__(self, *arguments: Any, **options: Any) -> np.ndarray:
+        return self.values.copy()
 
 
 class Refuses:
@@ -110,11 +120,13 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], Any, tuple[str, ...]]] = {
     "out: wrong shape": ({"out": np.ones((6, 4, 7), "f")}, ValueError, ("out", "(6, 4, 6)", "(6, 4, 7)")),
     "out: batch-first": ({"out": np.ones((4, 6, 6), "f")}, ValueError, ("out", "(6, 4, 6)", "(4, 6, 6)")),
     "out: float64": ({"out": np.ones((6, 4, 6))}, TypeError, ("out", "float32", "float64")),
+    "out: a copy": ({"out": GivesCopies(np.ones((6, 4, 6), "f"))}, TypeError, ("out", "copy", "GivesCopies")),
     "out: a list": ({"out": []}, TypeError, ("out", "list")),
     "out: read-only": ({"out": np.broadcast_to(np.float32(1), (6, 4, 6))}, ValueError, ("out", "read-only")),
     "threads: 0": ({"threads": 0}, ValueError, ("threads", "1", "0")),
     "threads: -2": ({"threads": -2}, ValueError, ("threads", "1", "-2")),
     "threads: a float": ({"threads": 1.5}, TypeError, ("threads", "integer", "1.5")),
+    "threads: an array": ({"threads": np.array(1.5)}, TypeError, ("threads", "integer", "1.5")),
     "threads: a string": ({"threads": "2"}, TypeError, ("threads", "integer", "'2'")),
     "threads: a bool": ({"threads": True}, TypeError, ("threads", "integer", "True")),
 }
@@ -256,6 +268,11 @@ BAD_NETWORKS: dict[str, tuple[dict[str, Any], Any, tuple[str, ...]]] = {
         for name in ("input_size", "hidden_size", "num_layers", "proj_size")
         for value in (1.5, "3", None, True, [3])
     },
+    **{
+        f"{name}: {value!r}": ({name: value}, TypeError, (name, "True or False", repr(value)))
+        for name in ("bias", "batch_first", "bidirectional")
+        for value in ("False", None, 2, 1.0)
+    },
     "proj_size: -1": ({"proj_size": -1}, ValueError, ("proj_size", "-1")),
     "proj_size: as large as the state": ({"proj_size": 7}, ValueError, ("proj_size", "hidden_size", "7")),
     "proj_size: larger than the state": ({"proj_size": 8}, ValueError, ("proj_size", "hidden_size", "7", "8")),
@@ -284,7 +301,14 @@ def test_from_weights_wants_weights(given_: Any) -> None:
         fastlstm.LSTM.from_weights(given_)
 
 
-@pytest.mark.parametrize("n", [0, -1, 1.5, "2", None, True], ids=repr)
+@pytest.mark.parametrize("given_", ["False", None, 2], ids=repr)
+def test_from_weights_wants_a_truth_value(given_: Any) -> None:
+    with pytest.raises(TypeError, match=f"batch_first must be True or False, got {given_!r}"):
+        fastlstm.LSTM.from_weights(CASE.weights, given_)
+    assert fastlstm.LSTM.from_weights(CASE.weights, 1).batch_first is True
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, "2", None, True, np.array(1.5)], ids=repr)
 def test_set_num_threads_wants_a_positive_integer(n: Any) -> None:
     before = fastlstm.get_num_threads()
     with pytest.raises(ValueError if type(n) is int else TypeError, match=re.escape(repr(n))):
@@ -309,7 +333,10 @@ def test_bad_steps_change_nothing() -> None:
         (lambda: stream.step(case.x[1].astype("d")), TypeError, "x must be float32.*float64"),
         (lambda: stream.step(None), TypeError, "x.*None"),
         (lambda: stream.step(case.x[1].tolist()), TypeError, "x.*list"),
+        (lambda: stream.step(np.ma.masked_array(case.x[1])), TypeError, "x.*mask"),
         (lambda: stream.reset(rows=[4]), ValueError, r"rows.*\b3\b.*\b4\b"),
+        (lambda: stream.reset(rows=2), TypeError, r"rows.*\b2\b"),  # type: ignore[arg-type]
+        (lambda: stream.reset(rows=np.array([True, False, False, True])), TypeError, "rows must be integers.*True"),
         (lambda: stream.reset(rows=[0, -1]), ValueError, r"rows.*-1"),
         (lambda: stream.reset(rows=[0, 1.0]), TypeError, r"rows.*1\.0"),
     )
@@ -317,9 +344,22 @@ def test_bad_steps_change_nothing() -> None:
         with pytest.raises(error, match=pattern):
             call()
         assert [s.tobytes() for s in stream.state] == before
-    for size, error in ((-1, ValueError), (1.5, TypeError), ("2", TypeError), (None, TypeError)):
+    for size, error in ((-1, ValueError), (2**31, ValueError), (1.5, TypeError), ("2", TypeError), (None, TypeError)):
         with pytest.raises(error, match="batch_size"):
             lstm.stream(batch_size=size)
+
+
+@pytest.mark.parametrize(("T", "B"), [(-1, 4), (6, -1), (2**63, 4), (1.5, 4), ("6", 4), (6, None), (True, 4)], ids=repr)
+def test_a_plan_wants_sizes(T: Any, B: Any) -> None:
+    wrong = "T" if B == 4 else "B"
+    with pytest.raises((TypeError, ValueError), match=f"^{wrong} must be "):
+        NETWORK.plan(T, B)
+
+
+def test_bfloat16_is_told_what_to_be() -> None:
+    torch = import_torch()
+    with pytest.raises(TypeError, match="x must be an array of float32"):
+        NETWORK(torch.zeros(6, 4, 5, dtype=torch.bfloat16))
 
 
 # ---- Any call at all ---------------------------------------------------------------------------------------------------------

@@ -208,6 +208,22 @@ def test_a_truncated_array(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     refused(capsys, run(), "x.npy", files={"model.safetensors", "x.npy"})
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_fifo_is_not_waited_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make()
+    os.mkfifo("x.npy")
+    refused(capsys, run(), "x.npy", "not a regular file", files={"model.safetensors", "x.npy"})
+    os.rename("x.npy", "state.npz")
+    inputs(4, 3, I)
+    refused(
+        capsys,
+        run("--state-in", "state.npz"),
+        "state.npz",
+        "not a regular file",
+        files={"model.safetensors", "x.npy", "state.npz"},
+    )
+
+
 def test_pickles_are_not_executed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make()
     hostile = b"cos\nmkdir\n(S'executed'\ntR."  # a pickle that makes a folder

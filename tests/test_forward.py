@@ -133,6 +133,16 @@ def test_lengths_of_any_integer_type(kind: Any) -> None:
     assert_close(result, case.expected(), TOLERANCE["float32"])
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_any_number_of_steps_of_no_row(batch_first: bool) -> None:
+    """Nothing is done at any of them, or this would take hours."""
+    lstm = fastlstm.LSTM(5, 7, num_layers=2, batch_first=batch_first)
+    shape = (0, 1 << 40) if batch_first else (1 << 40, 0)
+    output, (h_n, c_n) = lstm(np.broadcast_to(np.float32(0), (*shape, 5)), lengths=[])
+    assert output.shape == (*shape, 7)
+    assert h_n.shape == c_n.shape == (2, 0, 7)
+
+
 def test_results_are_new_arrays() -> None:
     """Neither the initial state nor an earlier result changes when a later result is written to."""
     case = make_case("t4b3i3h5", lengths=True)

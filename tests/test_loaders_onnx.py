@@ -1140,7 +1140,7 @@ def test_what_the_operator_has_no_words_for(change: dict[str, Any], part: str) -
 
 
 def test_export_of_other_networks(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no a projection \(proj_size\)"):
+    with pytest.raises(ValueError, match=r"has no words for a projection \(proj_size\)"):
         fastlstm.LSTM(I, H, proj_size=2).to_onnx(tmp_path / "x")
     both = fastlstm.LSTM(I, H, bidirectional=True).weights
     clipped = Weights((replace(both.layers[0], cell=Cell(gate_clip=1.0)), both.layers[1]), True)

@@ -331,6 +331,10 @@ def test_wrong_arguments() -> None:
         from_tensorflow("model.ckpt")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="forget_bias must be a finite number"):
         from_tensorflow(cell("lstm_cell"), forget_bias=float("nan"))
+    with pytest.raises(TypeError, match="forget_bias must be a number, got '1'"):
+        from_tensorflow(cell("lstm_cell"), forget_bias="1")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="proj_clip must be a number or None, got '3'"):
+        from_tensorflow(cell("lstm_cell"), proj_clip="3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cell_clip must be a positive number"):
         from_tensorflow(cell("lstm_cell"), cell_clip=-3)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, Case, assert_same_bytes, flat, import_torch, make_case
+from helpers import DTYPES, Case, assert_same_bytes, flat, import_torch, make_case, required
 from safetensors.numpy import load_file
 
 import fastlstm
@@ -161,6 +164,12 @@ def test_a_bad_state_dict_changes_nothing(what: str) -> None:
     assert all(lstm.state_dict()[name].tobytes() == a.tobytes() for name, a in state.items())
 
 
+@pytest.mark.parametrize("bad", [None, 3, "weights.safetensors", list(STATE.items()), list(STATE), iter(STATE)], ids=repr)
+def test_a_state_dict_is_a_mapping(bad: Any) -> None:
+    with pytest.raises(TypeError, match=f"state_dict must be a mapping.*{type(bad).__name__}"):
+        fastlstm.LSTM(5, 7, 2, proj_size=3).load_state_dict(bad)
+
+
 def test_a_hostile_name_is_cut() -> None:
     lstm = fastlstm.LSTM(5, 7)
     with pytest.raises(ValueError, match=r"unexpected tensor 'a\\na\\na") as raised:
@@ -224,6 +233,47 @@ def test_saving_where_nothing_can_be_saved(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "folder") == []
 
 
+@pytest.mark.parametrize("path", [None, 3, b"network.safetensors", ["network.safetensors"], io.BytesIO()], ids=repr)
+def test_a_path_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    lstm = fastlstm.LSTM(5, 7)
+    lstm.save("source.safetensors")
+    for name, call in (
+        ("path", lstm.save),
+        ("path", lstm.to_onnx),
+        ("path", fastlstm.load),
+        ("path", fastlstm.scan),
+        ("path", fastlstm.load_model),
+        ("target", lambda target: fastlstm.convert("source.safetensors", target)),
+    ):
+        if call == lstm.to_onnx:
+            required("onnx")
+        with pytest.raises(TypeError, match=f"{name} must be str or os.PathLike, got {type(path).__name__}"):
+            call(path)
+    assert os.listdir(tmp_path) == ["source.safetensors"]
+
+
+@pytest.mark.parametrize("name", [3, True, b"", ["lstm"]], ids=repr)
+def test_a_name_is_text(tmp_path: Path, name: Any) -> None:
+    lstm = fastlstm.LSTM(5, 7)
+    lstm.save(tmp_path / "network.safetensors")
+    for call in (fastlstm.from_torch, fastlstm.from_haste, fastlstm.from_flax, fastlstm.from_tensorflow):
+        with pytest.raises(TypeError, match=f"name must be str or None, got {re.escape(repr(name))}"):
+            call(lstm.state_dict(), name)
+    with pytest.raises(TypeError, match=f"name must be str or None, got {re.escape(repr(name))}"):
+        fastlstm.load(tmp_path / "network.safetensors", name)
+
+
+@pytest.mark.parametrize("batch_first", ["False", 2], ids=repr)
+def test_batch_first_is_true_or_false(tmp_path: Path, batch_first: Any) -> None:
+    source = tmp_path / "network.safetensors"
+    fastlstm.LSTM(5, 7).save(source)
+    for call in (fastlstm.load, lambda path, **options: fastlstm.convert(path, tmp_path / "other.npz", **options)):
+        with pytest.raises(TypeError, match="batch_first must be True or False"):
+            call(source, batch_first=batch_first)
+    assert os.listdir(tmp_path) == ["network.safetensors"]
+
+
 # ---- Streams -------------------------------------------------------------------------------------------------------------------
 
 
@@ -268,7 +318,11 @@ def test_stream_reset(case: Case) -> None:
         assert not any(a.any() for a in stream.state)
 
 
-@pytest.mark.parametrize("kind", [list, tuple, np.array, iter])
+def torch_tensor(rows: list[int]) -> Any:
+    return import_torch().tensor(rows, dtype=import_torch().int32)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, iter, torch_tensor])
 def test_stream_reset_of_rows_is_resets(case: Case, kind: Any) -> None:
     """Resetting rows before a step is what ``resets`` does in one call."""
     lstm = case.network()
@@ -281,6 +335,21 @@ def test_stream_reset_of_rows_is_resets(case: Case, kind: Any) -> None:
         stream.reset(rows=kind(np.flatnonzero(rows).tolist()) if rows.any() else [])
         outputs.append(stream.step(x_t))
     assert_same_bytes((np.stack(outputs), *stream.state), flat(lstm(case.x, resets=resets)))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
+def test_a_copy_of_a_stream_goes_on_by_itself(case: Case, copied: Any) -> None:
+    lstm = case.network()
+    stream = lstm.stream(batch_size=case.shape.B)
+    outputs = [stream.step(x_t) for x_t in case.x[:4]]
+    lstm.load_state_dict({name: a * 0 for name, a in lstm.state_dict().items()})  # not the stream's, nor its copy's
+    other = copied(stream)
+    other.step(-case.x[4])
+    other = copied(stream)
+    outputs += [stream.step(x_t) for x_t in case.x[4:]]
+    expected = flat(case.network()(case.x))
+    assert_same_bytes((np.stack(outputs), *stream.state), expected)
+    assert_same_bytes((np.stack([*outputs[:4], *map(other.step, case.x[4:])]), *other.state), expected)
 
 
 def test_stream_of_one_row_takes_both_shapes() -> None:

@@ -197,6 +197,33 @@ joined(in_child(check))
 
 
 @posix
+def test_fork_of_a_stream() -> None:
+    """A stream that was made before steps on in the child, on its one thread."""
+    run_python(
+        FORK
+        + """
+import numpy as np
+
+fastlstm.set_num_threads(2)
+wide = fastlstm.LSTM(640, 640, seed=0)
+assert wide.plan(1, 8)["threads"] == 2
+x = np.random.default_rng(0).standard_normal((3, 8, 640)).astype("f")
+expected, _ = wide(x)
+stream = wide.stream(8)
+assert stream.step(x[0]).tobytes() == expected[0].tobytes()
+
+def check():
+    for t in (1, 2):
+        assert stream.step(x[t]).tobytes() == expected[t].tobytes()
+
+joined(in_child(check))
+check()
+""",
+        timeout=90,
+    )
+
+
+@posix
 def test_fork_while_others_call() -> None:
     """Other threads are in the middle of a call when this one forks."""
     run_python(

@@ -294,6 +294,55 @@ def test_second_derivatives_are_refused(constant: bool) -> None:
         (d_x.square().sum() + output.sum()).backward()
 
 
+ONES = [torch.ones(5, 3, 4, dtype=F64)]
+
+
+def adapted(module: Any) -> Any:
+    """What learning to learn differentiates: parameters after a step, of the parameters before it."""
+    before = list(module.parameters())
+    gradients_ = torch.autograd.grad(module(*ONES)[0].square().sum(), before, create_graph=True)
+    total = sum((p - 0.1 * g).square().sum() for p, g in zip(before, gradients_, strict=True))
+    return torch.autograd.grad(total, before)
+
+
+@pytest.mark.parametrize(
+    "derive",
+    [
+        adapted,
+        lambda module: torch.autograd.functional.hvp(
+            lambda x: module(x)[0].square().sum(), *[torch.ones(5, 3, 4, dtype=F64)] * 2
+        ),
+        lambda module: torch.autograd.functional.hessian(lambda x: module(x)[0].sum(), *ONES),
+    ],
+    ids=["adapted", "hvp", "hessian"],
+)
+def test_second_derivatives_are_refused_of_whatever_they_are_taken(derive: Any) -> None:
+    """Also where first derivatives alone would give plausible numbers."""
+    with pytest.raises(RuntimeError, match=r"second derivatives.*torch\.nn\.LSTM"):
+        derive(modules(CONFIGS[0])[1])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, of what it loads for these derivatives
+@pytest.mark.parametrize("wants", [True, False])
+def test_forward_mode_derivatives_are_refused(wants: bool) -> None:
+    """They would be taken as zero; calls without any are none of its affair."""
+    from torch.autograd import forward_ad
+
+    module = modules(CONFIGS[0])[1].requires_grad_(wants)
+    x = torch.randn(5, 3, 4, dtype=F64)
+    for derive in (
+        lambda: torch.func.jvp(lambda x: module(x)[0], (x,), (x,)),
+        lambda: torch.func.jacfwd(lambda x: module(x)[0])(x),
+        lambda: torch.func.jvp(lambda c: module(x, (c, c))[0], *[(torch.ones(1, 3, 6, dtype=F64),)] * 2),
+    ):
+        with pytest.raises(RuntimeError, match=r"forward-mode derivatives.*torch\.nn\.LSTM"):
+            derive()
+    with forward_ad.dual_level():
+        assert torch.equal(module(x)[0], module(x)[0])
+        with pytest.raises(RuntimeError, match="forward-mode derivatives"):
+            module(forward_ad.make_dual(x, x))
+
+
 def test_checkpointing_and_hooks_on_saved_tensors() -> None:
     from torch.utils.checkpoint import checkpoint
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
+from fastlstm.arrays import as_flag
 from fastlstm.errors import FormatError
+from fastlstm.files import as_path
 from fastlstm.loaders.found import Contents, Found, LSTMInfo, listing, quoted
 from fastlstm.weights import Weights
 
@@ -178,12 +180,13 @@ def convert(
     from fastlstm.loaders.safetensors_file import write_safetensors
 
     writers = {".safetensors": write_safetensors, ".npz": write_npz}
-    suffix = os.path.splitext(os.fspath(target))[1].lower()
+    path = as_path("target", target)
+    suffix = os.path.splitext(path)[1].lower()
     if suffix not in writers:
-        raise ValueError(f"{os.fspath(target)}: a suffix of {' or '.join(writers)} expected, got {suffix or 'none'}")
+        raise ValueError(f"{path}: a suffix of {' or '.join(writers)} expected, got {suffix or 'none'}")
     weights, info = _read(source, name, allow_nonfinite, layout)
     assert info is not None
-    writers[suffix](target, weights, bool(info.batch_first) if batch_first is None else batch_first)
+    writers[suffix](path, weights, bool(info.batch_first) if batch_first is None else as_flag("batch_first", batch_first))
     return info
 
 
@@ -450,7 +453,9 @@ def from_tensorflow(
     from fastlstm.cell import Cell
     from fastlstm.loaders import live, tensorflow_names
 
-    if not isinstance(forget_bias, (int, float, np.number)) or not np.isfinite(forget_bias):
+    if not isinstance(forget_bias, (int, float, np.number)):
+        raise TypeError(f"forget_bias must be a number, got {forget_bias!r:.100}")
+    if not np.isfinite(forget_bias):
         raise ValueError(f"forget_bias must be a finite number, got {forget_bias!r:.100}")
     tensors = live.flattened(_mapping(variables))
     run_time = tensorflow_names.RunTime(float(forget_bias), Cell(cell_clip=cell_clip, proj_clip=proj_clip))

@@ -103,6 +103,8 @@ class Contents:
         FormatError
             If there is none, or several and no name, or if that one cannot be loaded.
         """
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be str or None, got {name!r:.100}")
         lstms = [item for item in self.found if item.is_lstm]
         names = listing(item.name for item in lstms)
         if name is None:

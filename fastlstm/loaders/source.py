@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, BinaryIO
 
 from fastlstm.errors import FormatError
+from fastlstm.files import as_path
 from fastlstm.loaders.archive import Archive
 
 __all__ = ["WEIGHTS_CEILING", "SourceFile", "opened", "weights_limit"]
@@ -101,9 +102,7 @@ def opened(path: str | os.PathLike[str], layout: str | None = None) -> Iterator[
     OSError
         If the system refuses.
     """
-    name = os.fspath(path)
-    if not isinstance(name, str):
-        raise TypeError(f"path must be str or os.PathLike, got {type(path).__name__}")
+    name = as_path("path", path)
     try:
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         try:
