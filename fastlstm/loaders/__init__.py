@@ -71,12 +71,12 @@ def scan(path: str | os.PathLike[str]) -> list[LSTMInfo]:
     Returns
     -------
     list of LSTMInfo
-        In the order of the file; empty if there is none.
+        In the order of the file; empty if there is none. One that cannot be loaded exactly says why in ``problem``.
 
     Raises
     ------
     FormatError
-        If the file cannot be read, or holds an LSTM that cannot be loaded exactly; the message names the tensor.
+        If the file cannot be read, or if none of the LSTMs in it can be loaded; the message says why.
     OSError
         If the system refuses.
     ImportError
@@ -129,6 +129,7 @@ def load(
     FormatError
         If the file cannot be read, or holds no LSTM, or several and no name is given, or none of that name, or one that cannot be
         loaded exactly. The message names the file and the tensor, what was expected and what was found. A ``ValueError``.
+        Without a name, an LSTM that cannot be loaded counts: the only other one is not taken for the one that is meant.
     OSError
         If the system refuses.
     ImportError
