@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, BinaryIO
 
@@ -35,6 +35,7 @@ class SourceFile:
         self.path = path
         self.layout = layout  # what the caller said of tensors whose names do not tell
         self.external_data = False  # whether the caller wants other files to be read, too
+        self.copies = ExitStack()  # files that are needed for as long as this one
         self.head = self.read(0, min(size, HEAD))
 
     def read(self, offset: int, length: int) -> bytes:
@@ -115,7 +116,9 @@ def opened(path: str | os.PathLike[str], layout: str | None = None) -> Iterator[
             os.close(descriptor)
             raise FormatError(f"{_kind(status.st_mode)}, not a regular file")
         with open(descriptor, "rb") as stream:
-            yield SourceFile(stream, status.st_size, name, layout)
+            file = SourceFile(stream, status.st_size, name, layout)
+            with file.copies:
+                yield file
     except FormatError as error:
         raise FormatError(f"{name!r:.200}: {error}") from None
 
