@@ -22,6 +22,7 @@ from typing import Any
 
 import mutate
 import numpy as np
+import peak_memory
 import pytest
 from helpers import required
 from mutate import (
@@ -43,7 +44,7 @@ from mutate import (
 )
 
 from fastlstm import FormatError
-from fastlstm.loaders import hdf5, load, scan
+from fastlstm.loaders import load, scan
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -1028,75 +1029,19 @@ BOMBS: dict[str, tuple[Build, bool]] = {
     "NAM of 10 MB": (lambda: large_nam(360), True),
 }  # fmt: skip
 
-# Peak memory of a process of its own, and what came out. Whatever is loaded once, a library or a buffer, is so before; a child
-# counts with all that it takes.
-MEASURE = """
-import sys, time
-from fastlstm import FormatError
-from fastlstm.loaders import load, load_model, scan
-from fastlstm.loaders import assembly, flax_file, guitarml_file, hdf5, nam_file, npz_file, rtneural_file
-import fastlstm.model, safetensors
-for file in sys.argv[3:]:
-    load(file)
 
-def status(field):
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-def peak():
-    most = status("VmHWM")
-    with open("/proc/self/clear_refs", "w") as peak:
-        peak.write("5")
-    return most
-
-def ask(descriptor, limit, ask=hdf5._ask):
-    peaks.append(peak() - before)
-    text, _, child = ask(descriptor, limit).partition(b"peak: ")
-    peaks.append(peak() - before + int(child or 0))
-    return text
-
-hdf5._ask, hdf5.WORKER = ask, sys.argv[2]
-peak()
-peaks, before, start = [], status("VmRSS"), time.perf_counter()
-outcome = "refused"
-for act in (scan, load, load_model):
-    try:
-        act(sys.argv[1])
-        outcome = outcome if act is scan else "loaded"
-    except (FormatError, OSError) as error:
-        pass
-print(outcome, max([*peaks, peak() - before]), time.perf_counter() - start)
-"""
-
-# The child that reads HDF5; it says at its end how much memory it took
-MEASURED_WORKER = """
-import runpy
-with open("/proc/self/status") as status:
-    runpy.run_path({path!r}, run_name="__main__")
-    print("peak:", next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM")))
-"""
-
-
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="measures the peak as Linux does")
+@pytest.mark.skipif(not peak_memory.AVAILABLE, reason="measures the peak as Linux does")
 @pytest.mark.parametrize("case", BOMBS)
 def test_memory_and_time_are_bounded(case: str, tmp_path: Path) -> None:
     build, loads = BOMBS[case]
-    path = tmp_path / "x"
-    path.write_bytes(build())
-    warm = [GOLDEN / "cell.pt", GOLDEN / "legacy.pt", GOLDEN / "float16.safetensors"]
     if case.startswith("ONNX"):
         required("onnx")
-        warm.append(GOLDEN / "unfolded_9.onnx")
-    if case.startswith("Keras"):
-        warm.append(GOLDEN / "keras3_float16.weights.h5")
-    worker = tmp_path / "worker.py"
-    worker.write_text(MEASURED_WORKER.format(path=str(hdf5.WORKER)))
-    result = subprocess.run([sys.executable, "-c", MEASURE, path, worker, *warm], capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    outcome, peak, seconds = result.stdout.split()
-    assert outcome == ("loaded" if loads else "refused")
-    assert int(peak) <= 4 * path.stat().st_size + 64 * MB
-    assert float(seconds) < 20  # some seconds on a free machine
+    path = tmp_path / "x"
+    path.write_bytes(build())
+    loaded, peak, seconds = peak_memory.measured(path)
+    assert loaded == loads
+    assert peak <= 4 * path.stat().st_size + 64 * MB
+    assert seconds < 20  # some seconds on a free machine
 
 
 # ---- Mutations -----------------------------------------------------------------------------------------------------------------

@@ -530,13 +530,17 @@ def _read(
     contents: Callable[[SourceFile], Contents] = _contents,
 ) -> tuple[Weights, LSTMInfo | None]:
     """Whatever was noted of the file is forgotten when this returns: the network takes memory next."""
-    from fastlstm.loaders.source import opened
+    from fastlstm.loaders.source import opened, return_freed
 
     if layout not in (None, "keras", "haste"):
         raise ValueError(f"layout must be 'keras', 'haste' or None, got {layout!r:.100}")
     with opened(path, layout) as file:
         found = contents(file).choose(name)
-        return _weights(found, allow_nonfinite), found.info
+        weights, info = _weights(found, allow_nonfinite), found.info
+    size = file.size
+    del file, found
+    return_freed(size)
+    return weights, info
 
 
 def _weights(found: Found, allow_nonfinite: bool = False) -> Weights:

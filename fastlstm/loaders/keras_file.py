@@ -20,7 +20,7 @@ from fastlstm.loaders.archive import Archive
 from fastlstm.loaders.found import Contents, listing
 from fastlstm.loaders.hdf5 import Group
 from fastlstm.loaders.keras_tree import Entry
-from fastlstm.loaders.source import WEIGHTS_FLOOR, SourceFile
+from fastlstm.loaders.source import WEIGHTS_FLOOR, SourceFile, return_freed
 
 if TYPE_CHECKING:
     from fastlstm.model import Model
@@ -68,6 +68,7 @@ def model(file: SourceFile) -> Model:
         If h5py is not installed.
     """
     pending = _pending(file)  # what is left when this returns is the weights: the steps take memory next
+    return_freed(file.size)
     return pending.model()
 
 
