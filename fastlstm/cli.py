@@ -94,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub = add(
         "scan",
         scan,
-        "List the LSTMs that a file holds.",
+        "List the LSTMs that a file holds, also those that cannot be loaded, with the reason.",
         """fastlstm scan checkpoint.pt
         fastlstm scan amplifier.nam""",
     )
@@ -173,11 +173,15 @@ def scan(args: argparse.Namespace) -> int:
     rows: list[tuple[str, ...]] = [("name", "input", "hidden", "layers", "directions", "projection", "bias", "dtype")]
     for lstm in found:
         name = lstm.name if lstm.name and lstm.name.isprintable() else repr(lstm.name)
-        sizes = (lstm.input_size, lstm.hidden_size, lstm.num_layers, 1 + lstm.bidirectional, lstm.proj_size or "-")
-        rows.append((name, *map(str, sizes), "yes" if lstm.bias else "no", str(lstm.dtype)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        if lstm.problem:
+            rows.append((name, f"cannot be loaded: {' '.join(lstm.problem.splitlines())}"))
+        else:
+            sizes = (lstm.input_size, lstm.hidden_size, lstm.num_layers, 1 + lstm.bidirectional, lstm.proj_size or "-")
+            rows.append((name, *map(str, sizes), "yes" if lstm.bias else "no", str(lstm.dtype)))
+    widths = [max(map(len, column)) for column in zip(*(row for row in rows if len(row) == len(rows[0])), strict=True)]
+    widths[0] = max(len(row[0]) for row in rows)
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip())
     return 0
 
 

@@ -872,7 +872,7 @@ def fake_hdf5(entries: list[object], size: int) -> bytes:
 
 def fake_answer(descriptor: int, limit: int) -> bytes:
     data = os.pread(descriptor, 1 << 24, 0)
-    return data.partition(BEGIN)[2].rpartition(END)[0][:limit]
+    return data.partition(BEGIN)[2].rpartition(END)[0][: limit // 8]
 
 
 class Forked:
@@ -886,7 +886,7 @@ class Forked:
 
         from fastlstm.loaders import hdf5, hdf5_worker
 
-        self.worker, self.read_until, self.broken = hdf5_worker, hdf5._read_until, hdf5.BROKEN
+        self.worker, self.hdf5 = hdf5_worker, hdf5
         self.worker.rehearse(h5py)  # here, and then in no fork
         self.worker.rehearse = lambda h5py: None
         self.last: tuple[bytes, bytes] | None = None
@@ -899,10 +899,11 @@ class Forked:
         if self.last is None or self.last[0] != data:
             self.last = data, self._ask(descriptor, limit)
         if not self.last[1]:
-            raise FormatError(f"{self.broken}: HDF5's library did not survive it")
+            raise FormatError(f"{self.hdf5.BROKEN}: HDF5's library did not survive it")
         return self.last[1]
 
     def _ask(self, descriptor: int, limit: int) -> bytes:
+        request = self.hdf5._request(limit)
         ours, theirs = os.pipe()
         position = os.lseek(descriptor, 0, os.SEEK_CUR)  # the fork shares it
         child = os.fork()
@@ -910,7 +911,7 @@ class Forked:
             try:
                 os.dup2(descriptor, 0)
                 os.dup2(theirs, 1)
-                sys.argv = ["", json.dumps({"path": sys.path, "limit": limit})]
+                sys.argv = ["", json.dumps(request)]
                 sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # what waits in the other belongs to the parent
                 self.worker.main()
                 sys.stdout.flush()
@@ -918,7 +919,7 @@ class Forked:
                 os._exit(0)
         os.close(theirs)
         try:
-            text = self.read_until(ours, limit, time.monotonic() + 60)
+            text = self.hdf5._read_until(ours, request["limit"], time.monotonic() + 60)
         except TimeoutError:
             os.kill(child, signal.SIGKILL)
             text = b""

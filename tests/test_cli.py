@@ -368,6 +368,19 @@ def test_scan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(set(columns)) == 1  # aligned
 
 
+def test_scan_of_what_cannot_be_loaded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = {f"{name}.{key}": value for name in ("good", "broken") for key, value in fastlstm.LSTM(3, 7).state_dict().items()}
+    del tensors["broken.bias_hh_l0"]
+    save_file(tensors, "model.safetensors")
+    assert cli.main(["scan", "model.safetensors"]) == 0
+    _, *rows = capsys.readouterr().out.splitlines()
+    good, broken = sorted(rows, reverse=True)
+    assert good.split() == ["good", "3", "7", "1", "1", "-", "yes", "float32"]
+    assert broken.startswith("broken  cannot be loaded: 'broken.bias_hh_l0' is missing")
+    assert cli.main(["convert", "model.safetensors", "good.npz"]) == 2
+    assert "'broken' cannot be loaded" in capsys.readouterr().err
+
+
 def test_scan_without_a_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make()
     assert cli.main(["scan", "model.safetensors"]) == 0

@@ -70,9 +70,7 @@ def test_compilers_agree(compiler: str, native: dict[str, str], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread", "memory"])
-def test_sanitizers_find_nothing(
-    sanitizer: str, native: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sanitizers_find_nothing(sanitizer: str, native: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads and writes past an end, races, decisions on memory that nobody wrote; all memory begins as NaN."""
     need("clang")
     if sanitizer == "memory" and platform.system() != "Linux":

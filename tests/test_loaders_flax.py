@@ -187,6 +187,17 @@ def test_refused(case: str) -> None:
     refused(lambda: from_flax(tree), *parts)
 
 
+def test_one_bad_cell_does_not_hide_the_others(tmp_path: Path) -> None:
+    tree = {"good": linen(), "bad": without("if"), "twice": linen() | {"if_": {"kernel": values(0, I, H)}}}
+    flat = {f"{name}/{linear}/{leaf}": a for name, cell in tree.items() for linear, d in cell.items() for leaf, a in d.items()}
+    np.savez(tmp_path / "x.npz", **flat)
+    problems = {info.name: info.problem for info in scan(tmp_path / "x.npz")}
+    assert problems["good"] == ""
+    assert "'bad/if/kernel' is missing" in problems["bad"]
+    assert "are the same parameter" in problems["twice"]
+    assert_same(load(tmp_path / "x.npz", "good"), from_flax(linen()))
+
+
 def test_not_a_tree() -> None:
     with pytest.raises(TypeError, match="a tree of parameters or a flax"):
         from_flax("model.msgpack")

@@ -471,6 +471,9 @@ def test_configuration_is_refused(case: str, tmp_path: Path, h5py: Any, monkeypa
     path.write_bytes(edited(GOLDEN / "keras3.keras", config=change))
     message = refused(lambda: load(path, name), f"layer {name!r}", *parts)
     assert message.isprintable()
+    problems = {item.name: item.problem for item in scan(path) if item.problem}  # all others can be loaded
+    assert problems.keys() == {name}
+    assert message.endswith(problems[name])
     assert not (tmp_path / MARKER).exists()
 
 
@@ -585,7 +588,9 @@ def test_a_layer_of_a_foreign_class_in_the_old_form(tmp_path: Path, h5py: Any) -
     path = tmp_path / "x.h5"
     path.write_bytes(edited_h5(GOLDEN / "keras2.h5", lambda f: replace_text(f, '"LSTM"', '"MyLSTM"')))
     refused(lambda: load(path, "plain"), "'plain'", "class 'MyLSTM' is not Keras'")
-    refused(lambda: scan(path), "'plain'", "class 'MyLSTM' is not Keras'")
+    problems = {item.name: item.problem for item in scan(path)}
+    assert "class 'MyLSTM' is not Keras'" in problems["plain"]
+    assert problems["cells"] == ""
     assert load(path, "cells").hidden_size == 4
 
 
@@ -744,11 +749,11 @@ def test_the_child_is_confined(tmp_path: Path, h5py: Any) -> None:
         "import os, resource, sys\n"
         "sys.path.insert(0, sys.argv[1])\n"
         "import hdf5_worker\n"
-        "hdf5_worker.confine()\n"
+        "hdf5_worker.confine(0)\n"
         "def fails(act):\n"
         "    try: act()\n"
         "    except (OSError, MemoryError): return True\n"
-        "print(fails(lambda: open('/etc/passwd')), fails(lambda: bytearray(400 << 20)), fails(lambda: bytearray(100 << 20)),\n"
+        "print(fails(lambda: open('/etc/passwd')), fails(lambda: bytearray(20 << 20)), fails(lambda: bytearray(12 << 20)),\n"
         "      resource.getrlimit(resource.RLIMIT_CPU)[0] <= 20, resource.getrlimit(resource.RLIMIT_CORE)[1])\n"
     )
     result = subprocess.run(
@@ -758,7 +763,7 @@ def test_the_child_is_confined(tmp_path: Path, h5py: Any) -> None:
 
 
 def test_the_child_has_time_by_the_size_of_the_file(tmp_path: Path, h5py: Any) -> None:
-    code = "import sys\nsys.path.insert(0, sys.argv[1])\nimport hdf5_worker\nhdf5_worker.confine()\nwhile True: pass\n"
+    code = "import sys\nsys.path.insert(0, sys.argv[1])\nimport hdf5_worker\nhdf5_worker.confine(0)\nwhile True: pass\n"
     took = []
     for size in (100, 3 << 20):
         (tmp_path / "x.h5").write_bytes(bytes(size))
@@ -780,6 +785,27 @@ def test_the_child_ignores_its_environment(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("HDF5_PLUGIN_PATH", str(tmp_path))
     assert load(GOLDEN / "keras3_float16.weights.h5").hidden_size == 4
     assert not (tmp_path / MARKER).exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the child knows its size as Linux says it")
+def test_the_child_takes_little(tmp_path: Path, h5py: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of Keras with a thousand layers are listed with less than what there always is; with nothing, none is."""
+    from fastlstm.loaders import hdf5_worker
+
+    for version in ("earliest", "latest"):
+        with h5py.File(tmp_path / "x.h5", "w", libver=version) as file:
+            for number in range(1000):
+                cell = file.create_group(f"layers/lstm_{number}/cell/vars")
+                cell["0"], cell["1"], cell["2"] = (np.zeros(shape, "f4") for shape in ((2, 4), (1, 4), 4))
+        assert len(scan(tmp_path / "x.h5")) == 1000
+        monkeypatch.setattr(hdf5, "MEMORY", -(1 << 30))  # what is always there remains
+        assert len(scan(tmp_path / "x.h5")) == 1000
+        monkeypatch.undo()
+    text = Path(hdf5_worker.__file__).read_text(encoding="utf-8").replace("LEAST_MEMORY = 16 << 20", "LEAST_MEMORY = 0")
+    (tmp_path / "worker.py").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(hdf5, "WORKER", tmp_path / "worker.py")
+    monkeypatch.setattr(hdf5, "MEMORY", -(1 << 30))
+    refused(lambda: scan(tmp_path / "x.h5"), "HDF5")
 
 
 def test_without_h5py(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -728,6 +728,21 @@ def test_names() -> None:
     refused(lambda: from_onnx(broken), "none of the 2 LSTMs", "'lstm' has B of shape", "'lstm', 'other'")
 
 
+def test_one_bad_node_does_not_hide_the_others(tmp_path: Path) -> None:
+    twice = tensors() | {f"{name}2": array for name, array in tensors(seed=1).items()}
+    path = tmp_path / "x.onnx"
+    onnx.save(model([node(), node(["X", "W2", "R2", "B2"], ["Z"], "other", unknown=1)], twice), path)
+    good, bad = scan(path)
+    assert (good.name, good.problem, bad.name) == ("lstm", "", "other")
+    assert "LSTM node 'other'" in bad.problem
+    assert "attribute 'unknown' is not understood" in bad.problem
+    assert_same_weights(load(path, "lstm").weights, expected_weights(tensors()))
+    refused(lambda: load(path, "other"), "attribute 'unknown' is not understood")
+    refused(lambda: load(path), "2 LSTMs found", "name=: 'lstm'", "'other' cannot be loaded", "attribute 'unknown'")
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(lambda: scan(path), "truncated")
+
+
 def test_a_cell_taken_apart() -> None:
     """By the names that PyTorch's exporter keeps; unless a node has the weights, which then is the LSTM."""
     shapes = parameter_shapes(I, H, 1, bias=True, bidirectional=False, proj_size=0)

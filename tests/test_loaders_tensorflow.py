@@ -349,6 +349,26 @@ def test_in_a_file(tmp_path: Path) -> None:
     np.testing.assert_allclose(output, run_cell(cell("rnn/lstm_cell"), "rnn/lstm_cell", X, forget_bias=0)[0], rtol=0, atol=3e-6)
 
 
+def test_one_bad_cell_does_not_hide_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    bad = {
+        "rnn/multi_rnn_cell/cell_0/lstm_cell": cell("rnn/multi_rnn_cell/cell_0/lstm_cell"),
+        "rnn/multi_rnn_cell/cell_2/lstm_cell": cell("rnn/multi_rnn_cell/cell_2/lstm_cell", H),
+        "twice/lstm_cell": cell("twice/lstm_cell") | {"twice/lstm_cell/weights": values(0, 8, 20)},
+        "normed/lstm_cell": cell("normed/lstm_cell") | {"normed/lstm_cell/input/gamma": values(0, 5)},
+    }
+    np.savez(path, **cell("good/lstm_cell"), **{name: array for one in bad.values() for name, array in one.items()})
+    problems = {info.name: info.problem for info in scan(path)}
+    assert problems.keys() == {"good/lstm_cell", "rnn/multi_rnn_cell", "twice/lstm_cell", "normed/lstm_cell"}
+    assert problems["good/lstm_cell"] == ""
+    assert "layer 1 has no cell" in problems["rnn/multi_rnn_cell"]
+    assert "are the same variable" in problems["twice/lstm_cell"]
+    assert "'normed/lstm_cell/input/gamma' is not understood" in problems["normed/lstm_cell"]
+    assert load(path, "good/lstm_cell").hidden_size == H
+    refused(lambda: load(path), "4 LSTMs found", "name=: 'good/lstm_cell'", "'rnn/multi_rnn_cell' cannot be loaded")
+    refused(lambda: load(path, "twice/lstm_cell"), "are the same variable")
+
+
 # ---- Haste ---------------------------------------------------------------------------------------------------------------------
 
 

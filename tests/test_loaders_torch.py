@@ -435,10 +435,48 @@ def test_one_bad_lstm_does_not_hide_the_others(tmp_path: Path) -> None:
     np_dict = state_dict("good.") | without("rnn.bias_hh_l0")
     assert_same_weights(from_torch(np_dict, "good").weights, state_dict())
     refused(lambda: from_torch(np_dict, "rnn"), "'rnn.bias_hh_l0' is missing")
-    refused(lambda: from_torch(np_dict), "2 LSTMs", "'good', 'rnn'")
+    nameless = ("2 LSTMs", "name=: 'good'", "'rnn' cannot be loaded", "'rnn.bias_hh_l0' is missing")
+    refused(lambda: from_torch(np_dict), *nameless)
     safetensors = pytest.importorskip("safetensors.numpy")
-    safetensors.save_file(np_dict, tmp_path / "x")
-    refused(lambda: scan(tmp_path / "x"), "'rnn.bias_hh_l0' is missing", "the other LSTMs", "'good'")
+    path = tmp_path / "x"
+    safetensors.save_file(np_dict, path)
+    good, bad = sorted(scan(path), key=lambda info: info.name)
+    assert good == LSTMInfo("good", 3, 5, 1, False, 0, True, "float32")
+    assert (bad.name, bad.input_size, bad.hidden_size, bad.num_layers, bad.dtype) == ("rnn", 0, 0, 0, "")
+    assert "'rnn.bias_hh_l0' is missing" in bad.problem
+    assert str(bad) == f"'rnn': cannot be loaded: {bad.problem}"
+    assert_same_weights(load(path, "good").weights, state_dict())
+    refused(lambda: load(path, "rnn"), "'rnn.bias_hh_l0' is missing")
+    refused(lambda: load(path), *nameless)  # the only good one need not be the one that is meant
+    safetensors.save_file(without("rnn.bias_hh_l0"), path)
+    refused(lambda: scan(path), "'rnn.bias_hh_l0' is missing")
+    bad_dict = without("rnn.bias_hh_l0")
+    safetensors.save_file(bad_dict | {f"other.{name}": tensor for name, tensor in bad_dict.items()}, path)
+    refused(lambda: scan(path), "none of the 2 LSTMs found can be loaded (", "'other.rnn'", "bias_hh_l0' is missing")
+    safetensors.save_file(np_dict, path)
+    path.write_bytes(path.read_bytes()[:-1])  # a damaged file is no file with one bad LSTM
+    refused(lambda: scan(path), "broken safetensors file")
+    refused(lambda: load(path, "good"), "broken safetensors file")
+
+
+def test_two_spellings_of_one_parameter_do_not_hide_the_other_lstms(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy")
+    twice = {"rnn.parametrizations.bias_hh_l0.original0": ONES((20, 1), "f"), "rnn.bias_hh_l0_g": ONES((20, 1), "f")}
+    safetensors.save_file(state_dict("good.") | without("rnn.bias_hh_l0") | twice, tmp_path / "x")
+    problems = {info.name: info.problem for info in scan(tmp_path / "x")}
+    assert problems["good"] == ""
+    assert "are the same parameter" in problems["rnn"]
+
+
+def test_two_lstms_of_one_name_do_not_hide_the_others(tmp_path: Path) -> None:
+    """PyTorch's and Haste's names for the same place."""
+    safetensors = pytest.importorskip("safetensors.numpy")
+    haste = {"rnn.kernel": ONES((3, 20), "f"), "rnn.recurrent_kernel": ONES((5, 20), "f"), "rnn.bias": ONES(20, "f")}
+    safetensors.save_file(state_dict("good.") | state_dict("rnn.") | haste, tmp_path / "x")
+    problems = {info.name: info.problem for info in scan(tmp_path / "x")}
+    assert problems == {"good": "", "rnn": "2 recurrent layers have the name 'rnn'"}
+    assert_same_weights(load(tmp_path / "x", "good").weights, state_dict())
+    refused(lambda: load(tmp_path / "x", "rnn"), "2 recurrent layers have the name 'rnn'")
 
 
 def test_nested_dictionaries() -> None:

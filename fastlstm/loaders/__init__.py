@@ -73,12 +73,12 @@ def scan(path: str | os.PathLike[str]) -> list[LSTMInfo]:
     Returns
     -------
     list of LSTMInfo
-        In the order of the file; empty if there is none.
+        In the order of the file; empty if there is none. One that cannot be loaded exactly says why in ``problem``.
 
     Raises
     ------
     FormatError
-        If the file cannot be read, or holds an LSTM that cannot be loaded exactly; the message names the tensor.
+        If the file cannot be read, or if none of the LSTMs in it can be loaded; the message says why.
     OSError
         If the system refuses.
     ImportError
@@ -131,6 +131,7 @@ def load(
     FormatError
         If the file cannot be read, or holds no LSTM, or several and no name is given, or none of that name, or one that cannot be
         loaded exactly. The message names the file and the tensor, what was expected and what was found. A ``ValueError``.
+        Without a name, an LSTM that cannot be loaded counts: the only other one is not taken for the one that is meant.
     OSError
         If the system refuses.
     ImportError
@@ -534,13 +535,17 @@ def _read(
     contents: Callable[[SourceFile], Contents] = _contents,
 ) -> tuple[Weights, LSTMInfo | None]:
     """Whatever was noted of the file is forgotten when this returns: the network takes memory next."""
-    from fastlstm.loaders.source import opened
+    from fastlstm.loaders.source import opened, return_freed
 
     if layout not in (None, "keras", "haste"):
         raise ValueError(f"layout must be 'keras', 'haste' or None, got {layout!r:.100}")
     with opened(path, layout) as file:
         found = contents(file).choose(name)
-        return _weights(found, allow_nonfinite), found.info
+        weights, info = _weights(found, allow_nonfinite), found.info
+    size = file.size
+    del file, found
+    return_freed(size)
+    return weights, info
 
 
 def _weights(found: Found, allow_nonfinite: bool = False) -> Weights:

@@ -135,15 +135,25 @@ class Archive:
             raise FormatError(f"zip member {quoted(name)} has {info.file_size} bytes, {stop} are needed")
         kept = bytearray(stop - start)
         position = 0
+        for chunk in self.chunks(name, info.file_size):
+            first, last = max(start, position), min(stop, position + len(chunk))
+            if first < last:
+                kept[first - start : last - start] = memoryview(chunk)[first - position : last - position]
+            position += len(chunk)
+        return kept
+
+    def chunks(self, name: str, limit: int) -> Iterator[bytes]:
+        """A whole member of at most ``limit`` bytes, in pieces; it is good if the last one came."""
+        info = self._checked(name)
+        if info.file_size > limit:
+            raise FormatError(f"zip member {quoted(name)} has {info.file_size} bytes, more than {limit}")
+        position = 0
         with _format_errors(), self._zip.open(info) as member:
             while chunk := member.read(CHUNK):
-                first, last = max(start, position), min(stop, position + len(chunk))
-                if first < last:
-                    kept[first - start : last - start] = memoryview(chunk)[first - position : last - position]
                 position += len(chunk)
+                yield chunk
         if position != info.file_size:
             raise FormatError(f"zip member {quoted(name)} is truncated: {info.file_size} bytes expected, got {position}")
-        return kept
 
     def start(self, name: str, length: int) -> bytes:
         """Return the first bytes of a member, without its checksum; fewer if it is shorter."""

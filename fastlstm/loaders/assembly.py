@@ -17,7 +17,7 @@ import numpy as np
 from fastlstm.cell import PLAIN, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.floats import fill
-from fastlstm.loaders.found import Found, LSTMInfo, quoted
+from fastlstm.loaders.found import Found, LSTMInfo, distinct, quoted
 from fastlstm.loaders.torch_names import FLOATS, Array, LazyTensor
 from fastlstm.weights import LayerWeights, Weights, check_sizes, parameter_shapes, suffix
 
@@ -218,7 +218,4 @@ def uniquely_named(found: Iterable[tuple[tuple[str, ...], tuple[str, ...], Found
         spellings = {separator.join(path) for path in (long, short) for separator in "/."}
         info = replace(item.info, name=name) if item.info else None
         result.append(replace(item, name=name, info=info, aliases=tuple(sorted(spellings - {name}))))
-    for name, count in Counter(item.name for item in result).items():
-        if count > 1:
-            raise FormatError(f"{count} recurrent layers have the name {quoted(name)}")
-    return result
+    return distinct(result)

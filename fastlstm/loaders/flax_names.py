@@ -43,6 +43,7 @@ class Cell:
     path: Path
     tensors: dict[tuple[str, str], Named] = field(default_factory=dict)
     foreign: str = ""
+    twice: str = ""
 
     @property
     def linears(self) -> set[str]:
@@ -55,7 +56,7 @@ class Cell:
     def add(self, linear: str, leaf: str, name: str, tensor: LazyTensor) -> None:
         key = linear.rstrip("_"), leaf
         if key in self.tensors:
-            raise FormatError(f"{quoted(name)} and {quoted(self.tensors[key][0])} are the same parameter")
+            self.twice = f"{quoted(name)} and {quoted(self.tensors[key][0])} are the same parameter"
         self.tensors[key] = name, tensor
 
     def get(self, linear: str, leaf: str) -> Named:
@@ -85,6 +86,8 @@ class Cell:
         return rows[0], rows[1]
 
     def parts(self, I: int, H: int) -> list[Part]:
+        if self.twice:
+            raise FormatError(self.twice)
         expected = {}
         if self.is_dense:
             expected["dense_i", "kernel"] = Part("weight_ih", self.get("dense_i", "kernel"), (I, 4 * H), GATES)

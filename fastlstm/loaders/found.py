@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fastlstm.errors import FormatError
 from fastlstm.weights import Weights
 
-__all__ = ["Contents", "Found", "LSTMInfo", "listing", "quoted"]
+__all__ = ["Contents", "Found", "LSTMInfo", "distinct", "listing", "quoted"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class LSTMInfo:
         The dtype the file stores, such as ``"float16"``; several are joined by ``+``.
     batch_first : bool or None
         None where the source does not say.
+    problem : str
+        Why it cannot be loaded; empty if it can. With a problem the sizes are 0, ``bidirectional`` and ``bias`` False, ``dtype``
+        empty.
     """
 
     name: str
@@ -38,8 +41,11 @@ class LSTMInfo:
     bias: bool
     dtype: str
     batch_first: bool | None = None
+    problem: str = ""
 
     def __str__(self) -> str:
+        if self.problem:
+            return f"{quoted(self.name)}: cannot be loaded: {self.problem}"
         extras = [f"num_layers={self.num_layers}"] if self.num_layers != 1 else []
         extras += [f"{key}=True" for key in ("bidirectional", "batch_first") if getattr(self, key)]
         extras += ["bias=False"] if not self.bias else []
@@ -86,14 +92,27 @@ class Contents:
     summary: str
     parts: Sequence[Found] = ()
 
+    @property
+    def lstms(self) -> list[Found]:
+        return [item for item in self.found if item.is_lstm]
+
     def infos(self) -> list[LSTMInfo]:
-        lstms = [item for item in self.found if item.is_lstm]
-        for item in lstms:
-            if item.problem:
-                others = [other.name for other in lstms if other is not item]
-                hint = f"; the other LSTMs, for load(..., name=): {listing(others)}" if others else ""
-                raise FormatError(item.problem + hint)
-        return [item.info for item in lstms if item.info is not None]
+        """Each LSTM, also those that cannot be loaded, with the reason.
+
+        Raises
+        ------
+        FormatError
+            If there are some and none can be loaded.
+        """
+        self._check_any()
+        return [item.info or LSTMInfo(item.name, 0, 0, 0, False, 0, False, "", problem=item.problem) for item in self.lstms]
+
+    def _check_any(self) -> None:
+        lstms = self.lstms
+        if lstms and all(item.problem for item in lstms):
+            names = listing(item.name for item in lstms)
+            several = f"none of the {len(lstms)} LSTMs found can be loaded ({names}): " if len(lstms) > 1 else ""
+            raise FormatError(several + lstms[0].problem)
 
     def choose(self, name: str | None) -> Found:
         """Return the only LSTM, or the one that ``name`` means; it can be read.
@@ -105,16 +124,20 @@ class Contents:
         """
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be str or None, got {name!r:.100}")
-        lstms = [item for item in self.found if item.is_lstm]
+        lstms = self.lstms
         names = listing(item.name for item in lstms)
         if name is None:
             if not lstms:
                 others = "".join(f"; {item.problem}" for item in self.found[:5])
                 raise FormatError(f"no LSTM found: {self.summary}{others}")
-            if len(lstms) > 1 and all(item.problem for item in lstms):
-                raise FormatError(f"none of the {len(lstms)} LSTMs found can be loaded ({names}): {lstms[0].problem}")
+            self._check_any()
             if len(lstms) > 1:
-                raise FormatError(f"{len(lstms)} LSTMs found, pass one of these as name=: {names}")
+                # The only one without a problem need not be the one that is wanted
+                sound = listing(item.name for item in lstms if not item.problem)
+                broken = [item for item in lstms if item.problem]
+                problems = "".join(f"; {quoted(item.name)} cannot be loaded: {item.problem}" for item in broken[:5])
+                more = f"; and {len(broken) - 5} more cannot be loaded" if len(broken) > 5 else ""
+                raise FormatError(f"{len(lstms)} LSTMs found, pass one of these as name=: {sound}{problems}{more}")
             matches = lstms
         else:
             matches = [item for item in self.found if item.name == name]
@@ -127,6 +150,17 @@ class Contents:
         if matches[0].problem:
             raise FormatError(matches[0].problem)
         return matches[0]
+
+
+def distinct(found: Iterable[Found]) -> list[Found]:
+    """Those that share a name become one that says so."""
+    by_name: dict[str, list[Found]] = {}
+    for item in found:
+        by_name.setdefault(item.name, []).append(item)
+    return [
+        items[0] if len(items) == 1 else Found(name, problem=f"{len(items)} recurrent layers have the name {quoted(name)}")
+        for name, items in by_name.items()
+    ]
 
 
 def quoted(text: str) -> str:

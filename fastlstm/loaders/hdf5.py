@@ -34,6 +34,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 WORKER = Path(__file__).with_name("hdf5_worker.py")
+# For the child in all, beside the limit of what its description may take here: it has 40 MB before it looks at the file. With
+# the text of its answer that makes 61 MB and 2.25 times the file.
+MEMORY = 16 << 20
 SECONDS = 60  # by the clock, for a child that waits; one that computes has a limit of its own
 INSTALL = "reading HDF5 (Keras .keras and .h5 files) needs h5py: pip install h5py"
 BROKEN = "broken HDF5 file"
@@ -125,7 +128,7 @@ def read_tree(stream: BinaryIO, source: SourceFile, limit: int) -> Group:
         raise ImportError(INSTALL)
     if not sys.executable or getattr(sys, "frozen", False):
         raise OSError("reading HDF5 needs a Python interpreter to start, and sys.executable is none")
-    text = _ask(stream.fileno(), limit // 8)
+    text = _ask(stream.fileno(), limit)
     answer = strict_json.parse(text, "description of the HDF5 file", limit)
     if not isinstance(answer, dict) or len(answer) != 1:
         raise FormatError(f"{BROKEN}: its reader answered in an unknown way")
@@ -144,10 +147,14 @@ def _installed(name: str) -> bool:
         return sys.modules.get(name) is not None
 
 
+def _request(limit: int) -> dict[str, Any]:
+    # What this process imports h5py from, the child does too; it takes nothing else from the environment or the folder it is in
+    return {"path": [path for path in sys.path if os.path.isabs(path)], "limit": limit // 8, "memory": limit + MEMORY}
+
+
 def _ask(descriptor: int, limit: int) -> bytes:
     """The child's answer, all of it within its time and size."""
-    # What this process imports h5py from, the child does too; it takes nothing else from the environment or the folder it is in
-    request = {"path": [path for path in sys.path if os.path.isabs(path)], "limit": limit}
+    request = _request(limit)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HDF5")}
     environment |= {"HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-I", "-S", "-B", str(WORKER), json.dumps(request)]
@@ -158,7 +165,7 @@ def _ask(descriptor: int, limit: int) -> bytes:
     )
     try:
         assert process.stdout is not None
-        text = _read_until(process.stdout.fileno(), limit, deadline)
+        text = _read_until(process.stdout.fileno(), request["limit"], deadline)
         status = process.wait(max(0.1, deadline - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired):
         raise FormatError(f"{BROKEN}: reading it took more than {SECONDS} s") from None

@@ -11,7 +11,6 @@ References
 
 from __future__ import annotations
 
-import io
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from fastlstm.loaders.archive import Archive
 from fastlstm.loaders.found import Contents, listing
 from fastlstm.loaders.hdf5 import Group
 from fastlstm.loaders.keras_tree import Entry
-from fastlstm.loaders.source import WEIGHTS_FLOOR, SourceFile
+from fastlstm.loaders.source import WEIGHTS_FLOOR, SourceFile, return_freed
 
 if TYPE_CHECKING:
     from fastlstm.model import Model
@@ -69,6 +68,7 @@ def model(file: SourceFile) -> Model:
         If h5py is not installed.
     """
     pending = _pending(file)  # what is left when this returns is the weights: the steps take memory next
+    return_freed(file.size)
     return pending.model()
 
 
@@ -94,17 +94,18 @@ def _archive(file: SourceFile, archive: Archive) -> tuple[Group, Entry, int | No
     if WEIGHTS not in archive.members:
         others = listing(name for name in archive.members if name.startswith("model.weights."))
         raise FormatError(f"a Keras archive without {WEIGHTS}, but with {others}: save it again with model.save(path)")
+    # The child reads a file, and the numbers are read from it, too: they need not be in memory meanwhile. Nor need the texts
+    copy = file.copies.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # closed with the file
+    for chunk in archive.chunks(WEIGHTS, file.size + WEIGHTS_FLOOR):
+        copy.write(chunk)
+    copy.flush()
+    inner = SourceFile(copy, archive.size_of(WEIGHTS), file.path)
+    if not inner.head.startswith(hdf5.SIGNATURE):
+        raise FormatError(f"{WEIGHTS} in the archive is not an HDF5 file")
+    tree = hdf5.read_tree(copy, inner, file.objects_limit)
     texts = {}
     for name in (CONFIG, METADATA):
         texts[name] = strict_json.parse(archive.read(name, file.objects_limit // 4), name, file.objects_limit)
         if not isinstance(texts[name], dict):
             raise FormatError(f"{name} must be a JSON object, got {type(texts[name]).__name__}")
-    data = bytes(archive.read(WEIGHTS, file.size + WEIGHTS_FLOOR))
-    inner = SourceFile(io.BytesIO(data), len(data), file.path)
-    if not inner.head.startswith(hdf5.SIGNATURE):
-        raise FormatError(f"{WEIGHTS} in the archive is not an HDF5 file")
-    with tempfile.TemporaryFile() as copy:  # for the child, which reads a file
-        copy.write(data)
-        copy.flush()
-        tree = hdf5.read_tree(copy, inner, file.objects_limit)
     return tree, texts[CONFIG], keras_config.major_version(texts[METADATA].get("keras_version"))

@@ -23,7 +23,7 @@ from fastlstm.loaders.found import Contents, Found, listing, quoted
 from fastlstm.loaders.onnx_constants import TYPES, Constants, read
 from fastlstm.loaders.onnx_external import Folder
 from fastlstm.loaders.onnx_graph import Scope, import_onnx, label, scopes
-from fastlstm.loaders.source import SourceFile, weights_limit
+from fastlstm.loaders.source import SourceFile, return_freed, weights_limit
 from fastlstm.weights import MAX_SIZE
 
 if TYPE_CHECKING:
@@ -88,7 +88,9 @@ def model(file: SourceFile) -> Graph:
     from fastlstm.loaders import onnx_model
 
     try:
-        return onnx_model.graph(_parsed(file), file.size, Folder(file.path) if file.external_data else None)
+        pending = onnx_model.read(_parsed(file), file.size, Folder(file.path) if file.external_data else None)
+        return_freed(file.size)  # the model has gone
+        return pending.graph()
     except FormatError as error:
         problem = str(error)
     raise FormatError(problem)  # without the traceback, which would keep the model in memory while it is read again

@@ -7,8 +7,8 @@ https://github.com/onnx/onnx/blob/main/docs/IR.md
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,22 +19,60 @@ from fastlstm.graph import Constant, Graph, GraphInput, GraphStep, LSTMNode, Nod
 from fastlstm.loaders import onnx_lstm
 from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.onnx_constants import DTYPES, TYPES, Constants, Value, read
+from fastlstm.loaders.onnx_constants import DTYPES, TYPES, Constants, Value
+from fastlstm.loaders.onnx_constants import read as compute
 from fastlstm.loaders.onnx_external import Folder
 from fastlstm.loaders.onnx_graph import Scope, attributes, label
 from fastlstm.loaders.source import weights_limit
 from fastlstm.lstm import LSTM
 from fastlstm.onnx_operators import OPERATORS
+from fastlstm.weights import Weights
 
-__all__ = ["graph"]
+__all__ = ["Pending", "read"]
 
 LSTMS = {("", "LSTM"), ("ai.onnx", "LSTM"), ("com.microsoft", "DynamicQuantizeLSTM")}
 OLDEST = 7  # operator set
 MAX_RANK = 16
 
 
-def graph(message: Any, size: int, folder: Folder | None = None) -> Graph:
-    """The graph of a model of so many bytes.
+@dataclass(frozen=True)
+class PendingLSTM:
+    """An LSTM node that has its place in ``weights`` of the graph; several may have one."""
+
+    name: str
+    inputs: tuple[str, ...]
+    place: int
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """All that a graph needs of its model, which need not be in memory while the networks are packed."""
+
+    inputs: Sequence[GraphInput]
+    outputs: Sequence[str]
+    steps: Sequence[Constant | Node | PendingLSTM]
+    weights: Sequence[tuple[Weights, bool]]
+    growth: int
+
+    def graph(self) -> Graph:
+        networks: dict[int, LSTM] = {}
+        steps: list[GraphStep] = []
+        for step in self.steps:
+            if isinstance(step, PendingLSTM):
+                try:
+                    lstm = networks.get(step.place) or LSTM.from_weights(*self.weights[step.place])
+                except ValueError as error:
+                    raise FormatError(f"node {quoted(step.name)} ('LSTM') {error}") from None
+                networks[step.place] = lstm
+                steps.append(LSTMNode(step.name, step.inputs, lstm, step.outputs))
+            else:
+                steps.append(step)
+        return Graph(self.inputs, self.outputs, steps, growth=self.growth)
+
+
+def read(message: Any, size: int, folder: Folder | None = None) -> Pending:
+    """Read the graph of a model of so many bytes.
 
     Parameters
     ----------
@@ -45,7 +83,7 @@ def graph(message: Any, size: int, folder: Folder | None = None) -> Graph:
 
     Returns
     -------
-    Graph
+    Pending
 
     Raises
     ------
@@ -55,7 +93,7 @@ def graph(message: Any, size: int, folder: Folder | None = None) -> Graph:
     opset = max((entry.version for entry in message.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < OLDEST:
         raise FormatError(f"the graph is of operator set {opset}: convert it to {OLDEST} or newer with onnx.version_converter")
-    return _Reader(message.graph, opset, size, folder).graph()
+    return _Reader(message.graph, opset, size, folder).read()
 
 
 class _Reader:
@@ -65,11 +103,12 @@ class _Reader:
         self.proto, self.opset, self.stored, self.folder = proto, opset, size, folder
         self.scope, self.constants = Scope(proto), Constants(folder)
         self.spent = 0
-        self.steps: list[GraphStep] = []
+        self.steps: list[Constant | Node | PendingLSTM] = []
         self.made: set[str] = set()  # names of results so far
-        self.networks: dict[Hashable, LSTM] = {}
+        self.places: dict[Hashable, int] = {}  # of networks in weights
+        self.weights: list[tuple[Weights, bool]] = []
 
-    def graph(self) -> Graph:
+    def read(self) -> Pending:
         outputs = [value.name for value in self.proto.output]
         if not outputs:
             raise FormatError("the graph has no outputs")
@@ -89,7 +128,7 @@ class _Reader:
             self.made.update(filter(None, node.output))
         for name in outputs:
             self.take(name)
-        return Graph(inputs, outputs, self.steps, growth=self.size)
+        return Pending(inputs, outputs, self.steps, self.weights, self.size)
 
     @property
     def size(self) -> int:
@@ -143,7 +182,7 @@ class _Reader:
     def array(self, value: Value, name: str) -> Array:
         size = value.nbytes * (2 if value.dtype in ("float16", "bfloat16") else 1)
         self.spend(size, name)
-        stored = read(value, weights_limit(self.size) + self.size)
+        stored = compute(value, weights_limit(self.size) + self.size)
         array: Array = to_floats(stored, value.dtype) if value.dtype in STORED else np.array(stored, DTYPES[value.dtype])
         array.flags.writeable = False
         return array
@@ -180,21 +219,22 @@ class _Reader:
         prepared = operator.prepare(given, self.opset, len(node.output))
         return Node(label(node), tuple(map(self.take, inputs)), node.op_type, prepared, tuple(node.output))
 
-    def lstm(self, node: Any) -> LSTMNode:
+    def lstm(self, node: Any) -> PendingLSTM:
         layer = onnx_lstm.layer(node, self.scope, self.constants, self.opset)
         x, lengths, h, c = ([*node.input, *[""] * 7][place] for place in (0, 4, 5, 6))
         if not x:
             raise ValueError("lacks X")
         layer = replace(layer, initial=(None, None))  # these are inputs as any other
-        if layer.identity not in self.networks:
+        if layer.identity not in self.places:
             found = onnx_lstm.found([layer], layer.name, (), weights_limit(self.size), weights_limit(self.size) + self.size)
             if found.read is None:
                 raise FormatError(found.problem)
             weights = found.read()
             self.spend(sum(array.nbytes for _, array in weights.named_tensors()), layer.name)
-            self.networks[layer.identity] = LSTM.from_weights(weights, layer.layout == 1)
+            self.places[layer.identity] = len(self.weights)
+            self.weights.append((weights, layer.layout == 1))
         inputs = tuple(map(self.take, (x, lengths, h, c)))
-        return LSTMNode(label(node), inputs, self.networks[layer.identity], tuple(node.output))
+        return PendingLSTM(label(node), inputs, self.places[layer.identity], tuple(node.output))
 
 
 def attributes_of(node: Any, known: Any, needs: tuple[str, ...]) -> dict[str, Any]:

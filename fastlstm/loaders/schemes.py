@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fastlstm.errors import FormatError
 from fastlstm.loaders import flax_names, kernel_names, tensorflow_names, torch_names
 from fastlstm.loaders.assembly import Read
 from fastlstm.loaders.floats import fill
-from fastlstm.loaders.found import Found, quoted
+from fastlstm.loaders.found import Found, distinct
 from fastlstm.loaders.torch_names import Array, Group, LazyTensor
 
 __all__ = ["find"]
@@ -42,15 +41,11 @@ def find(
             arrays.append(array)
         return arrays
 
-    found = [
-        *torch_names.find([Group((), tensors)], read_floats, limit, batch_first),
-        *flax_names.find(tensors, read, limit, usual),
-        *tensorflow_names.find(tensors, read, limit, usual),
-        *kernel_names.find(tensors, read, limit, batch_first, layout),
-    ]
-    seen: set[str] = set()
-    for item in found:
-        if item.name in seen:
-            raise FormatError(f"two recurrent layers have the name {quoted(item.name)}")
-        seen.add(item.name)
-    return found
+    return distinct(
+        [
+            *torch_names.find([Group((), tensors)], read_floats, limit, batch_first),
+            *flax_names.find(tensors, read, limit, usual),
+            *tensorflow_names.find(tensors, read, limit, usual),
+            *kernel_names.find(tensors, read, limit, batch_first, layout),
+        ]
+    )

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache, cached_property
 from typing import Any, BinaryIO
 
 from fastlstm.errors import FormatError
 from fastlstm.files import as_path
 from fastlstm.loaders.archive import Archive
 
-__all__ = ["WEIGHTS_CEILING", "SourceFile", "opened", "weights_limit"]
+__all__ = ["WEIGHTS_CEILING", "SourceFile", "opened", "return_freed", "weights_limit"]
 
+LARGE = 4 << 20  # bytes: a smaller file leaves little behind
 HEAD = 4096  # bytes a format may look at to recognise its files
 
 # The promise is a peak of 4 times the file plus 64 MB. Parsing comes first and is over when weights are read, so either may use
@@ -36,6 +37,7 @@ class SourceFile:
         self.path = path
         self.layout = layout  # what the caller said of tensors whose names do not tell
         self.external_data = False  # whether the caller wants other files to be read, too
+        self.copies = ExitStack()  # files that are needed for as long as this one
         self.head = self.read(0, min(size, HEAD))
 
     def read(self, offset: int, length: int) -> bytes:
@@ -114,9 +116,28 @@ def opened(path: str | os.PathLike[str], layout: str | None = None) -> Iterator[
             os.close(descriptor)
             raise FormatError(f"{_kind(status.st_mode)}, not a regular file")
         with open(descriptor, "rb") as stream:
-            yield SourceFile(stream, status.st_size, name, layout)
+            file = SourceFile(stream, status.st_size, name, layout)
+            with file.copies:
+                yield file
     except FormatError as error:
         raise FormatError(f"{name!r:.200}: {error}") from None
+
+
+def return_freed(size: int) -> None:
+    """Give the system what was freed after a file of so many bytes; glibc would keep up to 64 MB, beside what comes next."""
+    trim = _trim() if size >= LARGE else None
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _trim() -> Callable[[int], int] | None:
+    import ctypes
+
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library
+        return None
 
 
 def _kind(mode: int) -> str:

@@ -52,11 +52,12 @@ class RunTime:
 
 @dataclass
 class Scope:
-    """The variables of one cell; ``foreign`` is one that no such cell has."""
+    """The variables of one cell; ``foreign`` is one that no such cell has, ``twice`` says which are the same."""
 
     path: Path
     tensors: dict[str, Named] = field(default_factory=dict)
     foreign: str = ""
+    twice: str = ""
 
     @property
     def peepholes(self) -> bool:
@@ -85,6 +86,8 @@ class Scope:
         return self.tensors[name]
 
     def parts(self, I: int, H: int, P: int) -> list[Part]:
+        if self.twice:
+            raise FormatError(self.twice)
         if self.foreign:
             raise FormatError(f"{quoted(self.foreign)} is not understood: BasicLSTMCell and LSTMCell have no such variable")
         rows, kernel = I + (P or H), self.get("kernel")
@@ -142,10 +145,10 @@ def _scopes(tensors: Mapping[str, LazyTensor], asked: str | None) -> list[Scope]
         if leaf == "kernel" and scope[-1:] == ("projection",):
             scope, leaf = scope[:-1], "projection/kernel"
         if leaf in LEAVES and scope not in of_keras and (_is_cell(scope, leaf) or "/".join(scope) == asked):
-            stored = cells.setdefault(scope, Scope(scope)).tensors
-            if leaf in stored:
-                raise FormatError(f"{quoted(name)} and {quoted(stored[leaf][0])} are the same variable")
-            stored[leaf] = name, tensor
+            cell = cells.setdefault(scope, Scope(scope))
+            if leaf in cell.tensors:
+                cell.twice = f"{quoted(name)} and {quoted(cell.tensors[leaf][0])} are the same variable"
+            cell.tensors[leaf] = name, tensor
             room -= 1
             if room < 0:
                 raise FormatError(f"more than {MAX_TENSORS} parameters of recurrent layers")

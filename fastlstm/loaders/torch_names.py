@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders.found import Found, LSTMInfo, listing, quoted
+from fastlstm.loaders.found import Found, LSTMInfo, distinct, listing, quoted
 from fastlstm.weights import Weights, check_sizes, parameter_shapes
 
 __all__ = ["Array", "Group", "LazyTensor", "Reader", "find"]
@@ -120,13 +120,14 @@ class Candidate:
     parameters: dict[tuple[int | None, int, str], Parameter] = field(default_factory=dict)
     is_cell: bool = False
     foreign: str = ""
+    twice: str = ""
 
     def add(self, kind: str, end: str, variant: str, name: str, tensor: LazyTensor) -> None:
         layer = int(end[2:].removesuffix("_reverse")) if end else None
         self.is_cell |= layer is None
         parameter = self.parameters.setdefault((layer, int(end.endswith("_reverse")), kind), Parameter())
         if variant in parameter.stored:
-            raise FormatError(f"{quoted(name)} and {quoted(parameter.stored[variant][0])} are the same parameter")
+            self.twice = f"{quoted(name)} and {quoted(parameter.stored[variant][0])} are the same parameter"
         parameter.stored[variant] = (name, tensor)
 
     def spell(self, canonical: str) -> str:
@@ -251,6 +252,8 @@ def _check(candidate: Candidate, limit: float) -> tuple[LSTMInfo, dict[str, Para
     if candidate.is_cell and (len(layers) > 1 or "weight_hr" in kinds):
         names = listing((parameter.main[0] for parameter in given.values()), 10)
         raise FormatError(f"neither an LSTM nor an LSTMCell has all of {names}")
+    if candidate.twice:
+        raise FormatError(candidate.twice)
     if candidate.foreign:
         raise FormatError(f"{quoted(candidate.foreign)} belongs to an LSTM and is not understood: no parameter of nn.LSTM")
     for parameter in given.values():
@@ -356,10 +359,7 @@ def _named(found: Sequence[tuple[tuple[str, ...], Found]]) -> list[Found]:
         aliases = {other, _unwrapped(item.name), _unwrapped(long)} - {name}
         info = replace(item.info, name=name) if item.info else None
         result.append(replace(item, name=name, info=info, aliases=tuple(sorted(aliases))))
-    for name, count in Counter(item.name for item in result).items():
-        if count > 1:
-            raise FormatError(f"{count} recurrent layers have the name {quoted(name)}")
-    return result
+    return distinct(result)
 
 
 def _unwrapped(name: str) -> str:
