@@ -24,10 +24,10 @@ __all__ = [
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def as_array(name: str, value: Any, of: str = "") -> Array:
+def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array:
     """`value` as an array over the same memory where that is possible; objects with ``__array__`` or ``__dlpack__`` too.
 
-    `of` is for the message where NumPy does not know the type, as with bfloat16.
+    `dtype` is for the message where NumPy does not know the type, as with bfloat16.
     """
     if type(value) is np.ndarray:
         return value
@@ -41,6 +41,7 @@ def as_array(name: str, value: Any, of: str = "") -> Array:
         if hasattr(value, "__dlpack__"):
             return np.from_dlpack(value)
     except Exception as error:
+        of = "" if dtype is None else f" of {dtype}"
         message = f"{name} must be an array{of} on the CPU; {type(value).__name__} could not be read as one: {error!s:.200}"
         raise TypeError(message) from error
     raise TypeError(f"{name} must be an array, got {type(value).__name__}")
@@ -48,7 +49,7 @@ def as_array(name: str, value: Any, of: str = "") -> Array:
 
 def as_floats(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     """An array of exactly `dtype`."""
-    array = as_array(name, value, f" of {dtype}")
+    array = as_array(name, value, dtype)
     if array.dtype != dtype:
         raise TypeError(f"{name} must be {dtype} as the weights are, got {array.dtype}; pass {name}.astype({dtype.name!r})")
     return array

@@ -194,6 +194,24 @@ def test_silero_vad() -> None:
         assert_same_weights(load(SILERO, given).weights, expected)
 
 
+def test_silero_vad_in_two_formats(tmp_path: Path) -> None:
+    """Published once as safetensors and once, trained on, as ONNX: with the same weights both files give the same bits."""
+    tensors_file = SILERO.with_name("silero_vad_16k.safetensors")
+    if not SILERO.exists() or not tensors_file.exists():
+        pytest.skip("the files are not here")
+    lstm = load(tensors_file, "lstm_cell")
+    model, given = onnx.load(SILERO), lstm.state_dict()
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("model.decoder.rnn."):
+            kind = tensor.name.removeprefix("model.decoder.rnn.")
+            tensor.CopyFrom(numpy_helper.from_array(given[f"{kind}_l0"], tensor.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    x = np.random.default_rng(0).standard_normal((40, 3, 128)).astype(np.float32)
+    (output, state), (expected, expected_state) = load(tmp_path / "model.onnx")(x), lstm(x)
+    for ours, theirs in zip((output, *state), (expected, *expected_state), strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+
+
 # ---- The operator --------------------------------------------------------------------------------------------------------------
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

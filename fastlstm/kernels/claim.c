@@ -13,10 +13,10 @@
 static atomic_int kept;      /* workers that OpenMP keeps for callers alive */
 static atomic_int computing; /* threads inside calls now */
 
-/* Once is an accident; twice within so long, or in one call and the next, is a crowd: then calls leave a processor free for a while,
- * twice as long if the crowd is still there afterwards. */
+/* Once is an accident, twice within so long a crowd: then calls leave a processor free for a while, twice as long if the crowd is still
+ * there afterwards. */
 static _Atomic int64_t noted, crowded_until, crowd_ns;
-static const int64_t TWICE_NS = 50000000, CROWD_NS = 100000000, LONGEST_NS = 800000000;
+static const int64_t TWICE_NS = 200000000, CROWD_NS = 100000000, LONGEST_NS = 800000000;
 
 static pthread_key_t my_kept;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -56,14 +56,14 @@ int fl_claim_threads(int wanted, int limit)
     return threads;
 }
 
-void fl_note_crowd(int64_t call_ns)
+void fl_note_crowd(void)
 {
-    const int64_t now = fl_now_ns(), until = atomic_load(&crowded_until), soon = 3 * call_ns > TWICE_NS ? 3 * call_ns : TWICE_NS;
+    const int64_t now = fl_now_ns(), until = atomic_load(&crowded_until);
     const int64_t before = atomic_exchange(&noted, now);
 
-    if (now - before > soon || now < until)
+    if (now - before > TWICE_NS || now < until)
         return;
-    const int64_t longer = 2 * atomic_load(&crowd_ns), ns = now - until < 2 * soon ? longer : CROWD_NS;
+    const int64_t longer = 2 * atomic_load(&crowd_ns), ns = now - until < 2 * TWICE_NS ? longer : CROWD_NS;
     atomic_store(&crowd_ns, ns < LONGEST_NS ? ns : LONGEST_NS);
     atomic_store(&crowded_until, now + atomic_load(&crowd_ns));
 }

@@ -8,8 +8,8 @@
 int fl_claim_threads(int wanted, int limit);
 void fl_return_threads(int threads);
 
-/* Other processes kept the team of a call that has taken so long waiting: if that goes on, teams leave one processor free for a while. */
-void fl_note_crowd(int64_t call_ns);
+/* Other processes kept a team waiting: if that goes on, teams leave one processor free for a while. */
+void fl_note_crowd(void);
 
 /* How much of the time since then the calling thread was ready and did not run; it must have called fl_start_clock in between. */
 int64_t fl_held_up_ns(int64_t begun_ns);

@@ -64,12 +64,13 @@ static void drop(void *memory)
 /* ---- Lent to one call after the other ------------------------------------------------------------------------------------------ */
 
 /* A training step borrows a tape, what its two passes work in, one after the other, and large arrays for its caller. */
-enum { SPARES = 8 };
+enum { SPARES = 8, MOST_PAGES = 512 }; /* and a gigabyte of it */
 static struct {
     _Atomic(header *) block;
     atomic_size_t pages; /* the block's, or nearly: another thread may be about to change it */
 } spares[SPARES];
 static atomic_uint oldest;
+static atomic_size_t kept; /* pages of all */
 
 /* The block of a slot, whose place is taken by another one or by none. */
 static header *swap(int slot, header *block)
@@ -78,6 +79,8 @@ static header *swap(int slot, header *block)
     header *before = atomic_exchange(&spares[slot].block, block);
 
     atomic_store(&spares[slot].pages, pages);
+    if (before)
+        atomic_fetch_sub(&kept, before->pages);
     return before;
 }
 
@@ -101,14 +104,20 @@ static void *spare(size_t pages)
     return NULL;
 }
 
+static void drop_spare(int slot)
+{
+    header *block = swap(slot, NULL);
+    if (block)
+        drop(block + 1);
+}
+
 static void drop_spares(void)
 {
-    for (int i = 0; i < SPARES; i++) {
-        header *block = swap(i, NULL);
-        if (block)
-            drop(block + 1);
-    }
+    for (int i = 0; i < SPARES; i++)
+        drop_spare(i);
 }
+
+static int next_slot(void) { return (int)(atomic_fetch_add(&oldest, 1) % SPARES); }
 
 static atomic_int lasting; /* pieces allocated: what networks consist of */
 
@@ -146,19 +155,22 @@ void fl_give_back(void *memory)
     if (!memory)
         return;
     header *block = (header *)memory - 1;
-    if (!block->pages || !atomic_load(&lasting)) {
+    const size_t pages = block->pages;
+    if (!pages || pages > MOST_PAGES || !atomic_load(&lasting)) {
         drop(memory);
         return;
     }
+    atomic_fetch_add(&kept, pages);
+    for (int i = 0; i < SPARES && atomic_load(&kept) > MOST_PAGES; i++)
+        drop_spare(next_slot());
     for (int i = 0; i < SPARES; i++) {
         header *none = NULL;
-        const size_t pages = block->pages;
         if (atomic_compare_exchange_strong(&spares[i].block, &none, block)) {
             atomic_store(&spares[i].pages, pages);
             return;
         }
     }
-    block = swap((int)(atomic_fetch_add(&oldest, 1) % SPARES), block);
+    block = swap(next_slot(), block);
     if (block)
         drop(block + 1);
 }

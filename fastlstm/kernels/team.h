@@ -78,7 +78,7 @@ static inline void fl_excuse(fl_barrier *barrier, int generation, int64_t patien
         if (parts)
             atomic_store_explicit(&barrier->apart, 1, memory_order_relaxed);
         if (parts || waited > elapsed / 2) /* one thread alone would have been done by now */
-            fl_note_crowd(elapsed);
+            fl_note_crowd();
     }
     if (together && patience_ns >= 0)
         fl_change_processor(); /* that one waits for the processor too, and not only for us */
