@@ -115,15 +115,14 @@ static layout make_layout(const fl_backward_call *call)
     l.own_c = has_own(net) ? B * l.dc_pitch : 0;
     l.m = net->has_projection && has_peephole(net) ? tokens * call->tape->c_pitch : 0;
     l.barriers = (fl_index)sizeof(fl_barrier) * (plan->directions * (plan->row_groups + 1) + 1);
-    /* Read where a row has no state before: whole vectors of a panel may be read behind a row. */
-    l.zeros = fl_round_up(fl_max(fl_padded(net->H), net->P) * item, FL_ALIGNMENT) + FL_VECTORS * net->V * item;
+    l.zeros = fl_round_up(fl_max(fl_padded(net->H), net->P) * item, FL_ALIGNMENT); /* where a row has no state before */
     l.acc = fl_max(l.rows, DX_ROWS) * FL_VECTORS * net->V * item;
     l.pointers = fl_round_up(fl_max(fl_max(l.rows, DX_ROWS), BLOCK_TOKENS) * (fl_index)sizeof(void *), FL_ALIGNMENT);
     l.c_rows = fl_round_up(l.rows * (fl_index)sizeof(void *), FL_ALIGNMENT);
     l.panel = fl_min(tokens, BLOCK_TOKENS) * FL_VECTORS * net->V * item;
     l.thread = l.acc + l.panel + l.pointers + l.c_rows;
     l.bytes = l.barriers + l.zeros + tokens * l.dy_pitch + net->D * (l.dx + l.dh + l.dc + l.own_h + l.own_c + l.m)
-              + plan->threads * l.thread + FL_VECTORS * net->V * item;
+              + plan->threads * l.thread;
     return l;
 }
 
@@ -774,7 +773,7 @@ static place take_place(fl_backward_call *call, const layout *l, int thread)
     const fl_index width = FL_VECTORS * net->V, columns = fl_ceil_div(net->P, width), units = fl_ceil_div(net->H, width);
     const fl_index ragged = tape->tokens < tape->T * tape->B;
     fl_barrier *barriers = (fl_barrier *)call->scratch;
-    char *mine = call->scratch + l->bytes - FL_VECTORS * net->V * net->item - (plan->threads - thread) * l->thread;
+    char *mine = call->scratch + l->bytes - (plan->threads - thread) * l->thread;
     place p = {
         .call = call,
         .net = net,

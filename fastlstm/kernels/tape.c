@@ -61,8 +61,6 @@ int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, c
         .h_pitch = fl_pitch(net->P, item),
         .dropout = dropout,
     };
-    /* A product reads whole vectors of a row: a panel's width of room behind the last one, of the widest there is. */
-    const fl_index room = FL_VECTORS * FL_UNITS * item;
     enum { X, Y, GATES, C, H_0, C_0, INPUTS, PARTS };
     const fl_index parts[PARTS] = {
         [X] = tokens * tape->x_pitch,
@@ -73,7 +71,7 @@ int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, c
         [C_0] = c_0 ? records * B * tape->c_pitch : 0,
         [INPUTS] = dropout.p > 0 ? (net->L - 1) * tokens * tape->y_pitch : 0,
     };
-    tape->bytes = index_bytes + room;
+    tape->bytes = index_bytes;
     for (int i = 0; i < PARTS; i++)
         tape->bytes += parts[i];
     tape->memory = fl_borrow((size_t)tape->bytes);
