@@ -14,9 +14,9 @@ static atomic_int kept;      /* workers that OpenMP keeps for callers alive */
 static atomic_int computing; /* threads inside calls now */
 
 /* Once is an accident, twice within so long a crowd: then calls leave a processor free for a while, twice as long if the crowd is still
- * there afterwards. */
+ * there afterwards. The first time is short: threads of other libraries look for more work for up to 30 ms, and are gone. */
 static _Atomic int64_t noted, crowded_until, crowd_ns;
-static const int64_t TWICE_NS = 200000000, CROWD_NS = 100000000, LONGEST_NS = 800000000;
+static const int64_t TWICE_NS = 200000000, CROWD_NS = 12000000, LONGEST_NS = 800000000;
 
 static pthread_key_t my_kept;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -58,14 +58,14 @@ int fl_claim_threads(int wanted, int limit)
 
 void fl_note_crowd(void)
 {
-    const int64_t now = fl_now_ns(), until = atomic_load(&crowded_until);
+    const int64_t now = fl_now_ns(), until = atomic_load(&crowded_until), last = atomic_load(&crowd_ns);
     const int64_t before = atomic_exchange(&noted, now);
 
-    if (now - before > TWICE_NS || now < until)
+    if (now - before > TWICE_NS + last || now < until)
         return;
-    const int64_t longer = 2 * atomic_load(&crowd_ns), ns = now - until < 2 * TWICE_NS ? longer : CROWD_NS;
-    atomic_store(&crowd_ns, ns < LONGEST_NS ? ns : LONGEST_NS);
-    atomic_store(&crowded_until, now + atomic_load(&crowd_ns));
+    const int64_t next = now - until > TWICE_NS / 4 + last ? CROWD_NS : 2 * last < LONGEST_NS ? 2 * last : LONGEST_NS;
+    atomic_store(&crowd_ns, next);
+    atomic_store(&crowded_until, now + next);
 }
 
 /* The processor's time that the thread had had when it began its part of a call. */

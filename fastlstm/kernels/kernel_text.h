@@ -5,6 +5,8 @@
  */
 #include "vec.h"
 
+#define AHEAD FL_JOIN(AHEAD, FL_TYPE)
+#define LINE FL_JOIN(LINE, FL_TYPE)
 #define tile FL_JOIN(tile, FL_TYPE)
 #define exp_parts FL_JOIN(exp_parts, FL_TYPE)
 #define sigmoid_inverse FL_JOIN(sigmoid_inverse, FL_TYPE)
@@ -24,8 +26,12 @@
 
 /* ---- Multiply-accumulate tile ------------------------------------------------------------------------------------------------ */
 
+enum { AHEAD = 32 };                              /* elements whose weights are fetched before they are needed */
+enum { LINE = FL_ALIGNMENT / (int)sizeof(real) }; /* elements of a cache line */
+
 /* M rows x NB blocks x FL_VECTORS vectors of accumulators stay in registers: 6 x 4 of AVX-512's and NEON's 32, 3 x 4 of
- * AVX2's and SSE's 16, the rest for one element's panel and the broadcast input. M and NB are constants after inlining. */
+ * AVX2's and SSE's 16, the rest for one element's panel and the broadcast input. M and NB are constants after inlining.
+ * The more rows, the fewer elements a processor sees ahead by itself: weights beyond L2 are asked for, over the panel's end too. */
 INLINE void tile(const int M, const int NB, real *acc, fl_index acc_next, const real *panel, fl_index panel_next,
                  const void *const *rows, fl_index K)
 {
@@ -44,6 +50,9 @@ INLINE void tile(const int M, const int NB, real *acc, fl_index acc_next, const 
             vec weight[2 * FL_VECTORS];
             EACH (v, NB * FL_VECTORS)
                 weight[v] = v_load(panel + v / FL_VECTORS * panel_next + v % FL_VECTORS * LANES);
+            if (M > 1)
+                for (int line = 0; line < FL_VECTORS * LANES; line += LINE)
+                    __builtin_prefetch(panel + AHEAD * FL_VECTORS * LANES + line);
             EACH (m, M) {
                 const vec input = v_set(row[m][k]);
                 EACH (v, NB * FL_VECTORS)
@@ -444,6 +453,8 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
 #undef v_min
 #undef v_max
 #undef v_select
+#undef AHEAD
+#undef LINE
 #undef tile
 #undef exp_parts
 #undef sigmoid_inverse
