@@ -82,7 +82,7 @@ cdef extern from "fastlstm.h" nogil:
         const void *c_0
 
     ctypedef struct fl_plan:
-        int threads, directions, row_groups, unit_groups
+        int threads, layer_groups, directions, row_groups, unit_groups
         fl_index chunk, stride
         int blocks_at_once
         int64_t expected_ns

@@ -404,13 +404,14 @@ class Network(Generic[S]):
         Returns
         -------
         dict
-            ``threads`` in all; ``directions``: 2 if both run side by side; ``row_groups`` that never wait for each other;
-            ``unit_groups``: threads that divide the hidden units and meet at every step; ``chunk``: steps whose input product is
-            taken at once (0: with the recurrent product); ``stride``: steps that a layer hands on to the next at a time;
-            ``blocks_at_once``: blocks of units that a single row takes together; ``patience_ns``: waits that are longer mean that
-            other processes need the processors; ``expected_ns``: what the cost model behind the choice takes the call for, on a
-            server of 2023; its constants are explained in ``kernels/plan.c``. The division depends on these arguments and on the
-            size of L2 alone: ask with ``threads=64`` what a machine of 64 processors would do.
+            ``threads`` in all; ``layer_groups`` that run side by side, each a stride behind the one below; ``directions``: 2 if
+            both run side by side; ``row_groups`` that never wait for each other; ``unit_groups``: threads that divide the hidden
+            units and meet at every step; ``chunk``: steps whose input product is taken at once (0: with the recurrent product);
+            ``stride``: steps that a layer hands on to the next at a time; ``blocks_at_once``: blocks of units that a single row
+            takes together; ``patience_ns``: waits that are longer mean that other processes need the processors;
+            ``expected_ns``: what the cost model behind the choice takes the call for, on a server of 2023; its constants are
+            explained in ``kernels/plan.c``. The division depends on these arguments and on the size of L2 alone: ask with
+            ``threads=64`` what a machine of 64 processors would do.
 
         Raises
         ------

@@ -19,7 +19,8 @@ def test_more_threads_never_look_slower(sizes: tuple[int, ...], T: int, B: int) 
     lstm = network(*sizes)
     plans = [lstm.plan(T, B, threads=n) for n in THREADS]
     for n, plan in zip(THREADS, plans, strict=True):
-        assert plan["threads"] == plan["directions"] * plan["row_groups"] * plan["unit_groups"] <= n
+        assert plan["threads"] == plan["layer_groups"] * plan["directions"] * plan["row_groups"] * plan["unit_groups"] <= n
+        assert plan["layer_groups"] <= (lstm.num_layers if lstm.num_directions == 1 else 1)
         assert plan["row_groups"] <= B
         assert plan["unit_groups"] <= lstm.hidden_size
         assert plan == lstm.plan(T, B, threads=n)
@@ -59,6 +60,21 @@ def test_many_rows_keep_all_processors_busy(threads: int) -> None:
 def test_both_directions_run_side_by_side(threads: int) -> None:
     for B in (2, 64) if threads > 2 else (64,):
         assert network(256, 256, 1, 2).plan(100, B, threads=threads)["directions"] == 2
+
+
+@pytest.mark.parametrize("layers", [2, 3, 4])
+def test_small_layers_run_side_by_side(layers: int) -> None:
+    """Each a few steps behind the one below; they meet seldom, where threads that divide a layer's units meet at every step."""
+    for sizes, T, B in (((64, 64), 200, 1), ((32, 32), 500, 1), ((128, 128), 500, 1), ((64, 64), 100, 2)):
+        plan = network(*sizes, layers).plan(T, B, threads=layers)
+        assert plan["layer_groups"] == layers, sizes
+        assert plan["stride"] * layers < T / 4, "and soon all of them have work"
+
+
+def test_layers_that_fill_a_cache_divide_hidden_units() -> None:
+    assert network(512, 512, 2).plan(200, 1, threads=2)["layer_groups"] == 1
+    assert network(64, 64, 2, 2).plan(200, 1, threads=2)["layer_groups"] == 1, "the reverse direction begins at the end"
+    assert network(64, 64, 2).plan(1, 1, threads=2)["layer_groups"] == 1, "there is nothing to do at the same time"
 
 
 def test_a_team_is_worth_its_threads() -> None:

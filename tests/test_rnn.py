@@ -289,7 +289,7 @@ def test_threads(name: str, ragged: bool, dtype: str, kind: str) -> None:
 
 def test_the_shapes_meet_every_division() -> None:
     plans = [make(name).network().plan(s.T, s.B, n) for name in DIVIDED for s in [Shape.parse(name)] for n in (1, *THREADS)]
-    for part in ("directions", "row_groups", "unit_groups", "chunk"):
+    for part in ("layer_groups", "directions", "row_groups", "unit_groups", "chunk"):
         assert any(plan[part] > 1 for plan in plans), part
     assert any(plan["chunk"] == 0 for plan in plans)
 

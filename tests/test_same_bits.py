@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,8 @@ from shapes import EDGE, Shape
 import fastlstm
 from fastlstm import _engine
 
-# The schedule divides these differently: hidden units (one or few rows), rows, directions, all of them, layers in strides,
-# products for a chunk of steps (few rows) or step by step (many rows).
+# The schedule divides these differently: hidden units (one or few rows), rows, directions, layers, several of these; layers in
+# strides, products for a chunk of steps (few rows) or step by step (many rows).
 DIVIDED = (
     "t12b1i24h200",
     "t9b2i20h150p70",
@@ -45,10 +46,11 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES)
 def test_the_shapes_meet_every_division() -> None:
     """Else the tests below would compare one way of working with itself."""
     plans = [make_case(name).network().plan(s.T, s.B, n) for name in DIVIDED for s in [Shape.parse(name)] for n in (1, *THREADS)]
-    for part in ("directions", "row_groups", "unit_groups"):
+    for part in ("layer_groups", "directions", "row_groups", "unit_groups"):
         assert any(plan[part] > 1 for plan in plans), part
-    for one, other in (("directions", "row_groups"), ("directions", "unit_groups"), ("row_groups", "unit_groups")):
-        assert any(plan[one] > 1 and plan[other] > 1 for plan in plans), f"{one} and {other}"
+    for one, other in itertools.combinations(("layer_groups", "directions", "row_groups", "unit_groups"), 2):
+        if (one, other) != ("layer_groups", "directions"):  # never both
+            assert any(plan[one] > 1 and plan[other] > 1 for plan in plans), f"{one} and {other}"
     assert any(plan["chunk"] > 1 for plan in plans)
     assert any(plan["chunk"] == 0 for plan in plans)
     assert any(plan["stride"] < Shape.parse(name).T for name in CUT for plan in [make_case(name).network().plan(40, 3, 1)])

@@ -283,9 +283,10 @@ void fl_read_tape(const fl_tape *tape, const fl_network *net, fl_index record, i
 
 /* ---- A call ------------------------------------------------------------------------------------------------------------------ */
 
-/* How a team divides a call: threads = directions x row_groups x unit_groups (all at least 1). */
+/* How a team divides a call: threads = layer_groups x directions x row_groups x unit_groups (all at least 1). */
 typedef struct {
     int threads;
+    int layer_groups;    /* of neighbouring layers that run side by side, each a stride behind the one below; 1 if D is 2 */
     int directions;      /* 2: the two directions of a layer run side by side */
     int row_groups;      /* groups of rows that never wait for each other */
     int unit_groups;     /* threads that share one group's rows and divide its hidden units; they meet every step */

@@ -55,6 +55,8 @@ static double product_ns(const fl_network *net, double rows, double vectors, dou
     return fmax(arithmetic, reading);
 }
 
+static double meeting_ns(int threads) { return threads > 1 ? BARRIER_NS + BARRIER_NS_PER_THREAD * threads : 0; }
+
 /* One layer's step for the busiest thread of a division. */
 static double step_ns(const fl_network *net, const fl_plan *plan, fl_index B, fl_index I)
 {
@@ -75,17 +77,26 @@ static double step_ns(const fl_network *net, const fl_plan *plan, fl_index B, fl
         ns += product_ns(net, rows, FL_VECTORS * projected, (double)net->H, R);
     if ((R + W) * plan->unit_groups > NEAR_BYTES)
         ns += (plan->chunk ? R : R + W) / FAR_BYTES_PER_NS;
-    if (plan->unit_groups > 1)
-        ns += (BARRIER_NS + BARRIER_NS_PER_THREAD * plan->unit_groups) * (net->has_projection ? 2 : 1);
-    return ns;
+    return ns + meeting_ns(plan->unit_groups) * (net->has_projection ? 2 : 1);
 }
 
+/* A step of all layers of the group that has most to do. */
+static double layers_ns(const fl_network *net, const fl_plan *plan, fl_index B)
+{
+    const fl_index bottom = fl_share(net->L, plan->layer_groups, 1),
+                   most = fl_ceil_div(net->L - bottom, fl_max(plan->layer_groups - 1, 1));
+    const double first = step_ns(net, plan, B, net->I), others = step_ns(net, plan, B, net->D * net->P);
+    return fmax(first + (double)(bottom - 1) * others, plan->layer_groups > 1 ? (double)most * others : 0);
+}
+
+/* Every group of layers waits for the first stride of those below, and all meet after each. */
 static double call_ns(const fl_network *net, const fl_plan *plan, fl_index T, fl_index B)
 {
-    const double steps = (double)T * (double)net->D / plan->directions;
-    const double first = step_ns(net, plan, B, net->I), others = step_ns(net, plan, B, net->D * net->P);
+    const double steps = (double)T * (double)net->D / plan->directions, lag = (double)(plan->layer_groups - 1);
     const double fork = plan->threads > 1 ? FORK_NS + FORK_NS_PER_THREAD * plan->threads : 0;
-    return fork + steps * (first + (double)(net->L - 1) * others);
+    const double meetings = lag > 0 ? ceil(steps / (double)plan->stride) + lag : 0;
+    return fork + (steps + lag * (double)plan->stride) * layers_ns(net, plan, B)
+           + meetings * meeting_ns(plan->threads / plan->row_groups);
 }
 
 /* Steps of a chunk. Its pre-activations go out and come back, W is read once: a buffer of a sixteenth of W costs an eighth of that. */
@@ -105,43 +116,61 @@ static int blocks_at_once(const fl_network *net, int unit_groups)
     return net->V * net->item < 64 || R <= L1_WEIGHTS ? 2 : 1;
 }
 
+/* Steps that a layer hands on at a time. Side by side, few meetings (T / stride) are weighed against a short lag (stride steps). */
+static fl_index stride_for(const fl_network *net, const fl_plan *plan, fl_index T, fl_index B)
+{
+    if (net->L == 1 || net->D > 1) /* both directions need the whole layer before */
+        return T;
+    if (plan->layer_groups > 1) {
+        const double lag_ns = (double)(plan->layer_groups - 1) * layers_ns(net, plan, B);
+        return fl_min(T, (fl_index)ceil(sqrt((double)T * meeting_ns(plan->threads / plan->row_groups) / lag_ns)));
+    }
+    const fl_index stride = fl_max(1, STRIDE_TOKENS / fl_max(B, 1));
+    return fl_min(T, plan->chunk ? fl_round_up(stride, plan->chunk) : stride);
+}
+
+/* Takes `plan`, chunked or not, for `best` if it is cheaper. */
+static double cheaper(const fl_network *net, fl_plan plan, fl_index T, fl_index B, fl_plan *best, double best_ns)
+{
+    for (int chunked = 0; chunked < 2; chunked++) {
+        plan.chunk = chunked ? chunk_for(net, T, fl_ceil_div(B, plan.row_groups), fl_ceil_div(net->blocks, plan.unit_groups)) : 0;
+        plan.stride = stride_for(net, &plan, T, B);
+        plan.chunk = fl_min(plan.chunk, plan.stride);
+        const double ns = call_ns(net, &plan, T, B);
+        if (ns < best_ns && (!chunked || plan.chunk > 1)) {
+            *best = plan;
+            best_ns = ns;
+        }
+    }
+    return best_ns;
+}
+
 fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
 {
-    fl_plan best = {.threads = 1, .directions = 1, .row_groups = 1, .unit_groups = 1};
+    const int most_layers = net->D == 1 && T > 1 ? (int)fl_min(net->L, threads) : 1;
+    fl_plan best = {.threads = 1, .layer_groups = 1, .directions = 1, .row_groups = 1, .unit_groups = 1, .stride = T};
     double best_ns = INFINITY;
 
-    for (int directions = 1; directions <= fl_min(net->D, fl_max(threads, 1)); directions++)
-        for (int row_groups = 1; row_groups <= fl_max(fl_min(threads / directions, B), 1); row_groups++)
-            for (int unit_groups = 1; unit_groups <= fl_max(fl_min(threads / (directions * row_groups), net->blocks), 1);
-                 unit_groups++)
-                for (int chunked = 0; chunked < 2; chunked++) {
-                    fl_plan plan = {
-                        .threads = directions * row_groups * unit_groups,
+    for (int layer_groups = 1; layer_groups <= fl_max(most_layers, 1); layer_groups++)
+        for (int directions = 1; directions <= fl_min(net->D, fl_max(threads, 1)); directions++) {
+            const int sides = layer_groups * directions;
+            for (int row_groups = 1; row_groups <= fl_max(fl_min(threads / sides, B), 1); row_groups++) {
+                const int most_units = (int)fl_min(threads / (sides * row_groups), net->blocks);
+                for (int unit_groups = 1; unit_groups <= fl_max(most_units, 1); unit_groups++) {
+                    const fl_plan plan = {
+                        .threads = sides * row_groups * unit_groups,
+                        .layer_groups = layer_groups,
                         .directions = directions,
                         .row_groups = row_groups,
                         .unit_groups = unit_groups,
                     };
-                    if (chunked) {
-                        plan.chunk = chunk_for(net, T, fl_ceil_div(B, row_groups), fl_ceil_div(net->blocks, unit_groups));
-                        if (plan.chunk < 2)
-                            continue;
-                    }
-                    const double ns = call_ns(net, &plan, T, B);
-                    if (ns < best_ns) {
-                        best = plan;
-                        best_ns = ns;
-                    }
+                    best_ns = cheaper(net, plan, T, B, &best, best_ns);
                 }
+            }
+        }
     best.blocks_at_once = blocks_at_once(net, best.unit_groups);
     best.expected_ns = (int64_t)fmin(best_ns, 9e18);
     best.patience_ns = PATIENCE_NS + (int64_t)(4 * fmax(step_ns(net, &best, B, net->I), step_ns(net, &best, B, net->D * net->P)));
-    best.stride = T;
-    if (net->L > 1 && net->D == 1) { /* both directions need the whole layer before */
-        fl_index stride = fl_max(1, STRIDE_TOKENS / fl_max(B, 1));
-        if (best.chunk)
-            stride = fl_round_up(stride, best.chunk);
-        best.stride = fl_min(stride, T);
-    }
     return best;
 }
 
@@ -159,15 +188,14 @@ static double backward_step_ns(const fl_network *net, const fl_plan *plan, fl_in
 
     if (net->has_projection)
         ns += product_ns(net, rows, FL_VECTORS * units, (double)net->P, R);
-    if (plan->unit_groups > 1)
-        ns += (BARRIER_NS + BARRIER_NS_PER_THREAD * plan->unit_groups) * (net->has_projection ? 2 : 1);
+    ns += meeting_ns(plan->unit_groups) * (net->has_projection ? 2 : 1);
     const double per_token = K * (double)(2 * I + net->P) / (FMA_PER_NS_PER_BYTE * (double)(net->V * net->item));
     return ns + (double)B * per_token * plan->directions / plan->threads;
 }
 
 fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads)
 {
-    fl_plan best = {.threads = 1, .directions = 1, .row_groups = 1, .unit_groups = 1};
+    fl_plan best = {.threads = 1, .layer_groups = 1, .directions = 1, .row_groups = 1, .unit_groups = 1};
     double best_ns = INFINITY;
 
     for (int directions = 1; directions <= fl_min(net->D, fl_max(threads, 1)); directions++)
@@ -175,6 +203,7 @@ fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int
             for (int unit_groups = 1; unit_groups <= fl_max(threads / (directions * row_groups), 1); unit_groups++) {
                 const fl_plan plan = {
                     .threads = directions * row_groups * unit_groups,
+                    .layer_groups = 1,
                     .directions = directions,
                     .row_groups = row_groups,
                     .unit_groups = unit_groups,

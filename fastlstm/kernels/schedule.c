@@ -1,7 +1,7 @@
 /* The schedule: layers, directions and time, run by every thread of the team at once.
  *
  *     for each stride of steps                       (a unidirectional stack hands on a few steps at a time; otherwise all)
- *       for each layer
+ *       for each layer of this thread                (groups of layers side by side: each works a stride behind the one below)
  *         for each direction of this thread
  *           for each chunk of steps:  x W                               (few rows: one product for the whole chunk)
  *             for each step:          h R;  c, h = cell(x W + h R + bias, c);  wait for the unit group
@@ -28,12 +28,13 @@ typedef struct {
     fl_call *call;
     const fl_network *net;
     int thread;
+    fl_index layer, layer_end;         /* its layers */
     int direction, directions;         /* first direction it runs, and how many */
     fl_index row, rows;                /* its group's rows in call->order */
     fl_index block, block_end;         /* its hidden units, in blocks */
     fl_index column, column_end;       /* its columns of h: units, or projected outputs */
     fl_index projected, projected_end; /* its blocks of projected outputs */
-    fl_barrier *units, *group;         /* the unit group of one direction; all directions of the row group */
+    fl_barrier *units, *group;         /* the unit group of one direction or group of layers; the whole row group */
     int units_size, group_size;
     int unit_group;                /* its number in the unit group */
     int64_t patience_ns;           /* after waiting for longer, a team of two parts: see go_alone */
@@ -46,11 +47,12 @@ typedef struct {
 
 /* Sizes of scratch, in bytes; everything begins on a cache line. */
 typedef struct {
+    int sides;                       /* of a row group: directions or groups of layers */
     fl_index rows;                   /* the largest row group */
     fl_index product_rows;           /* the most rows of one product */
     fl_index h_pitch, c_pitch;       /* bytes from one row of a state to the next */
     fl_index state, states;          /* one state; all states of a row group: L*D */
-    fl_index between;                /* one buffer between two layers, all rows */
+    fl_index between, betweens;      /* one buffer between two layers, all rows; all of them */
     fl_index width;                  /* bytes of one row of it */
     fl_index order, barriers;        /* for the team */
     fl_index xW, hR, inputs, hidden; /* for each thread */
@@ -66,6 +68,7 @@ static layout make_layout(const fl_call *call)
     const fl_index blocks = fl_ceil_div(net->blocks, plan->unit_groups);
     layout l;
 
+    l.sides = plan->layer_groups * plan->directions;
     l.rows = fl_ceil_div(call->B, plan->row_groups);
     l.product_rows = l.rows * fl_max(plan->chunk, 1);
     l.h_pitch = fl_pitch(net->has_projection ? net->projected_blocks * FL_VECTORS * net->V : net->blocks * net->units, item);
@@ -73,15 +76,16 @@ static layout make_layout(const fl_call *call)
     l.state = l.rows * (2 * l.h_pitch + l.c_pitch * (net->has_projection ? 2 : 1));
     l.states = l.state * net->L * net->D;
     l.width = net->D * net->P * item;
-    l.between = net->L > 1 ? fl_round_up(plan->stride * call->B * l.width, FL_ALIGNMENT) : 0;
+    l.between = fl_round_up(plan->stride * call->B * l.width, FL_ALIGNMENT);
+    l.betweens = l.between * (plan->layer_groups > 1 ? 2 * (net->L - 1) : fl_min(net->L - 1, 2));
     l.order = fl_round_up(call->B * (fl_index)sizeof *call->order, FL_ALIGNMENT);
-    l.barriers = (fl_index)sizeof(fl_barrier) * plan->row_groups * (plan->directions + 1);
+    l.barriers = (fl_index)sizeof(fl_barrier) * plan->row_groups * (l.sides + 1);
     l.hR = fl_max(l.rows, 2) * panel; /* 2: a pair of blocks for one row */
     l.xW = plan->chunk ? l.product_rows * blocks * panel : l.hR;
     l.inputs = fl_round_up(l.product_rows * (fl_index)sizeof(void *), FL_ALIGNMENT);
     l.hidden = fl_round_up(l.rows * (fl_index)sizeof(void *), FL_ALIGNMENT);
     l.thread = l.xW + l.hR + l.inputs + l.hidden;
-    l.bytes = l.order + l.barriers + plan->row_groups * l.states + 2 * l.between + plan->threads * l.thread;
+    l.bytes = l.order + l.barriers + plan->row_groups * l.states + l.betweens + plan->threads * l.thread;
     return l;
 }
 
@@ -93,9 +97,11 @@ static state state_of(const place *p, const layout *l, int group, fl_index index
     return s;
 }
 
-static char *between_of(const fl_call *call, const layout *l, fl_index layer)
+/* What layer `layer` hands on. Side by side it writes one stride while the layer above reads the last. */
+static char *between_of(const fl_call *call, const layout *l, fl_index layer, fl_index stride)
 {
-    return call->scratch + l->order + l->barriers + call->plan.row_groups * l->states + layer % 2 * l->between;
+    const fl_index number = call->plan.layer_groups > 1 ? 2 * layer + stride % 2 : layer % 2;
+    return call->scratch + l->order + l->barriers + call->plan.row_groups * l->states + number * l->between;
 }
 
 static fl_index length_of(const fl_call *call, fl_index row)
@@ -409,11 +415,12 @@ static fl_index chunk_product(place *p, const pass *q, fl_index s, fl_index end)
     return rows;
 }
 
-/* This thread takes all hidden units from the next step on. */
+/* This thread takes all hidden units from the next step on, or all layers from the next stride on. */
 static void go_alone(place *p)
 {
     p->units_size = p->group_size = 1;
-    p->block = p->projected = p->column = 0;
+    p->layer = p->block = p->projected = p->column = 0;
+    p->layer_end = p->net->L;
     p->block_end = p->net->blocks;
     p->projected_end = p->net->projected_blocks;
     p->column_end = p->net->P;
@@ -455,20 +462,22 @@ static int run(place *p, const layout *l, const pass *q, fl_index first, fl_inde
 
 /* ---- The call ------------------------------------------------------------------------------------------------------------------ */
 
-/* A thread's place: directions vary slowest, then row groups, then units, so that neighbours share most. */
+/* A thread's place: groups of layers vary slowest, then directions, row groups, units, so that neighbours share most. */
 static place take_place(fl_call *call, const layout *l, int thread)
 {
     const fl_network *net = call->net;
     const fl_plan *plan = &call->plan;
     const int unit_group = thread % plan->unit_groups, group = thread / plan->unit_groups % plan->row_groups;
-    const int side = thread / plan->unit_groups / plan->row_groups;
-    fl_barrier *barriers = (fl_barrier *)(call->scratch + l->order) + group * (plan->directions + 1);
+    const int side = thread / plan->unit_groups / plan->row_groups, layers = side / plan->directions;
+    fl_barrier *barriers = (fl_barrier *)(call->scratch + l->order) + group * (l->sides + 1);
     char *mine = call->scratch + l->bytes - (plan->threads - thread) * l->thread;
     place p = {
         .call = call,
         .net = net,
         .thread = thread,
-        .direction = side,
+        .layer = fl_share(net->L, plan->layer_groups, layers),
+        .layer_end = fl_share(net->L, plan->layer_groups, layers + 1),
+        .direction = side % plan->directions,
         .directions = (int)net->D / plan->directions,
         .row = fl_share(call->B, plan->row_groups, group),
         .rows = fl_share(call->B, plan->row_groups, group + 1) - fl_share(call->B, plan->row_groups, group),
@@ -479,7 +488,7 @@ static place take_place(fl_call *call, const layout *l, int thread)
         .units = barriers + 1 + side,
         .group = barriers,
         .units_size = plan->unit_groups,
-        .group_size = plan->unit_groups * plan->directions,
+        .group_size = plan->unit_groups * l->sides,
         .unit_group = unit_group,
         .patience_ns = plan->threads / plan->row_groups == 2 ? plan->patience_ns : INT64_MAX,
         .chunk = plan->chunk,
@@ -497,39 +506,66 @@ static place take_place(fl_call *call, const layout *l, int thread)
     return p;
 }
 
-static int run_layers(place *p, const layout *l, int group)
+/* Strides that a layer is behind the first one: groups of layers that lie below its own. */
+static fl_index lag_of(const fl_call *call, fl_index layer)
+{
+    fl_index lag = 0;
+
+    while (layer >= fl_share(call->net->L, call->plan.layer_groups, lag + 1))
+        lag++;
+    return lag;
+}
+
+/* Stride number `number` of one layer, in this thread's directions. */
+static int run_layer(place *p, const layout *l, int group, fl_index layer, fl_index number)
 {
     fl_call *call = p->call;
     const fl_network *net = p->net;
-    const fl_index stride = call->plan.stride;
+    const fl_index stride = call->plan.stride, first = number * stride, end = fl_min(first + stride, call->T);
+    /* A buffer between layers holds the steps of one stride, from `lowest` on. */
+    const fl_index lowest = net->reverse ? fl_max(call->T - first - stride, 0) : first, step = call->B * l->width;
+    const grid below = {between_of(call, l, layer - 1, number) - lowest * step, step, l->width, NULL};
+    const grid above = {between_of(call, l, layer, number) - lowest * step, step, l->width, NULL};
+    const grid x = {call->x.data, call->x.strides[0], call->x.strides[1], call->order};
+    const grid output = {call->output.data, call->output.strides[0], call->output.strides[1], call->order};
 
-    for (fl_index first = 0; first < call->T; first += stride)
-        for (fl_index layer = 0; layer < net->L; layer++) {
-            for (int d = p->direction; d < p->direction + p->directions; d++) {
-                const fl_index index = layer * net->D + d;
-                /* A buffer holds the steps of one stride, from `lowest` on. */
-                const fl_index lowest = net->reverse ? fl_max(call->T - first - stride, 0) : first;
-                const grid before = {between_of(call, l, layer - 1) - lowest * call->B * l->width, call->B * l->width, l->width,
-                                     NULL};
-                const grid after = {between_of(call, l, layer) - lowest * call->B * l->width, call->B * l->width, l->width, NULL};
-                pass q = {
-                    .index = index,
-                    .layer = &net->layers[index],
-                    .state = state_of(p, l, group, index),
-                    .reverse = fl_runs_back(net, index),
-                    .in = layer ? before : (grid){call->x.data, call->x.strides[0], call->x.strides[1], call->order},
-                    .out = layer + 1 < net->L
-                               ? after
-                               : (grid){call->output.data, call->output.strides[0], call->output.strides[1], call->order},
-                    .last = layer + 1 == net->L,
-                };
-                q.out.data += d * net->P * net->item;
-                if (run(p, l, &q, first, fl_min(first + stride, call->T)))
-                    return FL_STOPPED;
-            }
-            if (net->D > 1 && fl_wait(p->group, p->group_size, &call->watch.stop, INT64_MAX))
+    for (int d = p->direction; d < p->direction + p->directions; d++) {
+        const fl_index index = layer * net->D + d;
+        pass q = {
+            .index = index,
+            .layer = &net->layers[index],
+            .state = state_of(p, l, group, index),
+            .reverse = fl_runs_back(net, index),
+            .in = layer ? below : x,
+            .out = layer + 1 < net->L ? above : output,
+            .last = layer + 1 == net->L,
+        };
+        q.out.data += d * net->P * net->item;
+        if (run(p, l, &q, first, end))
+            return FL_STOPPED;
+    }
+    return net->D > 1 && fl_wait(p->group, p->group_size, &call->watch.stop, INT64_MAX) ? FL_STOPPED : FL_OK;
+}
+
+static int run_layers(place *p, const layout *l, int group)
+{
+    fl_call *call = p->call;
+    const fl_index strides = call->T ? fl_ceil_div(call->T, call->plan.stride) : 0, most_lag = call->plan.layer_groups - 1;
+
+    for (fl_index now = 0; strides && now < strides + most_lag; now++) {
+        for (fl_index layer = p->layer; layer < p->layer_end; layer++) {
+            const fl_index number = now - lag_of(call, layer);
+            if (number >= 0 && number < strides && run_layer(p, l, group, layer, number))
                 return FL_STOPPED;
         }
+        if (most_lag && fl_wait(p->group, p->group_size, &call->watch.stop, p->patience_ns))
+            return FL_STOPPED;
+        if (most_lag && p->group_size > 1 && atomic_load_explicit(&p->group->apart, memory_order_relaxed)) {
+            if (p->layer > 0)
+                return FL_STOPPED;
+            go_alone(p);
+        }
+    }
     return FL_OK;
 }
 
@@ -548,14 +584,14 @@ void fl_forward(fl_call *call, int thread)
         fl_start_clock();
     if (call->tape)
         keep_inputs(call, thread);
-    for (fl_index layer = 0; layer < net->L; layer++)
+    for (fl_index layer = p.layer; layer < p.layer_end; layer++)
         for (int d = p.direction; d < p.direction + p.directions; d++) {
             const state s = state_of(&p, &l, group, layer * net->D + d);
             load_state(&p, &l, &s, layer * net->D + d);
         }
     status = fl_wait(p.group, p.group_size, &call->watch.stop, p.patience_ns) ? FL_STOPPED : run_layers(&p, &l, group);
     if (status == FL_OK)
-        for (fl_index layer = 0; layer < net->L; layer++)
+        for (fl_index layer = p.layer; layer < p.layer_end; layer++)
             for (int d = p.direction; d < p.direction + p.directions; d++) {
                 const state s = state_of(&p, &l, group, layer * net->D + d);
                 save_state(&p, &l, &s, layer * net->D + d);
@@ -589,7 +625,7 @@ int fl_prepare(fl_call *call)
     if (!call->scratch)
         return FL_NO_MEMORY;
     call->order = (fl_index *)call->scratch;
-    fl_open_barriers((fl_barrier *)(call->scratch + l.order), call->plan.row_groups * (call->plan.directions + 1));
+    fl_open_barriers((fl_barrier *)(call->scratch + l.order), call->plan.row_groups * (l.sides + 1));
     atomic_init(&call->watch.stop, 0);
     call->begun = 0;
     const int status = deal_rows(call);

@@ -829,7 +829,10 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
     h = hash(h, output, s->T * s->B * s->D * P * item);
     h = hash(h, h_n, states * s->B * P * item);
     h = hash(h, c_n, states * s->B * C * item);
-    h = backward(h, &call, &tape, weights, s, plan.threads ? plan : fl_make_backward_plan(&net, s->T, s->B, s->threads));
+    fl_plan back = plan.threads ? plan : fl_make_backward_plan(&net, s->T, s->B, s->threads);
+    back.threads /= back.layer_groups; /* gradients go through the layers one by one */
+    back.layer_groups = 1;
+    h = backward(h, &call, &tape, weights, s, back);
     fl_free_tape(&tape);
     for (fl_index i = 0; i < states; i++) {
         const void *tensors[] = {weights[i].weight_ih, weights[i].weight_hh,       weights[i].bias_ih, weights[i].bias_hh,
@@ -847,18 +850,19 @@ static int most_groups = 3;
 static uint64_t all_divisions(const fl_kernels *k, const shape *s)
 {
     const fl_plan one = {
-        .threads = 1, .directions = 1, .row_groups = 1, .unit_groups = 1, .chunk = 0, .stride = s->T, .blocks_at_once = 1};
+        .threads = 1, .layer_groups = 1, .directions = 1, .row_groups = 1, .unit_groups = 1, .stride = s->T, .blocks_at_once = 1};
     const fl_plan planned = {0};
     const uint64_t expected = forward_and_backward(k, s, one);
 
     EXPECT(forward_and_backward(k, s, planned) == expected, "the planned division differs");
-    for (int directions = 1; directions <= s->D; directions++)
+    for (int sides = 1; sides <= (s->D == 2 ? 2 : s->L); sides++) /* two directions, or groups of layers */
         for (int row_groups = 1; row_groups <= most_groups; row_groups++)
             for (int unit_groups = 1; unit_groups <= most_groups; unit_groups++)
                 for (fl_index chunk = 0; chunk <= 4; chunk += 2) {
                     const fl_index stride = s->D == 1 && s->L > 1 ? 3 : s->T;
-                    const fl_plan plan = {.threads = directions * row_groups * unit_groups,
-                                          .directions = directions,
+                    const fl_plan plan = {.threads = sides * row_groups * unit_groups,
+                                          .layer_groups = s->D == 2 ? 1 : sides,
+                                          .directions = s->D == 2 ? sides : 1,
                                           .row_groups = row_groups,
                                           .unit_groups = unit_groups,
                                           .chunk = chunk,
@@ -866,8 +870,8 @@ static uint64_t all_divisions(const fl_kernels *k, const shape *s)
                                           .blocks_at_once = 1 + (int)(chunk / 2) % 2,
                                           .patience_ns = chunk == 2 ? -1 : 1000000000}; /* -1: teams of two part */
                     const uint64_t found = forward_and_backward(k, s, plan);
-                    EXPECT(found == expected, "directions %d, row groups %d, unit groups %d, chunk %td differ", directions,
-                           row_groups, unit_groups, chunk);
+                    EXPECT(found == expected, "%d sides, row groups %d, unit groups %d, chunk %td differ", sides, row_groups,
+                           unit_groups, chunk);
                 }
     return expected;
 }
