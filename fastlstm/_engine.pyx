@@ -809,7 +809,7 @@ def new_array(tuple shape, dtype):
 
     for n in shape:
         size *= n
-    return ndarray(shape, dtype, _Loan(<Py_ssize_t>size)) if 4 << 20 <= size < 1 << 50 else empty(shape, dtype)
+    return ndarray(shape, dtype, _Loan(<Py_ssize_t>size)) if 1 << 20 <= size < 1 << 50 else empty(shape, dtype)
 
 
 def block_steps(Py_ssize_t B):

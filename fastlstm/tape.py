@@ -40,7 +40,8 @@ class Gradients(Generic[S]):
     state : (array, array), or an array of an RNN
         Of the initial state, shaped as it.
     parameters : dict of str to array
-        By the names of ``state_dict()``. ``bias_ih`` and ``bias_hh`` are added in the network: their gradients are equal.
+        By the names of ``state_dict()``. ``bias_ih`` and ``bias_hh`` are added in the network: their gradients are equal. All are
+        of one piece of memory: copy what is to outlive the others.
     """
 
     input: Array | None
@@ -195,7 +196,7 @@ class Tape(Generic[S]):
             d_x = d_input[:, None] if single else d_input.transpose(1, 0, 2) if net.batch_first else d_input
         d_initial = _copies(d_final, net._new_state(B))  # a row without a step hands on what it is given
         shapes = self._weights.expected_shapes()
-        parameters = {name: _zeros(shape, net.dtype) for name, shape in shapes.items()}
+        parameters = _zeros_of(shapes, net.dtype)
         records: Records = []
         for index in range(len(self._weights.layers)):
             end = suffix(index, net.num_directions)
@@ -380,6 +381,18 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     array: Array = _engine.new_array(shape, dtype)
     array.fill(0)
     return array
+
+
+def _zeros_of(shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any]) -> dict[str, Array]:
+    """Arrays of one piece of memory: many of some megabytes would come from fresh pages at every call."""
+    arrays: dict[str, Array] = {}
+    line = 64 // dtype.itemsize
+    memory = _zeros((sum(-(-math.prod(shape) // line) * line for shape in shapes.values()),), dtype)
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        arrays[name] = memory[:size].reshape(shape)
+        memory = memory[-(-size // line) * line :]
+    return arrays
 
 
 def _segment(T: int, B: int) -> int:

@@ -1060,6 +1060,7 @@ x = np.broadcast_to(np.float32(0.5), (T, B, I))
 ones = np.ones((T, B, H), np.float32)  # as the engine takes it: a copy would still be under way when the signal comes
 lstm.record(x[:2, :2]).backward(ones[:2, :2], threads=threads)
 tape = lstm.record(x)
+np.ones(sum(a.size for a in lstm.state_dict().values()), np.float32)  # pages that the host of a virtual machine has found by then
 print("ready", flush=True)
 try:
     tape.backward(ones, threads=threads)
@@ -1137,7 +1138,7 @@ tape = None if what == "tape" else large.record(x)
 hard = resource.getrlimit(resource.RLIMIT_AS)[1]
 for _ in range(3):
     now = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + (30 << 20), hard))
+    resource.setrlimit(resource.RLIMIT_AS, (now + (12 << 20), hard))
     try:
         large.record(x) if what == "tape" else tape.backward(d_output)
     except MemoryError as error:
