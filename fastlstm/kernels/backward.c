@@ -382,7 +382,9 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
 
     point_to_c(p, q, t, n);
     carry_c(p, q, after, t, n);
-    for (fl_index j = p->column; j < p->column_end; j++) {
+    for (fl_index done = 0; done < p->column_end - p->column; done++) {
+        const fl_index j = t % 2 ? p->column_end - 1 - done : p->column + done; /* as in the forward pass */
+
         recur(p, q, after, t, n, j);
         if (!net->has_projection && n)
             cells(p, q, t, n, j, dy);
