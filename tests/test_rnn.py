@@ -24,7 +24,7 @@ Named = dict[str, np.ndarray]  # "output", "h_n"; or "input", "h_0" and the para
 KINDS = ("tanh", "relu")
 SHAPES = tuple(shape for shape in EDGE if not shape.P)
 # Units are divided (one row, few rows), rows, directions, layers in strides, chunks of steps; H around every width of a block, 4V
-DIVIDED = ("t12b1i24h200", "t9b13i20h48l2", "t7b5i33h65d2", "t40b3i16h64l3", "t30b4i1h130l2d2", "t10b8i20h300", "t5b40i9h17")
+DIVIDED = ("t12b1i24h200", "t9b13i20h48l2", "t7b5i33h65d2", "t40b3i16h64l3", "t30b4i1h130l2d2", "t10b8i20h300", "t5b210i9h17")
 THREADS = (2, 3, 4, 7)
 # Largest error of a gradient in terms of its largest number, against autograd in float64
 GRADIENT_TOLERANCE = {"float32": 2e-4, "float64": 1e-10}

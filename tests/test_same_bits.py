@@ -17,7 +17,7 @@ import fastlstm
 from fastlstm import _engine
 
 # The schedule divides these differently: hidden units (one or few rows), rows, directions, layers, several of these; layers in
-# strides, products for a chunk of steps (few rows) or step by step (many rows).
+# strides, products for a chunk of steps (most) or step by step (very many rows).
 DIVIDED = (
     "t12b1i24h200",
     "t9b2i20h150p70",
@@ -31,6 +31,7 @@ DIVIDED = (
     "t10b8i20h200",
     "t10b8i20h200l2d2",
     "t10b13i21h150p40",
+    "t4b210i11h40",
 )
 THREADS = (2, 3, 4, 6, 7, 8)
 CUT = ("t12b1i24h200", "t23b3i5h17", "t40b3i16h64l3", "t90b7i5h9l2p4", "t65b2i3h40p39", "t19b13i9h9")  # one direction only

@@ -21,10 +21,10 @@
 #define BARRIER_NS_PER_THREAD 30.0
 
 enum { PATIENCE_NS = 200000 };    /* shorter than a scheduler's time slice, longer than an interrupt */
-enum { CHUNK_BYTES = 160 << 10 }; /* pre-activations of a chunk: leave most of a small L2 to R */
+enum { CHUNK_BYTES = 512 << 10 }; /* pre-activations of a chunk: leave half of a small L2 to R */
 enum { NEAR_BYTES = 16 << 20 };   /* of a shared cache that a call can count on; systems report the sum of several */
 enum { L1_WEIGHTS = 24 << 10 };   /* weights that stay in L1 from step to step */
-enum { CHUNK_ROWS = 48 };         /* eight full tiles reuse each panel of W often enough */
+enum { CHUNK_ROWS = 192 };        /* so many reuse each panel of W often enough */
 enum { STRIDE_TOKENS = 256 };     /* tokens one layer hands to the next while they are still in a cache */
 
 /* Asked once: on a virtual machine the question costs microseconds. Threads that race here find the same answer. */
@@ -69,8 +69,7 @@ static double step_ns(const fl_network *net, const fl_plan *plan, fl_index B, fl
 
     if (plan->chunk)
         ns += product_ns(net, rows * (double)plan->chunk, FL_VECTORS * blocks, (double)I, W) / (double)plan->chunk
-              + product_ns(net, rows, FL_VECTORS * blocks, (double)net->P, R)
-              + rows * blocks * panel / L2_BYTES_PER_NS; /* the pre-activations go out and come back */
+              + product_ns(net, rows, FL_VECTORS * blocks, (double)net->P, R);
     else
         ns += product_ns(net, rows, FL_VECTORS * blocks, (double)I + (double)net->P, R + W);
     if (net->has_projection)
@@ -99,13 +98,15 @@ static double call_ns(const fl_network *net, const fl_plan *plan, fl_index T, fl
            + meetings * meeting_ns(plan->threads / plan->row_groups);
 }
 
-/* Steps of a chunk. Its pre-activations go out and come back, W is read once: a buffer of a sixteenth of W costs an eighth of that. */
+/* Steps of a chunk, 0 if it would be one. W is read once for all of them and their rows fill the tiles; the pre-activations go out and
+ * come back, best from L2. A buffer of a sixteenth of W costs an eighth of reading W. */
 static fl_index chunk_for(const fl_network *net, fl_index T, fl_index rows, fl_index blocks)
 {
     const fl_index row_bytes = blocks * FL_VECTORS * net->V * net->item;
     const fl_index bytes = fl_max(CHUNK_BYTES, row_bytes * net->I / 16);
     const fl_index most = fl_min(CHUNK_ROWS, fl_max(bytes / row_bytes, net->kernels->max_tile));
-    return fl_min(T, most / fl_max(rows, 1));
+    const fl_index chunk = fl_min(T, most / fl_max(rows, 1));
+    return chunk > 1 ? chunk : 0;
 }
 
 /* One block's four chains wait for the latency of multiply-add, four cycles: they use up one vector per cycle. That is all that L2 can
@@ -129,22 +130,6 @@ static fl_index stride_for(const fl_network *net, const fl_plan *plan, fl_index 
     return fl_min(T, plan->chunk ? fl_round_up(stride, plan->chunk) : stride);
 }
 
-/* Takes `plan`, chunked or not, for `best` if it is cheaper. */
-static double cheaper(const fl_network *net, fl_plan plan, fl_index T, fl_index B, fl_plan *best, double best_ns)
-{
-    for (int chunked = 0; chunked < 2; chunked++) {
-        plan.chunk = chunked ? chunk_for(net, T, fl_ceil_div(B, plan.row_groups), fl_ceil_div(net->blocks, plan.unit_groups)) : 0;
-        plan.stride = stride_for(net, &plan, T, B);
-        plan.chunk = fl_min(plan.chunk, plan.stride);
-        const double ns = call_ns(net, &plan, T, B);
-        if (ns < best_ns && (!chunked || plan.chunk > 1)) {
-            *best = plan;
-            best_ns = ns;
-        }
-    }
-    return best_ns;
-}
-
 fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
 {
     const int most_layers = net->D == 1 && T > 1 ? (int)fl_min(net->L, threads) : 1;
@@ -157,14 +142,21 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
             for (int row_groups = 1; row_groups <= fl_max(fl_min(threads / sides, B), 1); row_groups++) {
                 const int most_units = (int)fl_min(threads / (sides * row_groups), net->blocks);
                 for (int unit_groups = 1; unit_groups <= fl_max(most_units, 1); unit_groups++) {
-                    const fl_plan plan = {
+                    fl_plan plan = {
                         .threads = sides * row_groups * unit_groups,
                         .layer_groups = layer_groups,
                         .directions = directions,
                         .row_groups = row_groups,
                         .unit_groups = unit_groups,
                     };
-                    best_ns = cheaper(net, plan, T, B, &best, best_ns);
+                    plan.chunk = chunk_for(net, T, fl_ceil_div(B, row_groups), fl_ceil_div(net->blocks, unit_groups));
+                    plan.stride = stride_for(net, &plan, T, B);
+                    plan.chunk = plan.stride > 1 ? fl_min(plan.chunk, plan.stride) : 0;
+                    const double ns = call_ns(net, &plan, T, B);
+                    if (ns < best_ns) {
+                        best = plan;
+                        best_ns = ns;
+                    }
                 }
             }
         }

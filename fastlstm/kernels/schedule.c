@@ -3,7 +3,7 @@
  *     for each stride of steps                       (a unidirectional stack hands on a few steps at a time; otherwise all)
  *       for each layer of this thread                (groups of layers side by side: each works a stride behind the one below)
  *         for each direction of this thread
- *           for each chunk of steps:  x W                               (few rows: one product for the whole chunk)
+ *           for each chunk of steps:  x W                               (one product for the whole chunk, if its rows are not too many)
  *             for each step:          h R;  c, h = cell(x W + h R + bias, c);  wait for the unit group
  *
  * A thread owns a range of hidden units for all rows of its group, so every sum is made by one thread from beginning to end, in one
