@@ -32,6 +32,7 @@ DIVIDED = (
     "t10b8i20h200l2d2",
     "t10b13i21h150p40",
     "t4b210i11h40",
+    "t30b1i20h100l2",
 )
 THREADS = (2, 3, 4, 6, 7, 8)
 CUT = ("t12b1i24h200", "t23b3i5h17", "t40b3i16h64l3", "t90b7i5h9l2p4", "t65b2i3h40p39", "t19b13i9h9")  # one direction only
