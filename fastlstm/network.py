@@ -244,7 +244,7 @@ class Network(Generic[S]):
         else:
             result = self._check_out(out, self._output_shape(T, B, single), (seen, h_0, c_0, lengths, resets))
             target = in_place(result)  # a copy of `out` if the kernels cannot write to it as it stands
-            output = self._as_written(target, single)
+            output = self._as_written(target, single, self.batch_first)
         h_n, c_n = self._new_state(B)
         self._forward(self._network, x, h_0, c_0, output, h_n, c_n, lengths, resets, most, limit)
         if order is not None:
@@ -319,11 +319,11 @@ class Network(Generic[S]):
     def _new_output(self, T: int, B: int, single: bool) -> tuple[Array, Array]:
         """An array as the caller gets it, and the same memory as the engine writes it."""
         output = _engine.new_array(self._output_shape(T, B, single), self._dtype)
-        return output, self._as_written(output, single)
+        return output, self._as_written(output, single, self.batch_first)
 
-    def _as_written(self, output: Array, single: bool) -> Array:
+    def _as_written(self, output: Array, single: bool, batch_first: bool) -> Array:
         """The same memory as (T, B, ...) with each step at its own time, which Keras' order of processing turns round."""
-        output = output[:, None] if single else output.transpose(1, 0, 2) if self.batch_first else output
+        output = output[:, None] if single else output.transpose(1, 0, 2) if batch_first else output
         return output[::-1] if self.weights.flipped else output
 
     def _new_state(self, B: int) -> Pair:

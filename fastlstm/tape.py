@@ -83,6 +83,7 @@ class Tape(Generic[S]):
         T, B, _ = x.shape
         self.dropout, self.seed = dropout, seed
         self._net, self._weights, self._single, self._sizes = network, network.weights, single, (T, B)
+        self._batch_first = network.batch_first  # the network's may change before the gradients are taken
         self._lengths = None if lengths is None else lengths.copy()
         self._resets = None if resets is None else resets.copy()
         self._turns = [None]  # as many as there are gradients to be taken; a list's methods are safe between threads
@@ -183,7 +184,9 @@ class Tape(Generic[S]):
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         steps = 0 if steps is None else int(min(steps, max(T, 1)))  # at T or beyond nothing is cut
-        d_y = None if d_output is None else net._as_written(in_place(_like("d_output", d_output, self.output)), self._single)
+        d_y: Array | None = None
+        if d_output is not None:
+            d_y = net._as_written(in_place(_like("d_output", d_output, self.output)), self._single, self._batch_first)
         if d_y is not None and self._order is not None:
             d_y = np.take_along_axis(d_y, self._order, 0)
         d_final, allowed = self._check_state(d_state), _threads.allowance(threads)
@@ -192,8 +195,8 @@ class Tape(Generic[S]):
         d_input: Array | None = None
         d_x: Array | None = None
         if input:
-            d_input = _zeros((T, I) if single else (B, T, I) if net.batch_first else (T, B, I), net.dtype)
-            d_x = d_input[:, None] if single else d_input.transpose(1, 0, 2) if net.batch_first else d_input
+            d_input = _zeros((T, I) if single else (B, T, I) if self._batch_first else (T, B, I), net.dtype)
+            d_x = d_input[:, None] if single else d_input.transpose(1, 0, 2) if self._batch_first else d_input
         d_initial = _copies(d_final, net._new_state(B))  # a row without a step hands on what it is given
         shapes = self._weights.expected_shapes()
         parameters = _zeros_of(shapes, net.dtype)

@@ -876,6 +876,18 @@ def test_a_tape_is_used_once(recompute: bool) -> None:
     assert tape.output.tobytes() == kept.tobytes()
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_tape_keeps_the_order_of_its_axes(recompute: bool) -> None:
+    """Whatever becomes of the network's batch_first afterwards."""
+    lstm = fastlstm.LSTM(3, 5, seed=0, batch_first=True)
+    x, d_output = np.ones((2, 7, 3), np.float32), np.ones((2, 7, 5), np.float32)
+    expected = lstm.record(x, recompute=recompute).backward(d_output)
+    tape = lstm.record(x, recompute=recompute)
+    lstm.batch_first = False
+    found = tape.backward(d_output)
+    same_bits(by_name(found.input, found.state, found.parameters), by_name(expected.input, expected.state, expected.parameters))
+
+
 def test_a_tape_of_replaced_weights() -> None:
     case = make_case("t7b3i5h8")
     lstm = case.network()
