@@ -802,14 +802,17 @@ cdef class _Loan:
         PyBuffer_FillInfo(view, self, self.memory, self.size, 0, flags)
 
 
-def new_array(tuple shape, dtype):
-    """An array of any contents. A large one is of memory that calls before may have used: fresh pages cost time."""
+def new_array(tuple shape, dtype, double lent_from=4 << 20):
+    """An array of any contents. From so many bytes on it is of memory that calls before may have used, as fresh pages cost time.
+
+    Such memory comes in pieces of 2 MB: too large for smaller arrays that callers keep.
+    """
     cdef double size = dtype.itemsize
     cdef Py_ssize_t n
 
     for n in shape:
         size *= n
-    return ndarray(shape, dtype, _Loan(<Py_ssize_t>size)) if 1 << 20 <= size < 1 << 50 else empty(shape, dtype)
+    return ndarray(shape, dtype, _Loan(<Py_ssize_t>size)) if lent_from <= size < 1 << 50 else empty(shape, dtype)
 
 
 def block_steps(Py_ssize_t B):

@@ -381,7 +381,7 @@ class RecomputedTape(Tape[S]):
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    array: Array = _engine.new_array(shape, dtype)
+    array: Array = _engine.new_array(shape, dtype, 1 << 20)  # gradients are rarely kept
     array.fill(0)
     return array
 
