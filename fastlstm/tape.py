@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -388,14 +389,9 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 def _zeros_of(shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any]) -> dict[str, Array]:
     """Arrays of one piece of memory: many of some megabytes would come from fresh pages at every call."""
-    arrays: dict[str, Array] = {}
-    line = 64 // dtype.itemsize
-    memory = _zeros((sum(-(-math.prod(shape) // line) * line for shape in shapes.values()),), dtype)
-    for name, shape in shapes.items():
-        size = math.prod(shape)
-        arrays[name] = memory[:size].reshape(shape)
-        memory = memory[-(-size // line) * line :]
-    return arrays
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    memory, ends = _zeros((sum(sizes),), dtype), accumulate(sizes)
+    return {name: memory[end - size : end].reshape(shapes[name]) for name, size, end in zip(shapes, sizes, ends, strict=True)}
 
 
 def _segment(T: int, B: int) -> int:

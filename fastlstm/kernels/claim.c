@@ -61,8 +61,9 @@ void fl_note_crowd(void)
     const int64_t now = fl_now_ns(), until = atomic_load(&crowded_until), last = atomic_load(&crowd_ns);
     const int64_t before = atomic_exchange(&noted, now);
 
-    if (now - before > TWICE_NS + last || now < until)
+    if (now - before > TWICE_NS + last || now < until) /* the time left alone does not count */
         return;
+    /* Whoever comes later than that after a crowd has met another one. */
     const int64_t next = now - until > TWICE_NS / 4 + last ? CROWD_NS : 2 * last < LONGEST_NS ? 2 * last : LONGEST_NS;
     atomic_store(&crowd_ns, next);
     atomic_store(&crowded_until, now + next);

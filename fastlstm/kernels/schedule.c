@@ -552,7 +552,7 @@ static int run_layers(place *p, const layout *l, int group)
     fl_call *call = p->call;
     const fl_index strides = call->T ? fl_ceil_div(call->T, call->plan.stride) : 0, most_lag = call->plan.layer_groups - 1;
 
-    for (fl_index now = 0; strides && now < strides + most_lag; now++) {
+    for (fl_index now = 0; now < strides + most_lag; now++) {
         for (fl_index layer = p->layer; layer < p->layer_end; layer++) {
             const fl_index number = now - lag_of(call, layer);
             if (number >= 0 && number < strides && run_layer(p, l, group, layer, number))
