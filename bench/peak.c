@@ -75,7 +75,7 @@ static double multiply_add(worker *w)
     float sum = w->kept;
 
     for (int c = 0; c < CHAINS; c++)
-        chain[c] = sum + (floats){0};
+        chain[c] = sum + (float)c + (floats){0}; /* all different, or one chain would do for a compiler */
     for (int i = 0; i < FMA_ITERATIONS; i++)
         UNROLL
     for (int c = 0; c < CHAINS; c++)
