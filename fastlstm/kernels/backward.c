@@ -457,7 +457,7 @@ static void pack_panel(const place *p, const void **b, fl_index n, fl_index colu
 static void outer_product(const place *p, fl_index n, const char *a, fl_index a_pitch, char *out, fl_index rows, fl_index columns,
                           fl_index column)
 {
-    const fl_index item = p->net->item, width = FL_VECTORS * p->net->V, tiles = fl_ceil_div(rows, p->kernels->max_tile);
+    const fl_index item = p->net->item, width = FL_VECTORS * p->net->V, tiles = fl_ceil_div(rows, FL_MAX_TILE);
     const fl_index count = fl_min(width, columns - column);
 
     for (fl_index tile = 0; tile < tiles; tile++) {

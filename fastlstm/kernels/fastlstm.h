@@ -16,7 +16,7 @@
 typedef ptrdiff_t fl_index;
 
 enum { FL_VECTORS = 4 };    /* vectors of one panel: the gates i, f, g, o of a block; or four of units or projected outputs */
-enum { FL_MAX_TILE = 6 };   /* the most rows that any instruction set takes in one tile */
+enum { FL_MAX_TILE = 6 };   /* the most rows of one tile */
 enum { FL_SLAB = 16 };      /* products that are summed on their own before they join the sum, see fl_tile */
 enum { FL_UNITS = 16 };     /* hidden units that stand side by side in a tape, gate by gate: as many lanes as any vector has */
 enum { FL_ALIGNMENT = 64 }; /* of packed weights and scratch: a cache line, and the widest vector */
@@ -148,7 +148,6 @@ typedef void fl_sum_products(fl_index K, const void *a, fl_index a_pitch, const 
 typedef struct {
     fl_index item;               /* bytes of one element */
     fl_index V;                  /* lanes */
-    fl_index max_tile;           /* M of the largest tile */
     fl_tile *tiles[FL_MAX_TILE]; /* tiles[M - 1]: M rows, one block */
     fl_tile *tile_pair;          /* one row, two neighbouring blocks: enough independent chains for one row */
     fl_cell *cell;

@@ -1,7 +1,7 @@
 #if defined(__x86_64__)
 #define FL_ISA avx2
 #define FL_WIDTH 32
-#define FL_TILE 3
+#define FL_ACCUMULATORS 12
 #define FL_TARGET "avx2,fma"
 #include "isa.h"
 #endif

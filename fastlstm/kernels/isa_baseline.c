@@ -1,4 +1,4 @@
 #define FL_ISA baseline
 #define FL_WIDTH 16
-#define FL_TILE 3
+#define FL_ACCUMULATORS 12
 #include "isa.h"

@@ -1,7 +1,7 @@
 #if defined(__aarch64__)
 #define FL_ISA neon
 #define FL_WIDTH 16
-#define FL_TILE 6
+#define FL_ACCUMULATORS 24
 #define FL_HAS_NEON_FMA
 #include "isa.h"
 #endif

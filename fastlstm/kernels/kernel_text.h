@@ -8,6 +8,8 @@
 #define AHEAD FL_JOIN(AHEAD, FL_TYPE)
 #define LINE FL_JOIN(LINE, FL_TYPE)
 #define tile FL_JOIN(tile, FL_TYPE)
+#define add_sum FL_JOIN(add_sum, FL_TYPE)
+#define element FL_JOIN(element, FL_TYPE)
 #define exp_parts FL_JOIN(exp_parts, FL_TYPE)
 #define sigmoid_inverse FL_JOIN(sigmoid_inverse, FL_TYPE)
 #define tanh_parts FL_JOIN(tanh_parts, FL_TYPE)
@@ -29,42 +31,59 @@
 enum { AHEAD = 32 };                              /* elements whose weights are fetched before they are needed */
 enum { LINE = FL_ALIGNMENT / (int)sizeof(real) }; /* elements of a cache line */
 
-/* M rows x NB blocks x FL_VECTORS vectors of accumulators stay in registers: 6 x 4 of AVX-512's and NEON's 32, 3 x 4 of
- * AVX2's and SSE's 16, the rest for one element's panel and the broadcast input. M and NB are constants after inlining.
+/* A slab's sum joins the others. One after the other: GCC would keep them in registers too, and spill both, and a burst of stores holds
+ * up the multiply-adds behind it (Zen 3: 12 stores in a row cost 20 cycles, between additions 4). */
+INLINE void add_sum(real *acc, vec sum)
+{
+    v_store(acc, v_load(acc) + sum);
+    __asm__ volatile("" : : : "memory");
+}
+
+/* sum += x[m][k] * W[k] for one element; `first` ones begin the sum, which zero would only lengthen. */
+INLINE void element(const int first, const int M, const int N, vec sum[FL_MAX_TILE][2 * FL_VECTORS], const real *const *row,
+                    fl_index k, const real *panel, fl_index panel_next)
+{
+    vec weight[2 * FL_VECTORS];
+
+    EACH (v, N)
+        weight[v] = v_load(panel + v / FL_VECTORS * panel_next + v % FL_VECTORS * LANES);
+    if (M > 1 && (M + 1) * N <= FL_ACCUMULATORS)
+        EACH (v, N)
+            v_keep(weight[v]);
+    if (M > 1)
+        for (int line = 0; line < N * LANES; line += LINE)
+            __builtin_prefetch(panel + AHEAD * FL_VECTORS * LANES + line);
+    EACH (m, M) {
+        const vec input = v_set(row[m][k]);
+        EACH (v, N)
+            sum[m][v] = first ? (vec)(input * weight[v]) : v_fma(input, weight[v], sum[m][v]);
+    }
+}
+
+/* M rows x NB blocks x N vectors of accumulators stay in registers, beside one element's panel and a broadcast input: 6 x 4 of
+ * AVX-512's and NEON's 32. AVX2 and SSE have 16: 3 x 4, or 6 x 2 in two passes through each slab. M and NB are constants after inlining.
  * The more rows, the fewer elements a processor sees ahead by itself: weights beyond L2 are asked for, over the panel's end too. */
 INLINE void tile(const int M, const int NB, real *acc, fl_index acc_next, const real *panel, fl_index panel_next,
                  const void *const *rows, fl_index K)
 {
+    const int N = M * NB * FL_VECTORS <= FL_ACCUMULATORS ? NB * FL_VECTORS : FL_VECTORS / 2;
     const real *row[FL_MAX_TILE];
 
     EACH (m, M)
         row[m] = rows[m];
-    for (fl_index slab = 0; slab < K; slab += FL_SLAB) {
+    for (fl_index slab = 0; slab < K; slab += FL_SLAB, panel += FL_SLAB * FL_VECTORS * LANES) {
         const fl_index end = fl_min(slab + FL_SLAB, K);
-        vec sum[FL_MAX_TILE][2 * FL_VECTORS];
+        for (int from = 0; from < NB * FL_VECTORS; from += N) {
+            const real *weights = panel + from * LANES;
+            vec sum[FL_MAX_TILE][2 * FL_VECTORS];
 
-        EACH (m, M)
-            EACH (v, NB * FL_VECTORS)
-                sum[m][v] = (vec){0};
-        for (fl_index k = slab; k < end; k++, panel += FL_VECTORS * LANES) {
-            vec weight[2 * FL_VECTORS];
-            EACH (v, NB * FL_VECTORS)
-                weight[v] = v_load(panel + v / FL_VECTORS * panel_next + v % FL_VECTORS * LANES);
-            if (M > 1)
-                for (int line = 0; line < FL_VECTORS * LANES; line += LINE)
-                    __builtin_prefetch(panel + AHEAD * FL_VECTORS * LANES + line);
-            EACH (m, M) {
-                const vec input = v_set(row[m][k]);
-                EACH (v, NB * FL_VECTORS)
-                    sum[m][v] = v_fma(input, weight[v], sum[m][v]); /* sum += x[m][k] * W[k] */
-            }
+            element(1, M, N, sum, row, slab, weights, panel_next);
+            for (fl_index k = slab + 1; k < end; k++)
+                element(0, M, N, sum, row, k, weights += FL_VECTORS * LANES, panel_next);
+            EACH (m, M)
+                EACH (v, N)
+                    add_sum(acc + v / FL_VECTORS * acc_next + (m * FL_VECTORS + from + v % FL_VECTORS) * LANES, sum[m][v]);
         }
-        EACH (m, M)
-            EACH (v, NB * FL_VECTORS) {
-                real *at = acc + v / FL_VECTORS * acc_next + (m * FL_VECTORS + v % FL_VECTORS) * LANES;
-                v_store(at, v_load(at) + sum[m][v]);
-            }
-        __asm__ volatile("" : : : "memory"); /* or GCC keeps acc in registers too, and spills both */
     }
 }
 
@@ -78,11 +97,9 @@ INLINE void tile(const int M, const int NB, real *acc, fl_index acc_next, const 
 TILE(tile_1, 1, 1)
 TILE(tile_2, 2, 1)
 TILE(tile_3, 3, 1)
-#if FL_TILE == 6
 TILE(tile_4, 4, 1)
 TILE(tile_5, 5, 1)
 TILE(tile_6, 6, 1)
-#endif
 TILE(tile_pair, 1, 2)
 #undef TILE
 
@@ -311,30 +328,30 @@ static void add_to(fl_index n, const void *a, void *out) { add_row(n, a, out); }
 /* As a tile, but the inputs stand in columns: acc += a^T panel. */
 INLINE void outer(const int M, real *acc, const real *panel, const real *a, fl_index a_pitch, fl_index K)
 {
-    for (fl_index slab = 0; slab < K; slab += FL_SLAB) {
-        const fl_index end = fl_min(slab + FL_SLAB, K);
-        vec sum[FL_MAX_TILE][FL_VECTORS];
+    const int N = M * FL_VECTORS <= FL_ACCUMULATORS ? FL_VECTORS : FL_VECTORS / 2;
 
-        EACH (m, M)
-            EACH (v, FL_VECTORS)
-                sum[m][v] = (vec){0};
-        for (fl_index k = slab; k < end; k++, a += a_pitch, panel += FL_VECTORS * LANES) {
-            vec weight[FL_VECTORS];
-            EACH (v, FL_VECTORS)
-                weight[v] = v_load(panel + v * LANES);
-            EACH (m, M) {
-                const vec input = v_set(a[m]);
-                EACH (v, FL_VECTORS)
-                    sum[m][v] = v_fma(input, weight[v], sum[m][v]); /* sum += a[k][m] * b[k] */
+    for (fl_index slab = 0; slab < K; slab += FL_SLAB, panel += FL_SLAB * FL_VECTORS * LANES, a += FL_SLAB * a_pitch)
+        for (int first = 0; first < FL_VECTORS; first += N) {
+            const real *weights = panel + first * LANES, *inputs = a;
+            vec sum[FL_MAX_TILE][FL_VECTORS];
+
+            EACH (m, M)
+                EACH (v, N)
+                    sum[m][v] = (vec){0};
+            for (fl_index k = fl_min(FL_SLAB, K - slab); k > 0; k--, inputs += a_pitch, weights += FL_VECTORS * LANES) {
+                vec weight[FL_VECTORS];
+                EACH (v, N)
+                    weight[v] = v_load(weights + v * LANES);
+                EACH (m, M) {
+                    const vec input = v_set(inputs[m]);
+                    EACH (v, N)
+                        sum[m][v] = v_fma(input, weight[v], sum[m][v]); /* sum += a[k][m] * b[k] */
+                }
             }
+            EACH (m, M)
+                EACH (v, N)
+                    add_sum(acc + (m * FL_VECTORS + first + v) * LANES, sum[m][v]);
         }
-        EACH (m, M)
-            EACH (v, FL_VECTORS) {
-                real *at = acc + (m * FL_VECTORS + v) * LANES;
-                v_store(at, v_load(at) + sum[m][v]);
-            }
-        __asm__ volatile("" : : : "memory"); /* as in tile */
-    }
 }
 
 #define OUTER(name, M)                                                                                            \
@@ -346,11 +363,9 @@ INLINE void outer(const int M, real *acc, const real *panel, const real *a, fl_i
 OUTER(outer_1, 1)
 OUTER(outer_2, 2)
 OUTER(outer_3, 3)
-#if FL_TILE == 6
 OUTER(outer_4, 4)
 OUTER(outer_5, 5)
 OUTER(outer_6, 6)
-#endif
 #undef OUTER
 
 static void column_sums(fl_index K, const void *a, fl_index a_pitch, void *out, fl_index columns)
@@ -386,17 +401,14 @@ static void store_sums(fl_index n, const void *acc, void *out, fl_index out_pitc
 const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
     .item = sizeof(real),
     .V = LANES,
-    .max_tile = FL_TILE,
     .tiles =
         {
             FL_JOIN(tile_1, FL_TYPE),
             FL_JOIN(tile_2, FL_TYPE),
             FL_JOIN(tile_3, FL_TYPE),
-#if FL_TILE == 6
             FL_JOIN(tile_4, FL_TYPE),
             FL_JOIN(tile_5, FL_TYPE),
             FL_JOIN(tile_6, FL_TYPE),
-#endif
         },
     .tile_pair = FL_JOIN(tile_pair, FL_TYPE),
     .cell = lstm_cell,
@@ -408,11 +420,9 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
             FL_JOIN(outer_1, FL_TYPE),
             FL_JOIN(outer_2, FL_TYPE),
             FL_JOIN(outer_3, FL_TYPE),
-#if FL_TILE == 6
             FL_JOIN(outer_4, FL_TYPE),
             FL_JOIN(outer_5, FL_TYPE),
             FL_JOIN(outer_6, FL_TYPE),
-#endif
         },
     .sum_rows = column_sums,
     .add = add_to,
@@ -453,9 +463,12 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
 #undef v_min
 #undef v_max
 #undef v_select
+#undef v_keep
 #undef AHEAD
 #undef LINE
 #undef tile
+#undef add_sum
+#undef element
 #undef exp_parts
 #undef sigmoid_inverse
 #undef tanh_parts

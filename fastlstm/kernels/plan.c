@@ -45,7 +45,7 @@ static double l2_bytes(void)
 /* One product of `rows` rows with a packed matrix of `vectors` panel columns and K elements: arithmetic or reading, the larger. */
 static double product_ns(const fl_network *net, double rows, double vectors, double K, double resident)
 {
-    const fl_index most = net->kernels->max_tile;
+    const fl_index most = FL_MAX_TILE;
     const double tiles = ceil(rows / (double)most), lanes = (double)net->V;
     /* A tile of M rows loads 4 vectors and M broadcasts for 4 M multiply-adds; below two rows the loads decide. */
     const double busy = fmax(rows, tiles * 1.25);
@@ -104,7 +104,7 @@ static fl_index chunk_for(const fl_network *net, fl_index T, fl_index rows, fl_i
 {
     const fl_index row_bytes = blocks * FL_VECTORS * net->V * net->item;
     const fl_index bytes = fl_max(CHUNK_BYTES, row_bytes * net->I / 16);
-    const fl_index most = fl_min(CHUNK_ROWS, fl_max(bytes / row_bytes, net->kernels->max_tile));
+    const fl_index most = fl_min(CHUNK_ROWS, fl_max(bytes / row_bytes, FL_MAX_TILE));
     const fl_index chunk = fl_min(T, most / fl_max(rows, 1));
     return chunk > 1 ? chunk : 0;
 }

@@ -16,7 +16,7 @@ void fl_multiply(const fl_kernels *kernels, char *acc, fl_index acc_next, const 
         kernels->tile_pair(acc, acc_next, panel, panel_next, rows, K);
         return;
     }
-    const fl_index tiles = fl_ceil_div(n, kernels->max_tile), slab = tiles > 1 ? PANEL_K : K;
+    const fl_index tiles = fl_ceil_div(n, FL_MAX_TILE), slab = tiles > 1 ? PANEL_K : K;
     for (fl_index k = 0; k < K; k += slab) {
         const fl_index count = fl_min(slab, K - k);
         for (fl_index t = 0; t < tiles; t++) { /* even tiles: 7 rows are 4 and 3, not 6 and 1 */

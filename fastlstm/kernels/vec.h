@@ -54,6 +54,15 @@ INLINE void v_store_any(real *p, vec a) { *(anyvec *)p = a; }
 INLINE vec v_set(real a) { return a - (vec){0}; } /* x - 0 is x for every x, -0 too */
 INLINE vec v_select(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
 
+/* A vector of several uses stays in a register: GCC would fold its load into each use, and load as often. */
+#if FL_WIDTH == 64
+#define v_keep(a) __asm__("" : "+v"(a))
+#elif defined(__x86_64__)
+#define v_keep(a) __asm__("" : "+x"(a))
+#else
+#define v_keep(a) ((void)(a))
+#endif
+
 #if FL_WIDTH == 64 && FL_BITS == 32
 INLINE vec v_fma(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 INLINE vec v_min(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }

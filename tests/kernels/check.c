@@ -916,7 +916,7 @@ int main(int argc, char **argv)
         EXPECT(k->item == (type ? 8 : 4), "item is %td", k->item);
         seed = 1;
         for (fl_index K = 0; K < 3 * FL_SLAB; K++) {
-            for (fl_index M = 1; M <= k->max_tile; M++)
+            for (fl_index M = 1; M <= FL_MAX_TILE; M++)
                 check_tile(k, fused, M, 1, K);
             check_tile(k, fused, 1, 2, K);
         }
@@ -928,7 +928,7 @@ int main(int argc, char **argv)
                 check_cell_backward(k, n, with % 2, with / 2);
         }
         for (fl_index K = 0; K < 3 * FL_SLAB; K += K < FL_SLAB + 2 ? 1 : 7) {
-            for (fl_index M = 1; M <= k->max_tile; M++)
+            for (fl_index M = 1; M <= FL_MAX_TILE; M++)
                 check_outer(k, fused, M, K, (int)(K + M) % 3 == 0);
             for (fl_index columns = 1; columns <= FL_UNITS; columns++)
                 check_sum_rows(k, K, columns, (int)(K + columns) % 3 == 0);
