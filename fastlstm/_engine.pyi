@@ -24,7 +24,10 @@ class Network:
         proj_size: int,
         reverse: bool,
         nonlinearity: str | None = None,
+        weight_dtype: str | None = None,
     ) -> Network: ...
+    @property
+    def nbytes(self) -> int: ...
 
 class _Forward:
     def __getitem__(self, floating: str) -> _Forward: ...

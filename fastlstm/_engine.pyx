@@ -69,6 +69,8 @@ cdef extern from "fastlstm.h" nogil:
         int relu, has_projection, reverse
         fl_layer *layers
         fl_index item, V, blocks, projected_blocks
+        int kind
+        size_t bytes
 
     ctypedef struct fl_layer_weights:
         const void *weight_ih
@@ -177,6 +179,7 @@ cdef extern from "fastlstm.h" nogil:
     fl_index fl_ceil_div(fl_index a, fl_index b)
     const int FL_VECTORS
     const int FL_ACTIVATIONS
+    const int FL_FULL, FL_FLOAT16, FL_BFLOAT16, FL_INT8
 
 
 cdef extern from "claim.h" nogil:
@@ -228,6 +231,9 @@ def build_info():
 
 # ---- Packed weights ------------------------------------------------------------------------------------------------------------
 
+WEIGHTS = {None: FL_FULL, "float16": FL_FLOAT16, "bfloat16": FL_BFLOAT16, "int8": FL_INT8}
+
+
 @cython.final
 cdef class Network:
     """Packed weights; nothing changes them after they are made.
@@ -241,12 +247,14 @@ cdef class Network:
     item : 4 for float32, 8 for float64
     reverse : whether the one direction runs from the end to the beginning
     nonlinearity : None for an LSTM, "tanh" or "relu" for a plain RNN, whose state c has no columns
+    weight_dtype : None, or "float16", "bfloat16", "int8": how matrices are kept whose float32 numbers that type can express
     """
 
     cdef fl_network net
 
     def __cinit__(self, list layers not None, list variants not None, int item, Py_ssize_t input_size, Py_ssize_t hidden_size,
-                  Py_ssize_t num_layers, Py_ssize_t num_directions, Py_ssize_t proj_size, bint reverse, str nonlinearity=None):
+                  Py_ssize_t num_layers, Py_ssize_t num_directions, Py_ssize_t proj_size, bint reverse, str nonlinearity=None,
+                  str weight_dtype=None):
         cdef fl_network *net = &self.net
         cdef fl_layer_weights *weights
         cdef fl_variant *cells
@@ -257,7 +265,10 @@ cdef class Network:
             raise ValueError("variants: one for each layer and direction")
         if nonlinearity not in (None, "tanh", "relu") or (nonlinearity is not None and proj_size):
             raise ValueError("a nonlinearity that rnn.py should have refused")
+        if weight_dtype not in WEIGHTS or (weight_dtype is not None and item != 4):
+            raise ValueError("a weight_dtype that weights.py should have refused")
         net.kernels = chosen_isa.f32 if item == 4 else chosen_isa.f64
+        net.kind = WEIGHTS[weight_dtype]
         net.I, net.H, net.P = input_size, hidden_size, proj_size or hidden_size
         net.L, net.D = num_layers, num_directions
         net.has_projection, net.reverse = proj_size > 0, reverse
@@ -290,6 +301,11 @@ cdef class Network:
 
     def __dealloc__(self):
         fl_unpack(&self.net)
+
+    @property
+    def nbytes(self):
+        """Bytes of packed weights."""
+        return self.net.bytes
 
 
 @cython.final

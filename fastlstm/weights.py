@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fastlstm import rounding
 from fastlstm.arrays import Array, as_integer
 from fastlstm.cell import PLAIN, Cell
 
@@ -61,7 +62,8 @@ class Weights:
     ``reverse``: the one direction runs from the end to the beginning; outputs stand at their own time. ``flipped``: they stand in
     the order of processing instead, as Keras returns them with go_backwards. ``merge_mode``: how the outputs of both directions
     of a network of one layer become one, as Keras' Bidirectional does: ``"concat"`` side by side, ``"sum"``, ``"mul"``, ``"ave"``
-    (half the sum), None for a pair.
+    (half the sum), None for a pair. ``weight_dtype``: of float32, the smaller type that the engine keeps the matrices in, whose
+    numbers they are: ``"float16"``, ``"bfloat16"`` or ``"int8"``; see :meth:`rounded`.
 
     Raises
     ------
@@ -74,6 +76,7 @@ class Weights:
     reverse: bool = False
     flipped: bool = False
     merge_mode: str | None = "concat"
+    weight_dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.merge_mode not in ("concat", "sum", "mul", "ave", None):
@@ -98,6 +101,10 @@ class Weights:
         if self.dtype not in SUPPORTED_DTYPES:
             raise ValueError(f"weight_ih_l0 must be float32 or float64, got {self.dtype}")
         check_sizes(self.input_size, self.hidden_size, self.num_layers, self.proj_size)
+        if self.weight_dtype not in (None, *rounding.TYPES):
+            raise ValueError(f"weight_dtype must be one of {', '.join(rounding.TYPES)} or None, got {self.weight_dtype!r:.100}")
+        if self.weight_dtype and self.dtype != np.float32:
+            raise ValueError(f"weight_dtype {self.weight_dtype!r} is for weights of float32, got {self.dtype}")
         expected = self.expected_shapes()
         given = dict(self.named_tensors())
         for name in expected.keys() - given.keys():
@@ -219,6 +226,33 @@ class Weights:
             kinds = [kind for kind in TENSORS if getattr(layer, kind) is not None]
             layers.append(replace(layer, **{kind: tensors[kind + end] for kind in kinds}))  # type: ignore[arg-type]
         return replace(self, layers=tuple(layers))
+
+    def rounded(self, weight_dtype: str | None) -> Weights:
+        """The same network with matrices rounded to a smaller type, to be kept in it; biases and all else stay as they are.
+
+        Parameters
+        ----------
+        weight_dtype : {"float16", "bfloat16", "int8"} or None
+            int8 has a scale for each row of a matrix; see :mod:`fastlstm.rounding`.
+
+        Returns
+        -------
+        Weights
+            Of float32, as before: numbers that the type has.
+
+        Raises
+        ------
+        ValueError
+            If a weight is too large for the type, or int8 is to hold one that is not finite; the message names the tensor.
+        """
+        if weight_dtype is None:
+            return replace(self, weight_dtype=None)
+        checked = replace(self, weight_dtype=weight_dtype)
+        matrices = {
+            name: rounding.rounded(name, tensor, weight_dtype) if tensor.ndim == 2 else tensor
+            for name, tensor in self.named_tensors()
+        }
+        return checked.with_tensors(matrices)
 
     @classmethod
     def from_named_tensors(cls, tensors: Mapping[str, Array], nonlinearity: Literal["tanh", "relu"] | None = None) -> Weights:

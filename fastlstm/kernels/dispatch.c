@@ -26,7 +26,7 @@ static void ask_cpu(int *avx2, int *avx512)
     unsigned a, b, c, d, features;
 
     *avx2 = *avx512 = 0;
-    if (!__get_cpuid(1, &a, &b, &features, &d) || !has(features, bit_OSXSAVE | bit_AVX | bit_FMA))
+    if (!__get_cpuid(1, &a, &b, &features, &d) || !has(features, bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C))
         return;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d))
         return;

@@ -23,13 +23,24 @@ enum { FL_ALIGNMENT = 64 }; /* of packed weights and scratch: a cache line, and 
 
 /* ---- Leaf kernels: one table per instruction set and type, compiled from kernel_text.h ------------------------------------- */
 
+/* How the weights of a panel are stored; the arithmetic is float32 for all but double's own. */
+enum {
+    FL_FULL,     /* as the kernels' own type: [K][FL_VECTORS][V] */
+    FL_FLOAT16,  /* IEEE half precision, likewise */
+    FL_BFLOAT16, /* the upper half of a float32: two vectors share 32-bit lanes, the first one in the lower halves */
+    FL_INT8, /* -127 .. 127: the four vectors share lanes likewise; behind one scale (float32) for each column: [FL_VECTORS][V] */
+    FL_WEIGHTS
+};
+
 /* acc[m] += sum over k of rows[m][k] * panel[k], slab by slab of FL_SLAB elements, k ascending: each slab is one chain of fused
- * multiply-adds from zero, whose sum is added to acc. (One chain from end to end loses twice the bits at K 400: its later terms are
- * added to a large sum.) The order depends on k alone, so every shape of tile gives the same bits.
+ * multiply-adds from zero, whose sum is added to acc, of int8 times the column's scale. (One chain from end to end loses twice the bits
+ * at K 400: its later terms are added to a large sum.) The order depends on k alone, so every shape of tile gives the same bits.
  *   acc     INOUT [M][FL_VECTORS][V], aligned; a second block's accumulators stand acc_next elements behind
- *   panel   IN    [K][FL_VECTORS][V], aligned; a second block's panel stands panel_next elements behind
+ *   panel   IN    [K][FL_VECTORS][V], aligned; a second block's panel, and its scales, stand panel_next bytes behind
+ *   scales  IN    [FL_VECTORS][V], of int8 alone
  *   rows    IN    M pointers to K elements each, any alignment */
-typedef void fl_tile(void *acc, fl_index acc_next, const void *panel, fl_index panel_next, const void *const *rows, fl_index K);
+typedef void fl_tile(void *acc, fl_index acc_next, const void *panel, fl_index panel_next, const void *scales,
+                     const void *const *rows, fl_index K);
 
 /* The LSTM cell for n rows of one block. The pre-activations of i, f, g, o are (x W + h R) + bias: each product is a sum of its
  * own, so that the terms of a small h R are not added one by one to a large x W, nor to a large bias.
@@ -146,10 +157,10 @@ typedef void fl_sum_products(fl_index K, const void *a, fl_index a_pitch, const 
                              fl_index columns);
 
 typedef struct {
-    fl_index item;               /* bytes of one element */
-    fl_index V;                  /* lanes */
-    fl_tile *tiles[FL_MAX_TILE]; /* tiles[M - 1]: M rows, one block */
-    fl_tile *tile_pair;          /* one row, two neighbouring blocks: enough independent chains for one row */
+    fl_index item;                           /* bytes of one element */
+    fl_index V;                              /* lanes */
+    fl_tile *tiles[FL_WEIGHTS][FL_MAX_TILE]; /* tiles[kind][M - 1]: M rows, one block; of double FL_FULL alone */
+    fl_tile *tile_pair[FL_WEIGHTS];          /* one row, two neighbouring blocks: enough independent chains for one row */
     fl_cell *cell;
     fl_store *store;
     fl_record_cell *record_cell;
@@ -177,7 +188,7 @@ const fl_isa *fl_isas(void);
 
 /* ---- Packed weights ---------------------------------------------------------------------------------------------------------- */
 
-/* One direction of one layer. A packed matrix is [blocks][K][FL_VECTORS][V]; units past H are zero. */
+/* One direction of one layer. A packed matrix is [blocks][K][FL_VECTORS][V], each block as fl_panel_bytes has it; units past H are zero. */
 typedef struct {
     fl_index I;          /* inputs of this layer */
     void *bias;          /* [blocks][FL_VECTORS][V]: the sum of both biases, or zeros */
@@ -199,6 +210,7 @@ typedef struct {
     int has_projection;
     int reverse; /* D is 1, and this direction runs from the end to the beginning */
     fl_index item, V;
+    int kind;                  /* of all packed matrices: FL_FULL, FL_FLOAT16, ... */
     fl_index blocks;           /* ceil(H / units) */
     fl_index projected_blocks; /* ceil(P / 4V), 0 without projection */
     fl_layer *layers;          /* L * D records, layer-major */
@@ -400,6 +412,19 @@ static inline fl_index fl_pitch(fl_index elements, fl_index item)
 {
     const fl_index bytes = fl_round_up(elements * item, FL_ALIGNMENT);
     return bytes % 1024 ? bytes : bytes + FL_ALIGNMENT;
+}
+
+/* Bytes of one weight, of the scales before a panel, and of a panel with them. */
+static inline fl_index fl_weight_item(int kind, fl_index item) { return kind == FL_FULL ? item : kind == FL_INT8 ? 1 : 2; }
+static inline fl_index fl_scales_bytes(int kind, fl_index V)
+{
+    return kind == FL_INT8 ? FL_VECTORS * V * (fl_index)sizeof(float) : 0;
+}
+static inline fl_index fl_panel_bytes(const fl_network *net, fl_index K)
+{
+    return fl_scales_bytes(net->kind, net->V)
+           + fl_round_up(K * FL_VECTORS * net->V * fl_weight_item(net->kind, net->item),
+                         FL_ALIGNMENT); /* 4 lanes of int8 are less than a line */
 }
 
 /* A block's part of a layer's peepholes, or NULL. */

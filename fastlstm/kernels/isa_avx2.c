@@ -2,6 +2,6 @@
 #define FL_ISA avx2
 #define FL_WIDTH 32
 #define FL_ACCUMULATORS 12
-#define FL_TARGET "avx2,fma"
+#define FL_TARGET "avx2,fma,f16c"
 #include "isa.h"
 #endif

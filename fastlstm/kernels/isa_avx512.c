@@ -2,6 +2,6 @@
 #define FL_ISA avx512
 #define FL_WIDTH 64
 #define FL_ACCUMULATORS 24
-#define FL_TARGET "avx512f,avx512vl,avx512bw,avx512dq,fma"
+#define FL_TARGET "avx512f,avx512vl,avx512bw,avx512dq,fma,f16c"
 #include "isa.h"
 #endif

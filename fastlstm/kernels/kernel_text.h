@@ -6,10 +6,10 @@
 #include "vec.h"
 
 #define AHEAD FL_JOIN(AHEAD, FL_TYPE)
-#define LINE FL_JOIN(LINE, FL_TYPE)
 #define tile FL_JOIN(tile, FL_TYPE)
 #define add_sum FL_JOIN(add_sum, FL_TYPE)
 #define element FL_JOIN(element, FL_TYPE)
+#define weight_at FL_JOIN(weight_at, FL_TYPE)
 #define exp_parts FL_JOIN(exp_parts, FL_TYPE)
 #define sigmoid_inverse FL_JOIN(sigmoid_inverse, FL_TYPE)
 #define tanh_parts FL_JOIN(tanh_parts, FL_TYPE)
@@ -28,8 +28,28 @@
 
 /* ---- Multiply-accumulate tile ------------------------------------------------------------------------------------------------ */
 
-enum { AHEAD = 32 };                              /* elements whose weights are fetched before they are needed */
-enum { LINE = FL_ALIGNMENT / (int)sizeof(real) }; /* elements of a cache line */
+enum { AHEAD = 32 }; /* elements whose weights are fetched before they are needed */
+
+/* Bytes of one weight. */
+#define WEIGHT(kind) ((kind) == FL_FULL ? (fl_index)sizeof(real) : (kind) == FL_INT8 ? 1 : 2)
+
+/* Vector v of the FL_VECTORS of one element; `kind` is constant after inlining. */
+INLINE vec weight_at(const int kind, const char *at, const int v)
+{
+#if FL_BITS == 32
+    if (kind == FL_FLOAT16)
+        return v_load_half((const uint16_t *)at + v * LANES);
+    if (kind == FL_BFLOAT16) {
+        const ivec both = *(const ivec *)(at + v / 2 * FL_WIDTH);
+        return v % 2 ? (vec)(both & 0xffff0000u) : (vec)(both << 16);
+    }
+    if (kind == FL_INT8)
+        return v_byte(*(const ivec *)at, v);
+#else
+    (void)kind;
+#endif
+    return v_load((const real *)at + v * LANES);
+}
 
 /* A slab's sum joins the others. One after the other: GCC would keep them in registers too, and spill both, and a burst of stores holds
  * up the multiply-adds behind it (Zen 3: 12 stores in a row cost 20 cycles, between additions 4). */
@@ -40,19 +60,20 @@ INLINE void add_sum(real *acc, vec sum)
 }
 
 /* sum += x[m][k] * W[k] for one element; `first` ones begin the sum, which zero would only lengthen. */
-INLINE void element(const int first, const int M, const int N, vec sum[FL_MAX_TILE][2 * FL_VECTORS], const real *const *row,
-                    fl_index k, const real *panel, fl_index panel_next)
+INLINE void element(const int first, const int kind, const int M, const int N, const int from,
+                    vec sum[FL_MAX_TILE][2 * FL_VECTORS], const real *const *row, fl_index k, const char *panel,
+                    fl_index panel_next)
 {
     vec weight[2 * FL_VECTORS];
 
     EACH (v, N)
-        weight[v] = v_load(panel + v / FL_VECTORS * panel_next + v % FL_VECTORS * LANES);
+        weight[v] = weight_at(kind, panel + v / FL_VECTORS * panel_next, from + v % FL_VECTORS);
     if (M > 1 && (M + 1) * N <= FL_ACCUMULATORS)
         EACH (v, N)
             v_keep(weight[v]);
     if (M > 1)
-        for (int line = 0; line < N * LANES; line += LINE)
-            __builtin_prefetch(panel + AHEAD * FL_VECTORS * LANES + line);
+        for (fl_index line = 0; line < N * LANES * WEIGHT(kind); line += FL_ALIGNMENT)
+            __builtin_prefetch(panel + (AHEAD * FL_VECTORS + from) * LANES * WEIGHT(kind) + line);
     EACH (m, M) {
         const vec input = v_set(row[m][k]);
         EACH (v, N)
@@ -63,45 +84,58 @@ INLINE void element(const int first, const int M, const int N, vec sum[FL_MAX_TI
 /* M rows x NB blocks x N vectors of accumulators stay in registers, beside one element's panel and a broadcast input: 6 x 4 of
  * AVX-512's and NEON's 32. AVX2 and SSE have 16: 3 x 4, or 6 x 2 in two passes through each slab. M and NB are constants after inlining.
  * The more rows, the fewer elements a processor sees ahead by itself: weights beyond L2 are asked for, over the panel's end too. */
-INLINE void tile(const int M, const int NB, real *acc, fl_index acc_next, const real *panel, fl_index panel_next,
-                 const void *const *rows, fl_index K)
+INLINE void tile(const int kind, const int M, const int NB, real *acc, fl_index acc_next, const char *panel, fl_index panel_next,
+                 const char *scales, const void *const *rows, fl_index K)
 {
     const int N = M * NB * FL_VECTORS <= FL_ACCUMULATORS ? NB * FL_VECTORS : FL_VECTORS / 2;
+    const fl_index step = FL_VECTORS * LANES * WEIGHT(kind);
     const real *row[FL_MAX_TILE];
 
     EACH (m, M)
         row[m] = rows[m];
-    for (fl_index slab = 0; slab < K; slab += FL_SLAB, panel += FL_SLAB * FL_VECTORS * LANES) {
+    for (fl_index slab = 0; slab < K; slab += FL_SLAB, panel += FL_SLAB * step) {
         const fl_index end = fl_min(slab + FL_SLAB, K);
         for (int from = 0; from < NB * FL_VECTORS; from += N) {
-            const real *weights = panel + from * LANES;
+            const char *weights = panel;
             vec sum[FL_MAX_TILE][2 * FL_VECTORS];
 
-            element(1, M, N, sum, row, slab, weights, panel_next);
+            element(1, kind, M, N, from, sum, row, slab, weights, panel_next);
             for (fl_index k = slab + 1; k < end; k++)
-                element(0, M, N, sum, row, k, weights += FL_VECTORS * LANES, panel_next);
+                element(0, kind, M, N, from, sum, row, k, weights += step, panel_next);
             EACH (m, M)
-                EACH (v, N)
-                    add_sum(acc + v / FL_VECTORS * acc_next + (m * FL_VECTORS + from + v % FL_VECTORS) * LANES, sum[m][v]);
+                EACH (v, N) {
+                    const fl_index column = (from + v % FL_VECTORS) * LANES;
+                    if (kind == FL_INT8)
+                        sum[m][v] *= v_load((const real *)(scales + v / FL_VECTORS * panel_next) + column);
+                    add_sum(acc + v / FL_VECTORS * acc_next + m * FL_VECTORS * LANES + column, sum[m][v]);
+                }
         }
     }
 }
 
-#define TILE(name, M, NB)                                                                                    \
-    static void FL_JOIN(name, FL_TYPE)(void *acc, fl_index acc_next, const void *panel, fl_index panel_next, \
-                                       const void *const *rows, fl_index K)                                  \
-    {                                                                                                        \
-        tile(M, NB, acc, acc_next, panel, panel_next, rows, K);                                              \
+#define TILE(name, kind, M, NB)                                                                                                  \
+    static void FL_JOIN(name, FL_TYPE)(void *acc, fl_index acc_next, const void *panel, fl_index panel_next, const void *scales, \
+                                       const void *const *rows, fl_index K)                                                      \
+    {                                                                                                                            \
+        tile(kind, M, NB, acc, acc_next, panel, panel_next, scales, rows, K);                                                    \
     }
+#define TILES(name, kind)              \
+    TILE(FL_JOIN(name, 1), kind, 1, 1) \
+    TILE(FL_JOIN(name, 2), kind, 2, 1) \
+    TILE(FL_JOIN(name, 3), kind, 3, 1) \
+    TILE(FL_JOIN(name, 4), kind, 4, 1) \
+    TILE(FL_JOIN(name, 5), kind, 5, 1) \
+    TILE(FL_JOIN(name, 6), kind, 6, 1) \
+    TILE(FL_JOIN(name, pair), kind, 1, 2)
 
-TILE(tile_1, 1, 1)
-TILE(tile_2, 2, 1)
-TILE(tile_3, 3, 1)
-TILE(tile_4, 4, 1)
-TILE(tile_5, 5, 1)
-TILE(tile_6, 6, 1)
-TILE(tile_pair, 1, 2)
+TILES(tile_full, FL_FULL)
+#if FL_BITS == 32
+TILES(tile_float16, FL_FLOAT16)
+TILES(tile_bfloat16, FL_BFLOAT16)
+TILES(tile_int8, FL_INT8)
+#endif
 #undef TILE
+#undef TILES
 
 /* ---- Cell ---------------------------------------------------------------------------------------------------------------------- */
 
@@ -401,16 +435,22 @@ static void store_sums(fl_index n, const void *acc, void *out, fl_index out_pitc
 const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
     .item = sizeof(real),
     .V = LANES,
-    .tiles =
-        {
-            FL_JOIN(tile_1, FL_TYPE),
-            FL_JOIN(tile_2, FL_TYPE),
-            FL_JOIN(tile_3, FL_TYPE),
-            FL_JOIN(tile_4, FL_TYPE),
-            FL_JOIN(tile_5, FL_TYPE),
-            FL_JOIN(tile_6, FL_TYPE),
-        },
-    .tile_pair = FL_JOIN(tile_pair, FL_TYPE),
+#define TILES(name)                                                                                                 \
+    {                                                                                                               \
+        FL_JOIN(FL_JOIN(name, 1), FL_TYPE), FL_JOIN(FL_JOIN(name, 2), FL_TYPE), FL_JOIN(FL_JOIN(name, 3), FL_TYPE), \
+        FL_JOIN(FL_JOIN(name, 4), FL_TYPE), FL_JOIN(FL_JOIN(name, 5), FL_TYPE), FL_JOIN(FL_JOIN(name, 6), FL_TYPE), \
+    }
+    .tiles[FL_FULL] = TILES(tile_full),
+    .tile_pair[FL_FULL] = FL_JOIN(tile_full_pair, FL_TYPE),
+#if FL_BITS == 32
+    .tiles[FL_FLOAT16] = TILES(tile_float16),
+    .tile_pair[FL_FLOAT16] = FL_JOIN(tile_float16_pair, FL_TYPE),
+    .tiles[FL_BFLOAT16] = TILES(tile_bfloat16),
+    .tile_pair[FL_BFLOAT16] = FL_JOIN(tile_bfloat16_pair, FL_TYPE),
+    .tiles[FL_INT8] = TILES(tile_int8),
+    .tile_pair[FL_INT8] = FL_JOIN(tile_int8_pair, FL_TYPE),
+#endif
+#undef TILES
     .cell = lstm_cell,
     .store = store_sums,
     .record_cell = lstm_record,
@@ -465,10 +505,11 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
 #undef v_select
 #undef v_keep
 #undef AHEAD
-#undef LINE
+#undef WEIGHT
 #undef tile
 #undef add_sum
 #undef element
+#undef weight_at
 #undef exp_parts
 #undef sigmoid_inverse
 #undef tanh_parts

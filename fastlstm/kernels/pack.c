@@ -3,6 +3,7 @@
 #include "fastlstm.h"
 #include "team.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,16 +20,69 @@ static void gather(char *out, fl_index stride, const char *matrix, fl_index K, f
                 ((double *)out)[k * stride + row] = ((const double *)matrix)[row * K + k];
 }
 
-/* packed [ceil(H / units)][K][FL_VECTORS][V] OUT (zeroed before), the gates of `units` units side by side; matrix (gates * H, K) IN. */
-static void pack_gates(char *packed, const char *matrix, fl_index gates, fl_index H, fl_index K, fl_index V, fl_index item)
+/* The half of a float32 that is one: the only rounding was the caller's. */
+static uint16_t half_of(float value)
 {
-    const fl_index width = FL_VECTORS * V, units = width / gates;
+    uint32_t bits;
 
-    for (fl_index block = 0; block < H; block += units, packed += K * width * item)
+    memcpy(&bits, &value, sizeof bits);
+    const uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    if (magnitude >= 0x7f800000)
+        return (uint16_t)(sign | 0x7c00 | (magnitude > 0x7f800000 ? 0x0200 : 0)); /* infinity, or NaN */
+    if (magnitude < 0x38800000)
+        return (uint16_t)(sign | (uint32_t)(fabsf(value) * 0x1p24f)); /* subnormal: it counts 2^-24 */
+    return (uint16_t)(sign | (magnitude - (112u << 23)) >> 13);
+}
+
+static uint32_t upper_half(float value)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &value, sizeof bits);
+    return bits >> 16;
+}
+
+/* packed OUT as the kind has it; panel [K][FL_VECTORS * V] IN, whose numbers the kind can express. */
+static void shrink(char *packed, const float *panel, int kind, fl_index K, fl_index V)
+{
+    const fl_index width = FL_VECTORS * V;
+
+    if (kind == FL_FLOAT16)
+        for (fl_index i = 0; i < K * width; i++)
+            ((uint16_t *)packed)[i] = half_of(panel[i]);
+    else if (kind == FL_BFLOAT16)
+        for (fl_index i = 0; i < K * width; i += 2 * V)
+            for (fl_index lane = i; lane < i + V; lane++)
+                ((uint32_t *)packed)[i / 2 + lane - i] = upper_half(panel[lane]) | upper_half(panel[lane + V]) << 16;
+    else
+        for (fl_index column = 0; column < width; column++) {
+            float largest = 0;
+            for (fl_index k = 0; k < K; k++)
+                largest = fmaxf(largest, fabsf(panel[k * width + column]));
+            const float scale = largest / 127;
+            ((float *)packed)[column] = scale;
+            for (fl_index k = 0; k < K; k++)
+                (packed + fl_scales_bytes(kind, V))[k * width + column % V * FL_VECTORS + column / V] =
+                    (char)(scale > 0 ? (int8_t)lrintf(panel[k * width + column] / scale) : 0);
+        }
+}
+
+/* packed [ceil(H / units)] panels OUT (zeroed before), the gates of `units` units side by side; matrix (gates * H, K) IN; `one` has room
+ * for one panel of full numbers, if the network's are smaller. */
+static void pack_gates(const fl_network *net, char *packed, const char *matrix, fl_index gates, fl_index H, fl_index K,
+                       float *one)
+{
+    const fl_index item = net->item, width = FL_VECTORS * net->V, units = width / gates;
+
+    for (fl_index block = 0; block < H; block += units, packed += fl_panel_bytes(net, K)) {
+        char *panel = net->kind == FL_FULL ? packed : memset(one, 0, (size_t)(K * width * item));
         for (fl_index k = 0; k < K; k += COLUMNS)
             for (fl_index gate = 0; gate < gates; gate++)
-                gather(packed + (k * width + gate * units) * item, width, matrix + ((gate * H + block) * K + k) * item, K,
+                gather(panel + (k * width + gate * units) * item, width, matrix + ((gate * H + block) * K + k) * item, K,
                        fl_min(units, H - block), fl_min(COLUMNS, K - k), item);
+        if (net->kind != FL_FULL)
+            shrink(packed, one, net->kind, K, net->V);
+    }
 }
 
 static void pack_bias(char *packed, const fl_layer_weights *weights, const fl_network *net)
@@ -67,9 +121,9 @@ static fl_layer_bytes layer_bytes(const fl_network *net, const fl_layer_weights 
     const size_t vector = (size_t)(net->V * net->item), panel = FL_VECTORS * vector;
     fl_layer_bytes bytes = {
         .bias = (size_t)net->blocks * panel,
-        .W = (size_t)net->blocks * (size_t)I * panel,
-        .R = (size_t)net->blocks * (size_t)net->P * panel,
-        .projection = (size_t)net->projected_blocks * (size_t)net->H * panel,
+        .W = (size_t)(net->blocks * fl_panel_bytes(net, I)),
+        .R = (size_t)(net->blocks * fl_panel_bytes(net, net->P)),
+        .projection = (size_t)(net->projected_blocks * fl_panel_bytes(net, net->H)),
         .variant = weights->variant ? aligned(sizeof *weights->variant) : 0,
         .peephole = weights->weight_peephole ? aligned((size_t)net->blocks * 3 * vector) : 0,
         /* Gradients read h in whole panels' widths, and c in groups of FL_UNITS. */
@@ -106,10 +160,13 @@ int fl_pack(fl_network *net, const fl_layer_weights *weights)
 
     for (fl_index index = 0; index < records; index++)
         total += layer_bytes(net, &weights[index], layer_inputs(net, index)).all;
+    const fl_index longest = fl_max(fl_max(net->I, net->D * net->P), net->H) * FL_VECTORS * net->V;
+    float *one = net->kind == FL_FULL ? NULL : malloc((size_t)longest * sizeof *one);
     net->layers = calloc((size_t)records, sizeof *net->layers);
     net->memory = fl_allocate(total);
     net->bytes = total;
-    if (!net->layers || !net->memory) {
+    if (!net->layers || !net->memory || (net->kind != FL_FULL && !one)) {
+        free(one);
         fl_unpack(net);
         return FL_NO_MEMORY;
     }
@@ -131,12 +188,13 @@ int fl_pack(fl_network *net, const fl_layer_weights *weights)
         next += bytes.all;
 
         pack_bias(layer->bias, &weights[index], net);
-        pack_gates(layer->W, weights[index].weight_ih, net->gates, net->H, I, net->V, net->item);
-        pack_gates(layer->R, weights[index].weight_hh, net->gates, net->H, net->P, net->V, net->item);
+        pack_gates(net, layer->W, weights[index].weight_ih, net->gates, net->H, I, one);
+        pack_gates(net, layer->R, weights[index].weight_hh, net->gates, net->H, net->P, one);
         if (net->has_projection)
-            pack_gates(layer->projection, weights[index].weight_hr, 1, net->P, net->H, net->V, net->item);
+            pack_gates(net, layer->projection, weights[index].weight_hr, 1, net->P, net->H, one);
     }
     fl_leave_float_state(found);
+    free(one);
     return FL_OK;
 }
 

@@ -45,12 +45,11 @@ static double l2_bytes(void)
 /* One product of `rows` rows with a packed matrix of `vectors` panel columns and K elements: arithmetic or reading, the larger. */
 static double product_ns(const fl_network *net, double rows, double vectors, double K, double resident)
 {
-    const fl_index most = FL_MAX_TILE;
-    const double tiles = ceil(rows / (double)most), lanes = (double)net->V;
+    const double tiles = ceil(rows / FL_MAX_TILE), lanes = (double)net->V;
     /* A tile of M rows loads 4 vectors and M broadcasts for 4 M multiply-adds; below two rows the loads decide. */
     const double busy = fmax(rows, tiles * 1.25);
     const double arithmetic = busy * vectors * lanes * K / (FMA_PER_NS_PER_BYTE * (double)(net->V * net->item));
-    const double bytes = vectors * lanes * (double)net->item * K;
+    const double bytes = vectors * lanes * (double)fl_weight_item(net->kind, net->item) * K;
     const double reading = bytes / (resident <= 0.8 * l2_bytes() ? L2_BYTES_PER_NS : L3_BYTES_PER_NS);
     return fmax(arithmetic, reading);
 }
@@ -63,7 +62,7 @@ static double step_ns(const fl_network *net, const fl_plan *plan, fl_index B, fl
     const double rows = (double)fl_ceil_div(B, plan->row_groups);
     const double blocks = (double)fl_ceil_div(net->blocks, plan->unit_groups);
     const double projected = (double)fl_ceil_div(net->projected_blocks, plan->unit_groups);
-    const double panel = FL_VECTORS * (double)(net->V * net->item);
+    const double panel = FL_VECTORS * (double)(net->V * fl_weight_item(net->kind, net->item));
     const double R = blocks * (double)net->P * panel + projected * (double)net->H * panel, W = blocks * (double)I * panel;
     double ns = STEP_NS + rows * blocks * CELL_NS_PER_VECTOR;
 
@@ -113,7 +112,7 @@ static fl_index chunk_for(const fl_network *net, fl_index T, fl_index rows, fl_i
  * give if a vector is a cache line (and one stream it gives more steadily than two: 230 against 128 GB/s measured). */
 static int blocks_at_once(const fl_network *net, int unit_groups)
 {
-    const fl_index R = fl_ceil_div(net->blocks, unit_groups) * net->P * FL_VECTORS * net->V * net->item;
+    const fl_index R = fl_ceil_div(net->blocks, unit_groups) * fl_panel_bytes(net, net->P);
     return net->V * net->item < 64 || R <= L1_WEIGHTS ? 2 : 1;
 }
 

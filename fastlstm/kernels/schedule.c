@@ -309,8 +309,8 @@ static int project(place *p, const layout *l, const pass *q, char *h, fl_index n
     for (fl_index row = 0; row < n; row++)
         p->hidden[row] = q->state.m + row * l->c_pitch;
     for (fl_index block = p->projected; block < p->projected_end; block++) {
-        fl_multiply(net->kernels, p->hR, 0, (const char *)q->layer->projection + block * net->H * bytes, 0, 1, p->hidden, n,
-                    net->H);
+        const char *panel = (const char *)q->layer->projection + block * fl_panel_bytes(net, net->H);
+        fl_multiply(net->kernels, net->kind, p->hR, 0, panel, 0, 1, p->hidden, n, net->H);
         net->kernels->store(n, p->hR, h + block * bytes, l->h_pitch / net->item);
         if (q->layer->variant)
             net->kernels->clip(n, q->layer->variant->proj_clip, h + block * bytes, l->h_pitch / net->item);
@@ -323,10 +323,10 @@ static int project(place *p, const layout *l, const pass *q, char *h, fl_index n
 /* xW = x W for `count` blocks of `rows` rows of inputs. */
 static void input_product(const place *p, const pass *q, char *xW, fl_index block, fl_index count, fl_index rows)
 {
-    const fl_index panel = FL_VECTORS * p->net->V, panels = q->layer->I * panel;
-    const char *W = (const char *)q->layer->W + block * panels * p->net->item;
+    const fl_index panel = FL_VECTORS * p->net->V, bytes = fl_panel_bytes(p->net, q->layer->I);
+    const char *W = (const char *)q->layer->W + block * bytes;
 
-    fl_multiply(p->net->kernels, xW, rows * panel, W, panels, count, p->inputs, rows, q->layer->I);
+    fl_multiply(p->net->kernels, p->net->kind, xW, rows * panel, W, bytes, count, p->inputs, rows, q->layer->I);
 }
 
 /* h R for `count` blocks, then the cell. */
@@ -334,13 +334,14 @@ static void recur(const place *p, const layout *l, const pass *q, const char *xW
                   fl_index count, char *h_new, fl_index t, fl_index n)
 {
     const fl_network *net = p->net;
-    const fl_index item = net->item, block_bytes = net->units * item, panel = FL_VECTORS * net->V, panels = net->P * panel;
-    const char *R = (const char *)q->layer->R + block * panels * item;
+    const fl_index item = net->item, block_bytes = net->units * item, panel = FL_VECTORS * net->V,
+                   bytes = fl_panel_bytes(net, net->P);
+    const char *R = (const char *)q->layer->R + block * bytes;
     const char *bias = (const char *)q->layer->bias;
     char *to = net->has_projection ? q->state.m : h_new;
     const fl_index to_pitch = net->has_projection ? l->c_pitch : l->h_pitch;
 
-    fl_multiply(net->kernels, p->hR, n * panel, R, panels, count, p->hidden, n, net->P);
+    fl_multiply(net->kernels, net->kind, p->hR, n * panel, R, bytes, count, p->hidden, n, net->P);
     for (fl_index i = 0; i < count; i++) {
         const char *b = bias + (block + i) * panel * item, *x = xW + i * xW_next * item;
         char *r = p->hR + i * n * panel * item, *c_new = q->state.c + (block + i) * block_bytes,

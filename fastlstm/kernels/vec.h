@@ -63,6 +63,34 @@ INLINE vec v_select(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | (
 #define v_keep(a) ((void)(a))
 #endif
 
+#if FL_BITS == 32
+/* LANES numbers of a smaller type, widened without rounding: one of the bytes of each 32-bit lane; half precision at any alignment. */
+typedef int32_t words_f32 __attribute__((vector_size(FL_WIDTH), may_alias));
+INLINE vec v_byte(ivec lanes, const int byte)
+{
+    return __builtin_convertvector((words_f32)(lanes << (24 - 8 * byte)) >> 24, vec);
+}
+#if FL_WIDTH == 64
+INLINE vec v_load_half(const uint16_t *p) { return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+#elif FL_WIDTH == 32
+INLINE vec v_load_half(const uint16_t *p) { return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+#elif defined(FL_HAS_NEON_FMA)
+INLINE vec v_load_half(const uint16_t *p) { return (vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+#else
+/* Without an instruction for it: the exponent is 112 too small, and that of subnormal numbers (whose bits count 2^-24) another one. */
+typedef uint16_t halves_f32 __attribute__((vector_size(FL_WIDTH / 2), may_alias, aligned(2)));
+INLINE vec v_load_half(const uint16_t *p)
+{
+    const ivec half = __builtin_convertvector(*(const halves_f32 *)p, ivec), magnitude = half & 0x7fff;
+    const ivec normal = (magnitude << 13) + (112u << 23), special = (magnitude << 13) | 0x7f800000u;
+    const vec small = __builtin_convertvector((words_f32)magnitude, vec) * 0x1p-24f;
+    const ivec value =
+        (ivec)v_select((ivec)(magnitude < 0x0400), small, v_select((ivec)(magnitude < 0x7c00), (vec)normal, (vec)special));
+    return (vec)(value | (half & 0x8000) << 16);
+}
+#endif
+#endif
+
 #if FL_WIDTH == 64 && FL_BITS == 32
 INLINE vec v_fma(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 INLINE vec v_min(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }

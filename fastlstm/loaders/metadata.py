@@ -1,9 +1,9 @@
 """What our own files say beside their tensors: a JSON object under the name ``fastlstm``.
 
 ``batch_first`` alone for a network that PyTorch has too; such a file is read like any other. A variant also has ``cells``, one
-object for each layer and direction or one for all, and may have ``reverse``, ``flipped`` and ``merge_mode``: see
-``fastlstm.Weights``. A cell names what differs from PyTorch's; an activation is a list of its name and its parameters. Anything
-else is refused.
+object for each layer and direction or one for all, and may have ``reverse``, ``flipped``, ``merge_mode`` and ``weight_dtype``
+(the tensors are float32 all the same): see ``fastlstm.Weights``. A cell names what differs from PyTorch's; an activation is a
+list of its name and its parameters. Anything else is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fastlstm.cell import PLAIN, Activation, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
 from fastlstm.loaders.torch_names import FLOATS, Array, LazyTensor
+from fastlstm.rounding import TYPES
 from fastlstm.weights import Weights
 
 __all__ = ["KEY", "MAX_TEXT", "Ours", "batch_first", "find", "parse", "text_of", "unique"]
@@ -39,6 +40,7 @@ class Ours:
     reverse: bool = False
     flipped: bool = False
     merge_mode: str | None = "concat"
+    weight_dtype: str | None = None
 
 
 # ---- Writing -------------------------------------------------------------------------------------------------------------------
@@ -53,12 +55,14 @@ def text_of(weights: Weights, batch_first: bool) -> str:
         If its cells are too many and too different for a file.
     """
     ours: dict[str, Any] = {"batch_first": bool(batch_first)}
-    if weights.is_variant or weights.merge_mode != "concat":
+    if weights.is_variant or weights.merge_mode != "concat" or weights.weight_dtype:
         cells = [_from_cell(layer.cell) for layer in weights.layers]
         ours["cells"] = cells[:1] if all(cell == cells[0] for cell in cells) else cells
         ours |= {name: True for name in ("reverse", "flipped") if getattr(weights, name)}
         if weights.merge_mode != "concat":
             ours["merge_mode"] = weights.merge_mode
+        if weights.weight_dtype:
+            ours["weight_dtype"] = weights.weight_dtype
     text = json.dumps(ours)
     if len(text) > MAX_TEXT:
         raise ValueError(f"the cells of {len(weights.layers)} layers take {len(text)} characters, a file holds {MAX_TEXT}")
@@ -92,15 +96,17 @@ def parse(text: object) -> Ours:
         if not isinstance(ours, dict) or "batch_first" not in ours:
             raise ValueError("an object with batch_first expected")
         for key, value in ours.items():
-            if key not in (*FLAGS, "merge_mode", "cells"):
+            if key not in (*FLAGS, "merge_mode", "weight_dtype", "cells"):
                 raise ValueError(f"{quoted(key)} is not understood")
             if key in FLAGS and not isinstance(value, bool):
                 raise ValueError(f"{key} must be true or false, got {value!r:.100}")
         if ours.get("merge_mode", "sum") not in ("sum", "mul", "ave", None):
             raise ValueError(f"merge_mode must be 'sum', 'mul', 'ave' or null, got {ours['merge_mode']!r:.100}")
+        if ours.get("weight_dtype", "int8") not in TYPES:
+            raise ValueError(f"weight_dtype must be one of {', '.join(TYPES)}, got {ours['weight_dtype']!r:.100}")
         if "cells" not in ours:
             if ours.keys() != {"batch_first"}:
-                raise ValueError("reverse, flipped and merge_mode need cells")
+                raise ValueError("reverse, flipped, merge_mode and weight_dtype need cells")
             return Ours(**ours)
         cells = ours.pop("cells")
         if not isinstance(cells, list) or not cells:
@@ -189,7 +195,14 @@ def find(ours: Ours, tensors: Mapping[str, LazyTensor], read: Reader, limit: flo
                 replace(layer, cell=cell)
                 for layer, cell in zip(weights.layers, cells * count if len(cells) == 1 else cells, strict=True)
             )
-            return replace(weights, layers=tuple(layers), reverse=ours.reverse, flipped=ours.flipped, merge_mode=ours.merge_mode)
+            return replace(
+                weights,
+                layers=tuple(layers),
+                reverse=ours.reverse,
+                flipped=ours.flipped,
+                merge_mode=ours.merge_mode,
+                weight_dtype=ours.weight_dtype,
+            )
         except FormatError:
             raise
         except ValueError as error:

@@ -85,17 +85,69 @@ static double multiply_add(double a, double b, double c, fl_index item, int fuse
 
 static double add(double a, double b, fl_index item) { return item == 4 ? (double)((float)a + (float)b) : a + b; }
 
-static void check_tile(const fl_kernels *k, int fused, fl_index M, fl_index blocks, fl_index K)
+/* q / 64 as half precision, for -127 <= q <= 127; and one of its subnormal numbers, q * 2^-24. */
+static uint16_t half_of(int q, int subnormal)
 {
-    const fl_index item = k->item, width = FL_VECTORS * k->V, panel_next = (K + 1) * width, acc_next = (M + 1) * width;
+    const uint16_t sign = q < 0 ? 0x8000 : 0;
+    const int magnitude = abs(q);
+    int exponent = 0;
+
+    if (subnormal || q == 0)
+        return (uint16_t)(sign | magnitude);
+    while (magnitude >> (exponent + 1))
+        exponent++;
+    return (uint16_t)(sign | (exponent - 6 + 15) << 10 | (magnitude << (10 - exponent) & 0x3ff));
+}
+
+/* Packs weights that each kind can express, and returns them as they are to be read: of int8 without the scale. */
+static void *pack_numbers(const fl_kernels *k, int kind, fl_index K, char *panel, char *scales)
+{
+    const fl_index width = FL_VECTORS * k->V;
+    void *weights = numbers(k->item, K * width, 1);
+
+    for (fl_index column = 0; kind == FL_INT8 && column < width; column++)
+        ((float *)scales)[column] = (float)(1.5 + uniform());
+    for (fl_index i = 0; i < K * width; i++) {
+        const int q = (int)(get(weights, k->item, i) * 127), small = i % 11 == 3;
+        const fl_index vector = i % width / k->V, lane = i % k->V, element = i / width * width;
+        float value = (float)q / 64;
+
+        if (kind == FL_FULL)
+            put(panel, k->item, i, get(weights, k->item, i));
+        else if (kind == FL_FLOAT16) {
+            value = small ? (float)q * 0x1p-24f : value;
+            ((uint16_t *)panel)[i] = half_of(q, small);
+        } else if (kind == FL_BFLOAT16) {
+            uint32_t bits;
+            memcpy(&bits, &value, sizeof bits);
+            ((uint16_t *)panel)[element + vector / 2 * 2 * k->V + 2 * lane + vector % 2] = (uint16_t)(bits >> 16);
+        } else {
+            value = (float)q;
+            panel[element + FL_VECTORS * lane + vector] = (char)q;
+        }
+        if (kind != FL_FULL)
+            put(weights, k->item, i, value);
+    }
+    return weights;
+}
+
+static void check_tile(const fl_kernels *k, int kind, int fused, fl_index M, fl_index blocks, fl_index K)
+{
+    const fl_index item = k->item, width = FL_VECTORS * k->V, acc_next = (M + 1) * width;
+    const fl_index scales = fl_scales_bytes(kind, k->V);
+    const fl_index panel_next = scales + fl_round_up((K + 1) * width * fl_weight_item(kind, item), FL_ALIGNMENT);
     void *acc = numbers(item, blocks * acc_next, 1), *before = numbers(item, blocks * acc_next, 1);
-    void *panel = numbers(item, blocks * panel_next, 1), *inputs = numbers(item, M * (K + 3) + 1, 1);
+    char *panel = aligned(blocks * panel_next), *inputs = numbers(item, M * (K + 3) + 1, 1);
+    void *weights[2];
     const void *rows[FL_MAX_TILE];
+
+    for (fl_index block = 0; block < blocks; block++)
+        weights[block] = pack_numbers(k, kind, K, panel + block * panel_next + scales, panel + block * panel_next);
 
     memcpy(before, acc, (size_t)(blocks * acc_next * item));
     for (fl_index m = 0; m < M; m++) /* rows at odd distances, so not aligned to vectors */
-        rows[m] = (char *)inputs + (m * (K + 3) + 1) * item;
-    (blocks == 2 ? k->tile_pair : k->tiles[M - 1])(acc, acc_next, panel, panel_next, rows, K);
+        rows[m] = inputs + (m * (K + 3) + 1) * item;
+    (blocks == 2 ? k->tile_pair[kind] : k->tiles[kind][M - 1])(acc, acc_next, panel + scales, panel_next, panel, rows, K);
     for (fl_index block = 0; block < blocks; block++)
         for (fl_index m = 0; m < M + 1; m++)
             for (fl_index i = 0; i < width; i++) {
@@ -104,13 +156,16 @@ static void check_tile(const fl_kernels *k, int fused, fl_index M, fl_index bloc
                 for (fl_index slab = 0; m < M && slab < K; slab += FL_SLAB) {
                     double part = 0;
                     for (fl_index n = slab; n < fl_min(slab + FL_SLAB, K); n++)
-                        part = multiply_add(get(rows[m], item, n), get(panel, item, block * panel_next + n * width + i), part,
-                                            item, fused);
+                        part = multiply_add(get(rows[m], item, n), get(weights[block], item, n * width + i), part, item, fused);
+                    if (scales)
+                        part = (float)part * ((const float *)(panel + block * panel_next))[i];
                     sum = add(sum, part, item);
                 }
-                EXPECT(get(acc, item, at) == sum, "tile M %td, block %td, K %td: acc[%td][%td] is %.17g, not %.17g", M, block, K,
-                       m, i, get(acc, item, at), sum);
+                EXPECT(get(acc, item, at) == sum, "kind %d, M %td, block %td, K %td: acc[%td][%td] is %.17g, not %.17g", kind, M,
+                       block, K, m, i, get(acc, item, at), sum);
             }
+    for (fl_index block = 0; block < blocks; block++)
+        free(weights[block]);
     free(acc), free(before), free(panel), free(inputs);
 }
 
@@ -916,9 +971,11 @@ int main(int argc, char **argv)
         EXPECT(k->item == (type ? 8 : 4), "item is %td", k->item);
         seed = 1;
         for (fl_index K = 0; K < 3 * FL_SLAB; K++) {
-            for (fl_index M = 1; M <= FL_MAX_TILE; M++)
-                check_tile(k, fused, M, 1, K);
-            check_tile(k, fused, 1, 2, K);
+            for (int kind = FL_FULL; kind < (type ? FL_FLOAT16 : FL_WEIGHTS); kind++) {
+                for (fl_index M = 1; M <= FL_MAX_TILE; M++)
+                    check_tile(k, kind, fused, M, 1, K);
+                check_tile(k, kind, fused, 1, 2, K);
+            }
         }
         for (fl_index n = 1; n < 60; n += 7)
             check_cell(k, n), check_rnn(k, 0, n), check_rnn(k, 1, n);
