@@ -1,6 +1,6 @@
 /* The kernel text, compiled for one instruction set and both types. An isa_*.c file sets
- *   FL_ISA           its name                                FL_WIDTH   bytes of a vector
- *   FL_ACCUMULATORS  vectors that a tile keeps in registers  FL_TARGET  what to ask of the compiler (left out: nothing)
+ *   FL_ISA        its name           FL_WIDTH   bytes of a vector
+ *   FL_REGISTERS  of vectors         FL_TARGET  what to ask of the compiler (left out: nothing)
  * The target holds for what stands between here and the end of the region: leaf kernels and nothing else. */
 #include "fastlstm.h"
 #if defined(__x86_64__)

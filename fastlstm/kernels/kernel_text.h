@@ -8,6 +8,7 @@
 #define AHEAD FL_JOIN(AHEAD, FL_TYPE)
 #define tile FL_JOIN(tile, FL_TYPE)
 #define add_sum FL_JOIN(add_sum, FL_TYPE)
+#define add_slab FL_JOIN(add_slab, FL_TYPE)
 #define element FL_JOIN(element, FL_TYPE)
 #define weight_at FL_JOIN(weight_at, FL_TYPE)
 #define exp_parts FL_JOIN(exp_parts, FL_TYPE)
@@ -29,6 +30,19 @@
 /* ---- Multiply-accumulate tile ------------------------------------------------------------------------------------------------ */
 
 enum { AHEAD = 32 }; /* elements whose weights are fetched before they are needed */
+
+/* The 15 elements of a slab after the first: a third of the turns. */
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll_count(5)")
+#else
+#define UNROLL _Pragma("GCC unroll 5")
+#endif
+
+/* How many vectors a tile of M rows takes at a time: N sums of each row stay in three quarters of the registers, beside one element's
+ * weights and a broadcast input. 6 x 4 of AVX-512's and NEON's 32; AVX2 and SSE have 16: 3 x 4, or 6 x 2 in two passes. */
+#define VECTORS(M, all) ((M) * (all) <= FL_REGISTERS * 3 / 4 ? (all) : FL_VECTORS / 2)
+/* Whether all of that fits. 3 x 4 of 16 do not: compilers read one weight again for each row, or spill where they see several elements. */
+#define FITS(M, N) (((M) + 1) * (N) < FL_REGISTERS)
 
 /* Bytes of one weight. */
 #define WEIGHT(kind) ((kind) == FL_FULL ? (fl_index)sizeof(real) : (kind) == FL_INT8 ? 1 : 2)
@@ -68,7 +82,7 @@ INLINE void element(const int first, const int kind, const int M, const int N, c
 
     EACH (v, N)
         weight[v] = weight_at(kind, panel + v / FL_VECTORS * panel_next, from + v % FL_VECTORS);
-    if (M > 1 && (M + 1) * N <= FL_ACCUMULATORS)
+    if (M > 1 && FITS(M, N))
         EACH (v, N)
             v_keep(weight[v]);
     if (M > 1)
@@ -81,36 +95,48 @@ INLINE void element(const int first, const int kind, const int M, const int N, c
     }
 }
 
-/* M rows x NB blocks x N vectors of accumulators stay in registers, beside one element's panel and a broadcast input: 6 x 4 of
- * AVX-512's and NEON's 32. AVX2 and SSE have 16: 3 x 4, or 6 x 2 in two passes through each slab. M and NB are constants after inlining.
- * The more rows, the fewer elements a processor sees ahead by itself: weights beyond L2 are asked for, over the panel's end too. */
+/* Adds one slab of `count` elements to acc, N vectors at a time. */
+INLINE void add_slab(const int kind, const int M, const int NB, real *acc, fl_index acc_next, const char *panel,
+                     fl_index panel_next, const char *scales, const real *const *row, fl_index k, fl_index count)
+{
+    const int N = VECTORS(M, NB * FL_VECTORS);
+    const fl_index step = FL_VECTORS * LANES * WEIGHT(kind);
+
+    EACH (pass, NB * FL_VECTORS / N) {
+        const int from = pass * N;
+        const char *weights = panel;
+        vec sum[FL_MAX_TILE][2 * FL_VECTORS];
+
+        element(1, kind, M, N, from, sum, row, k, weights, panel_next);
+        if (FITS(M, N))
+            UNROLL
+        for (fl_index i = 1; i < count; i++)
+            element(0, kind, M, N, from, sum, row, k + i, weights += step, panel_next);
+        else for (fl_index i = 1; i < count; i++) element(0, kind, M, N, from, sum, row, k + i, weights += step, panel_next);
+        EACH (m, M)
+            EACH (v, N) {
+                const fl_index column = (from + v % FL_VECTORS) * LANES;
+                if (kind == FL_INT8)
+                    sum[m][v] *= v_load((const real *)(scales + v / FL_VECTORS * panel_next) + column);
+                add_sum(acc + v / FL_VECTORS * acc_next + m * FL_VECTORS * LANES + column, sum[m][v]);
+            }
+    }
+}
+
+/* M, NB and kind are constants after inlining. Whole slabs have a constant length, so that their loop has no remainder. */
 INLINE void tile(const int kind, const int M, const int NB, real *acc, fl_index acc_next, const char *panel, fl_index panel_next,
                  const char *scales, const void *const *rows, fl_index K)
 {
-    const int N = M * NB * FL_VECTORS <= FL_ACCUMULATORS ? NB * FL_VECTORS : FL_VECTORS / 2;
     const fl_index step = FL_VECTORS * LANES * WEIGHT(kind);
     const real *row[FL_MAX_TILE];
+    fl_index k = 0;
 
     EACH (m, M)
         row[m] = rows[m];
-    for (fl_index slab = 0; slab < K; slab += FL_SLAB, panel += FL_SLAB * step) {
-        const fl_index end = fl_min(slab + FL_SLAB, K);
-        for (int from = 0; from < NB * FL_VECTORS; from += N) {
-            const char *weights = panel;
-            vec sum[FL_MAX_TILE][2 * FL_VECTORS];
-
-            element(1, kind, M, N, from, sum, row, slab, weights, panel_next);
-            for (fl_index k = slab + 1; k < end; k++)
-                element(0, kind, M, N, from, sum, row, k, weights += step, panel_next);
-            EACH (m, M)
-                EACH (v, N) {
-                    const fl_index column = (from + v % FL_VECTORS) * LANES;
-                    if (kind == FL_INT8)
-                        sum[m][v] *= v_load((const real *)(scales + v / FL_VECTORS * panel_next) + column);
-                    add_sum(acc + v / FL_VECTORS * acc_next + m * FL_VECTORS * LANES + column, sum[m][v]);
-                }
-        }
-    }
+    for (; k + FL_SLAB <= K; k += FL_SLAB, panel += FL_SLAB * step)
+        add_slab(kind, M, NB, acc, acc_next, panel, panel_next, scales, row, k, FL_SLAB);
+    if (k < K)
+        add_slab(kind, M, NB, acc, acc_next, panel, panel_next, scales, row, k, K - k);
 }
 
 #define TILE(name, kind, M, NB)                                                                                                  \
@@ -362,7 +388,7 @@ static void add_to(fl_index n, const void *a, void *out) { add_row(n, a, out); }
 /* As a tile, but the inputs stand in columns: acc += a^T panel. */
 INLINE void outer(const int M, real *acc, const real *panel, const real *a, fl_index a_pitch, fl_index K)
 {
-    const int N = M * FL_VECTORS <= FL_ACCUMULATORS ? FL_VECTORS : FL_VECTORS / 2;
+    const int N = VECTORS(M, FL_VECTORS);
 
     for (fl_index slab = 0; slab < K; slab += FL_SLAB, panel += FL_SLAB * FL_VECTORS * LANES, a += FL_SLAB * a_pitch)
         for (int first = 0; first < FL_VECTORS; first += N) {
@@ -506,8 +532,12 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
 #undef v_keep
 #undef AHEAD
 #undef WEIGHT
+#undef VECTORS
+#undef FITS
+#undef UNROLL
 #undef tile
 #undef add_sum
+#undef add_slab
 #undef element
 #undef weight_at
 #undef exp_parts
