@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import fastlstm
+from fastlstm.rounding import TYPES
 
 __all__ = ["main"]
 
@@ -121,6 +122,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--state-in", metavar="STATE.npz", help="initial state, arrays h and c (default: zeros)")
     sub.add_argument("--state-out", metavar="STATE.npz", help="where to write the final state")
     sub.add_argument("--chunk", type=int, metavar="STEPS", help="time steps at a time (default: about 16 MB; same result)")
+    sub.add_argument("--weight-dtype", choices=TYPES, help="round the weights to a smaller type first (default: leave them)")
 
     sub = add(
         "convert",
@@ -189,6 +191,8 @@ def run(args: argparse.Namespace) -> int:
     if args.state_out and os.path.realpath(args.state_out) == os.path.realpath(args.output):
         raise ValueError(f"-o and --state-out are the same file: {args.output}")
     lstm = fastlstm.load(args.file, args.name, batch_first=args.batch_first, layout=args.layout)
+    if args.weight_dtype:
+        lstm = lstm.to(weight_dtype=args.weight_dtype)
     x = read_array(args.input)
     time = 1 if lstm.batch_first and x.ndim == 3 else 0
     if x.ndim not in (2, 3) or x.shape[-1] != lstm.input_size:

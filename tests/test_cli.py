@@ -99,6 +99,13 @@ def test_the_state_goes_on_where_it_was(folder: Path) -> None:
         assert state["h"].tobytes() == lstm(x)[1][0].tobytes()
 
 
+def test_smaller_weights(folder: Path) -> None:
+    lstm, x = make(), inputs(30, 3, I)
+    assert run("--weight-dtype", "bfloat16", "--chunk", "7") == 0
+    y = np.load("y.npy")
+    assert y.tobytes() == lstm.to(weight_dtype="bfloat16")(x)[0].tobytes() != lstm(x)[0].tobytes()
+
+
 @pytest.mark.parametrize("chunk", ["4", "100"])
 def test_batch_first(folder: Path, chunk: str) -> None:
     lstm, x = make(), inputs(8, 30, I)
