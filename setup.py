@@ -32,6 +32,7 @@ elif not switch("SANITIZE"):
     compile_args.append("-g0")
 if switch("SANITIZE"):
     compile_args += ["-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+    macros.append(("FL_PLAIN_LOOPS", None))
     link_args.append("-fsanitize=address,undefined")
 if switch("WERROR"):
     compile_args.append("-Werror")

@@ -20,7 +20,7 @@ from fastlstm import reference
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
-from bench import cases, compare, engines, machine, report, worker  # noqa: E402
+from bench import cases, compare, engines, machine, report, weights, worker  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -339,6 +339,15 @@ def record() -> dict[str, Any]:
     common = {"mode": "forward", "threads": 2, "limit": 1e-6}
     peaks = {"2": {"FMA": 340.0, "L1": 590.0, "L2": 265.0, "L3": 50.0, "memory": 25.0}}
     return {"machine": about, "rounds": 3, "peaks": peaks, "rows": [common | row for row in rows]}
+
+
+def test_smaller_weights_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    weights.main(["--rounds", "1", "--threads", "1", "--shapes", "t1b2i5h4", "t3b2i5h4d2", "t2b1i5h9p3"])
+    _, head, _, *lines = capsys.readouterr().out.splitlines()
+    assert head == "| shape | float32 | float16 | bfloat16 | int8 |"
+    assert [line.split("`")[1] for line in lines] == ["t1b2i5h4", "t3b2i5h4d2", "t2b1i5h9p3"]
+    for line in lines:
+        assert all(float(ratio) > 0 for ratio in line.split("|")[3:6])
 
 
 def test_markdown() -> None:

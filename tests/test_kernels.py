@@ -76,7 +76,9 @@ def test_sanitizers_find_nothing(sanitizer: str, native: dict[str, str], tmp_pat
     if sanitizer == "memory" and platform.system() != "Linux":
         pytest.skip("needs Linux")
     monkeypatch.setenv("ASAN_OPTIONS", "max_malloc_fill_size=1073741824:malloc_fill_byte=255")
-    program = build("clang", tmp_path / "check", ["-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"])
+    program = build(
+        "clang", tmp_path / "check", ["-O1", "-g", "-DFL_PLAIN_LOOPS", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    )
     assert run(program, available_isas()[-1]) == native[available_isas()[-1]]
 
 

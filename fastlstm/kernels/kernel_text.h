@@ -32,7 +32,9 @@
 enum { AHEAD = 32 }; /* elements whose weights are fetched before they are needed */
 
 /* The 15 elements of a slab after the first: a third of the turns. */
-#ifdef __clang__
+#ifdef FL_PLAIN_LOOPS
+#define UNROLL
+#elif defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll_count(5)")
 #else
 #define UNROLL _Pragma("GCC unroll 5")

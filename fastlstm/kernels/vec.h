@@ -40,12 +40,18 @@ typedef integer ivec __attribute__((vector_size(FL_WIDTH), may_alias));
 
 #define LANES ((fl_index)(FL_WIDTH / sizeof(real)))
 /* A loop over a constant count, unrolled so that arrays of vectors become registers. */
-#ifdef __clang__
+#ifdef FL_PLAIN_LOOPS /* set for sanitizers, which compilers take many minutes for in inlined and unrolled text */
+#define EACH(i, n) for (int i = 0; i < (n); i++)
+#elif defined(__clang__)
 #define EACH(i, n) _Pragma("clang loop unroll(full)") for (int i = 0; i < (n); i++)
 #else
 #define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++)
 #endif
+#ifdef FL_PLAIN_LOOPS
+#define INLINE static __attribute__((unused))
+#else
 #define INLINE static inline __attribute__((always_inline))
+#endif
 
 INLINE vec v_load(const real *p) { return *(const vec *)p; }
 INLINE void v_store(real *p, vec a) { *(vec *)p = a; }
