@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 # Bytes that there are always, beside what the interpreter and h5py have: 6,000 objects in 1 MB take 10 MB, 48,000 in 10 MB 17
 LEAST_MEMORY = 16 << 20
 CACHE = 1 << 19  # bytes, HDF5's for what describes the file; by default it grows to 32 MB, and half of this takes twice the time
-# Of processor time: a file of 50 kB takes 10 ms, 20,000 objects in 20 MB take 3 s
-SECONDS, SECONDS_PER_BYTE, MOST_SECONDS = 0.7, 3e-7, 10
+# Of processor time: a file of 50 kB takes 10 ms, 20,000 objects in 20 MB take 3 s; 4,000 in 1.3 MB 1.5 s on a slow, shared core
+SECONDS, SECONDS_PER_BYTE, MOST_SECONDS = 0.7, 2e-6, 10
 MAX_OBJECTS = 50_000
 MAX_PATH = 1000  # characters
 WANTED = ("name", "dtype", "keras_version", "model_config", "layer_names", "weight_names")  # the last two also with a number
