@@ -110,11 +110,14 @@ INLINE void add_slab(const int kind, const int M, const int NB, real *acc, fl_in
         vec sum[FL_MAX_TILE][2 * FL_VECTORS];
 
         element(1, kind, M, N, from, sum, row, k, weights, panel_next);
-        if (FITS(M, N))
+        if (FITS(M, N)) {
             UNROLL
-        for (fl_index i = 1; i < count; i++)
-            element(0, kind, M, N, from, sum, row, k + i, weights += step, panel_next);
-        else for (fl_index i = 1; i < count; i++) element(0, kind, M, N, from, sum, row, k + i, weights += step, panel_next);
+            for (fl_index i = 1; i < count; i++)
+                element(0, kind, M, N, from, sum, row, k + i, weights += step, panel_next);
+        } else {
+            for (fl_index i = 1; i < count; i++)
+                element(0, kind, M, N, from, sum, row, k + i, weights += step, panel_next);
+        }
         EACH (m, M)
             EACH (v, N) {
                 const fl_index column = (from + v % FL_VECTORS) * LANES;
