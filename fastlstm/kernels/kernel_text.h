@@ -13,6 +13,10 @@
 #define weight_at FL_JOIN(weight_at, FL_TYPE)
 #define exp_parts FL_JOIN(exp_parts, FL_TYPE)
 #define sigmoid_inverse FL_JOIN(sigmoid_inverse, FL_TYPE)
+#define sigmoid_exponent FL_JOIN(sigmoid_exponent, FL_TYPE)
+#define tanh_exponent FL_JOIN(tanh_exponent, FL_TYPE)
+#define tanh_quotient FL_JOIN(tanh_quotient, FL_TYPE)
+#define sigmoid FL_JOIN(sigmoid, FL_TYPE)
 #define tanh_parts FL_JOIN(tanh_parts, FL_TYPE)
 #define canonical FL_JOIN(canonical, FL_TYPE)
 #define lstm_equations FL_JOIN(lstm_equations, FL_TYPE)
@@ -188,9 +192,9 @@ TILES(tile_int8, FL_INT8)
 /* ---- Cell ---------------------------------------------------------------------------------------------------------------------- */
 
 #if FL_BITS == 32
-#define EXP_LOWEST -87.5f /* n = -126, the smallest normal power */
-#define EXP_HIGHEST 89.0f /* n = 128: 2^n is infinite, as e^x is */
-#define ROUND 0x1.8p23f   /* adding it leaves the nearest integer in the low bits */
+#define EXP_LOWEST -87.5f                 /* n = -126, the smallest normal power */
+#define EXP_HIGHEST 89.0f                 /* n = 128: 2^n is infinite, as e^x is */
+#define ROUND (0x1.8p23f + EXPONENT_BIAS) /* adding it leaves the nearest integer and the bias in the low bits */
 #define FRACTION_BITS 23
 #define EXPONENT_BIAS 127
 #define LN2_HIGH 0x1.63p-1f
@@ -198,7 +202,7 @@ TILES(tile_int8, FL_INT8)
 #else
 #define EXP_LOWEST -708.5
 #define EXP_HIGHEST 710.0
-#define ROUND 0x1.8p52
+#define ROUND (0x1.8p52 + EXPONENT_BIAS)
 #define FRACTION_BITS 52
 #define EXPONENT_BIAS 1023
 #define LN2_HIGH 0x1.62e42fefa3p-1
@@ -206,56 +210,84 @@ TILES(tile_int8, FL_INT8)
 #endif
 
 /* e^x = s (1 + q): s = 2^n, q = e^r - 1, x = n ln 2 + r, |r| <= ln 2 / 2. The polynomial is the minimax one of
- * (e^r - 1 - r) / r^2; its error is 3e-9 in float32 and 3e-18 in float64. q keeps its relative accuracy at r = 0. */
-INLINE void exp_parts(vec x, vec *s, vec *q)
+ * (e^r - 1 - r) / r^2; its error is 3e-9 in float32 and 3e-18 in float64. q keeps its relative accuracy at r = 0.
+ * N vectors go side by side: each is a chain of 50 cycles, and processors do not look far enough ahead to begin the next one. */
+INLINE void exp_parts(const int N, const vec *x, vec *s, vec *q)
 {
-    const vec shifted = v_fma(x, v_set((real)0x1.71547652b82fep+0), v_set(ROUND));
-    const vec n = shifted - v_set(ROUND);
-    const vec r = v_fma(n, v_set(-LN2_LOW), v_fma(n, v_set(-LN2_HIGH), x));
-    vec p;
+    vec n[FL_VECTORS], r[FL_VECTORS], p[FL_VECTORS];
+
+    EACH (i, N)
+        s[i] = v_fma(x[i], v_set((real)0x1.71547652b82fep+0), v_set(ROUND));
+    EACH (i, N)
+        n[i] = s[i] - v_set(ROUND);
+    EACH (i, N)
+        r[i] = v_fma(n[i], v_set(-LN2_HIGH), x[i]);
+    EACH (i, N)
+        r[i] = v_fma(n[i], v_set(-LN2_LOW), r[i]);
+    EACH (i, N)
+        s[i] = (vec)((ivec)s[i] << FRACTION_BITS);
+#define FIRST(coefficient) \
+    EACH (i, N)            \
+        p[i] = v_set(coefficient);
+#define NEXT(coefficient) \
+    EACH (i, N)           \
+        p[i] = v_fma(p[i], r[i], v_set(coefficient));
 #if FL_BITS == 32
-    p = v_set(0x1.6db42ap-10f);
-    p = v_fma(p, r, v_set(0x1.123b56p-7f));
-    p = v_fma(p, r, v_set(0x1.55545ep-5f));
-    p = v_fma(p, r, v_set(0x1.55548ep-3f));
-    p = v_fma(p, r, v_set(0x1.000000p-1f));
+    FIRST(0x1.6db42ap-10f)
+    NEXT(0x1.123b56p-7f)
+    NEXT(0x1.55545ep-5f)
+    NEXT(0x1.55548ep-3f)
+    NEXT(0x1.000000p-1f)
 #else
-    p = v_set(0x1.af858702f7c89p-26);
-    p = v_fma(p, r, v_set(0x1.28b04913a27cdp-22));
-    p = v_fma(p, r, v_set(0x1.71dddfcc284cbp-19));
-    p = v_fma(p, r, v_set(0x1.a0199693bc67ap-16));
-    p = v_fma(p, r, v_set(0x1.a01a01bae2352p-13));
-    p = v_fma(p, r, v_set(0x1.6c16c185a757bp-10));
-    p = v_fma(p, r, v_set(0x1.111111110d63ap-7));
-    p = v_fma(p, r, v_set(0x1.5555555550030p-5));
-    p = v_fma(p, r, v_set(0x1.5555555555561p-3));
-    p = v_fma(p, r, v_set(0x1.000000000000bp-1));
+    FIRST(0x1.af858702f7c89p-26)
+    NEXT(0x1.28b04913a27cdp-22)
+    NEXT(0x1.71dddfcc284cbp-19)
+    NEXT(0x1.a0199693bc67ap-16)
+    NEXT(0x1.a01a01bae2352p-13)
+    NEXT(0x1.6c16c185a757bp-10)
+    NEXT(0x1.111111110d63ap-7)
+    NEXT(0x1.5555555550030p-5)
+    NEXT(0x1.5555555555561p-3)
+    NEXT(0x1.000000000000bp-1)
 #endif
-    *q = v_fma(p, r * r, r);
-    *s = (vec)(((ivec)shifted << FRACTION_BITS) + (integer)((integer)EXPONENT_BIAS << FRACTION_BITS));
+#undef FIRST
+#undef NEXT
+    EACH (i, N)
+        q[i] = v_fma(p[i], r[i] * r[i], r[i]);
 }
 
-/* 1 / sigmoid(x) = 1 + e^-x, up to infinity, so that a gate at -infinity is exactly 0. */
-INLINE vec sigmoid_inverse(vec x)
-{
-    vec s, q;
-    exp_parts(v_min(v_set(EXP_HIGHEST), v_max(v_set(EXP_LOWEST), -x)), &s, &q);
-    return v_fma(s, v_set(1) + q, v_set(1));
-}
+/* 1 / sigmoid(x) = 1 + e^-x, up to infinity, so that a gate at -infinity is exactly 0. First what exp_parts is to be given, then what
+ * it makes of it. */
+INLINE vec sigmoid_exponent(vec x) { return v_min(v_set(EXP_HIGHEST), v_max(v_set(EXP_LOWEST), -x)); }
+INLINE vec sigmoid_inverse(vec s, vec q) { return v_fma(s, v_set(1) + q, v_set(1)); }
 
 /* tanh(x) = numerator / denominator, with t = e^(-2|x|) - 1: tanh|x| = -t / (2 + t). */
-INLINE void tanh_parts(vec x, vec *numerator, vec *denominator)
+INLINE vec tanh_exponent(vec x) { return v_max(v_set(EXP_LOWEST), v_set(-2) * (vec)((ivec)x & ~(ivec)v_set((real)-0.0))); }
+INLINE void tanh_quotient(vec x, vec s, vec q, vec *numerator, vec *denominator)
 {
-    const ivec sign = (ivec)x & (ivec)v_set((real)-0.0);
-    vec s, q;
-    exp_parts(v_max(v_set(EXP_LOWEST), v_set(-2) * (vec)((ivec)x ^ sign)), &s, &q);
     const vec t = v_fma(s, q, s - v_set(1));
-    *numerator = (vec)((ivec)-t ^ sign);
+    *numerator = (vec)((ivec)t ^ (~(ivec)x & (ivec)v_set((real)-0.0)));
     *denominator = v_set(2) + t;
 }
 
+/* The same for one vector. */
+INLINE vec sigmoid(vec x)
+{
+    const vec exponent = sigmoid_exponent(x);
+    vec s, q;
+    exp_parts(1, &exponent, &s, &q);
+    return v_set(1) / sigmoid_inverse(s, q);
+}
+INLINE void tanh_parts(vec x, vec *numerator, vec *denominator)
+{
+    const vec exponent = tanh_exponent(x);
+    vec s, q;
+    exp_parts(1, &exponent, &s, &q);
+    tanh_quotient(x, s, q, numerator, denominator);
+}
+
 /* One NaN for all, or its bits would depend on the order in which a compiler hands operands to an instruction. */
-INLINE vec canonical(vec x) { return v_select((ivec)(x == x), x, v_set((real)__builtin_nan(""))); }
+INLINE vec canonical(vec x) { return v_known(x, v_set((real)__builtin_nan(""))); }
 
 /* c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c'). Three divisions for five: sigmoid(i) tanh(g) is
  * one quotient, h' another. A single quotient for c' would save one more, but lose bits and overflow for large c.
@@ -269,15 +301,18 @@ INLINE void lstm_equations(fl_index n, const real *x, const real *r, const real 
     vec numerator, denominator;
 
     for (fl_index row = 0; row < n; row++, x += FL_VECTORS * LANES, r += FL_VECTORS * LANES, c_row += c_pitch, h_row += h_pitch) {
-        vec gate[FL_VECTORS];
+        vec gate[FL_VECTORS], exponent[FL_VECTORS], s[FL_VECTORS], q[FL_VECTORS];
 
-        EACH (v, FL_VECTORS)
+        EACH (v, FL_VECTORS) {
             gate[v] = (v_load(x + v * LANES) + v_load(r + v * LANES)) + v_load(b + v * LANES);
-        const vec i_inverse = sigmoid_inverse(gate[0]);
-        const vec f_inverse = sigmoid_inverse(gate[1]);
-        const vec o_inverse = sigmoid_inverse(gate[3]);
+            exponent[v] = v == 2 ? tanh_exponent(gate[v]) : sigmoid_exponent(gate[v]);
+        }
+        exp_parts(FL_VECTORS, exponent, s, q);
+        const vec i_inverse = sigmoid_inverse(s[0], q[0]);
+        const vec f_inverse = sigmoid_inverse(s[1], q[1]);
+        const vec o_inverse = sigmoid_inverse(s[3], q[3]);
 
-        tanh_parts(gate[2], &numerator, &denominator);
+        tanh_quotient(gate[2], s[2], q[2], &numerator, &denominator);
         if (gates) {
             v_store(gates, v_set(1) / i_inverse);
             v_store(gates + FL_UNITS, v_set(1) / f_inverse);
@@ -353,19 +388,28 @@ static void plain_cell(int relu, fl_index n, const void *xW, const void *hR, con
     const real *x = xW, *r = hR, *b = bias;
     real *h_row = h;
 
-    for (fl_index row = 0; row < n; row++, x += FL_VECTORS * LANES, r += FL_VECTORS * LANES, h_row += h_pitch)
+    for (fl_index row = 0; row < n; row++, x += FL_VECTORS * LANES, r += FL_VECTORS * LANES, h_row += h_pitch) {
+        vec z[FL_VECTORS], exponent[FL_VECTORS], s[FL_VECTORS], q[FL_VECTORS];
+
+        EACH (v, FL_VECTORS)
+            z[v] = (v_load(x + v * LANES) + v_load(r + v * LANES)) + v_load(b + v * LANES);
+        if (!relu) {
+            EACH (v, FL_VECTORS)
+                exponent[v] = tanh_exponent(z[v]);
+            exp_parts(FL_VECTORS, exponent, s, q);
+        }
         EACH (v, FL_VECTORS) {
-            const vec z = (v_load(x + v * LANES) + v_load(r + v * LANES)) + v_load(b + v * LANES);
             vec numerator, denominator, h_new;
 
             if (relu)
-                h_new = v_select((ivec)(z <= v_set(0)), v_set(0), z);
+                h_new = v_select((ivec)(z[v] <= v_set(0)), v_set(0), z[v]);
             else {
-                tanh_parts(z, &numerator, &denominator);
+                tanh_quotient(z[v], s[v], q[v], &numerator, &denominator);
                 h_new = numerator / denominator;
             }
             v_store(h_row + v * LANES, canonical(h_new));
         }
+    }
 }
 
 /* dz = dh (1 - h^2), or dh where h > 0. */
@@ -551,6 +595,7 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
 #undef v_min
 #undef v_max
 #undef v_select
+#undef v_known
 #undef v_keep
 #undef AHEAD
 #undef WEIGHT
@@ -566,6 +611,10 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
 #undef weight_at
 #undef exp_parts
 #undef sigmoid_inverse
+#undef sigmoid_exponent
+#undef tanh_exponent
+#undef tanh_quotient
+#undef sigmoid
 #undef tanh_parts
 #undef canonical
 #undef lstm_equations

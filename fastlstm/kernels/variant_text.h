@@ -57,9 +57,9 @@ INLINE vec log1p_unit(vec e)
 /* e^-|x|, exactly 0 at infinity */
 INLINE vec exp_below(vec x)
 {
-    const vec below = -magnitude(x);
+    const vec below = -magnitude(x), exponent = v_max(v_set(EXP_LOWEST), below);
     vec s, q;
-    exp_parts(v_max(v_set(EXP_LOWEST), below), &s, &q);
+    exp_parts(1, &exponent, &s, &q);
     return v_select((ivec)(below < v_set(EXP_LOWEST)), v_set(0), v_fma(s, q, s));
 }
 
@@ -69,8 +69,9 @@ INLINE vec softplus(vec x) { return v_max(v_set(0), x) + log1p_unit(exp_below(x)
 /* x where it is not negative, else alpha (e^x - 1) */
 INLINE vec elu(vec x, vec alpha)
 {
+    const vec exponent = v_max(v_set(EXP_LOWEST), v_min(v_set(0), x));
     vec s, q;
-    exp_parts(v_max(v_set(EXP_LOWEST), v_min(v_set(0), x)), &s, &q);
+    exp_parts(1, &exponent, &s, &q);
     return v_select((ivec)(x < v_set(0)), alpha * v_fma(s, q, s - v_set(1)), x);
 }
 
@@ -88,7 +89,7 @@ static void activate(const fl_activation *function, real *at, fl_index pitch, fl
     break
     switch (function->kind) {
     case FL_SIGMOID:
-        EVERY(one / sigmoid_inverse(x));
+        EVERY(sigmoid(x));
     case FL_TANH:
         EVERY((tanh_parts(x, &numerator, &denominator), numerator / denominator));
     case FL_RELU:
@@ -134,7 +135,7 @@ static void slopes(const fl_activation *function, real *at, fl_index pitch, fl_i
     case FL_SOFTSIGN:
         EVERY((y = one / (one + magnitude(x)), y * y));
     case FL_SOFTPLUS:
-        EVERY(one / sigmoid_inverse(x));
+        EVERY(sigmoid(x));
     case FL_ELU:
         EVERY(v_select((ivec)(x <= zero), a * exp_below(x), one));
     case FL_LEAKY_RELU:

@@ -2,7 +2,7 @@
  *
  * Included by kernel_text.h with FL_WIDTH (bytes of a vector) and FL_BITS (32 or 64: bits of an element) set. Arithmetic
  * (+ - * / & | ^ << and comparisons) is the language's own. v_min and v_max return their second argument if either is NaN,
- * so that a NaN passes through a clamp written v_min(limit, x).
+ * so that a NaN passes through a clamp written v_min(limit, x). v_known(a, b) is a, or b where a is NaN.
  */
 #define FL_JOIN_(a, b) a##_##b
 #define FL_JOIN(a, b) FL_JOIN_(a, b)
@@ -31,6 +31,7 @@
 #define v_min FL_JOIN(v_min, FL_TYPE)
 #define v_max FL_JOIN(v_max, FL_TYPE)
 #define v_select FL_JOIN(v_select, FL_TYPE)
+#define v_known FL_JOIN(v_known, FL_TYPE)
 
 typedef FL_ELEMENT real;
 typedef FL_INTEGER integer;
@@ -101,10 +102,18 @@ INLINE vec v_load_half(const uint16_t *p)
 INLINE vec v_fma(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 INLINE vec v_min(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
 INLINE vec v_max(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vec v_known(vec a, vec b)
+{
+    return (vec)_mm512_mask_mov_ps((__m512)b, _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_ORD_Q), (__m512)a);
+}
 #elif FL_WIDTH == 64
 INLINE vec v_fma(vec a, vec b, vec c) { return (vec)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
 INLINE vec v_min(vec a, vec b) { return (vec)_mm512_min_pd((__m512d)a, (__m512d)b); }
 INLINE vec v_max(vec a, vec b) { return (vec)_mm512_max_pd((__m512d)a, (__m512d)b); }
+INLINE vec v_known(vec a, vec b)
+{
+    return (vec)_mm512_mask_mov_pd((__m512d)b, _mm512_cmp_pd_mask((__m512d)a, (__m512d)a, _CMP_ORD_Q), (__m512d)a);
+}
 #elif FL_WIDTH == 32 && FL_BITS == 32
 INLINE vec v_fma(vec a, vec b, vec c) { return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 INLINE vec v_min(vec a, vec b) { return (vec)_mm256_min_ps((__m256)a, (__m256)b); }
@@ -123,4 +132,8 @@ INLINE vec v_fma(vec a, vec b, vec c) { return a * b + c; } /* rounds twice: the
 #endif
 INLINE vec v_min(vec a, vec b) { return v_select((ivec)(a < b), a, b); }
 INLINE vec v_max(vec a, vec b) { return v_select((ivec)(a > b), a, b); }
+#endif
+
+#if FL_WIDTH < 64
+INLINE vec v_known(vec a, vec b) { return v_select((ivec)(a == a), a, b); }
 #endif
