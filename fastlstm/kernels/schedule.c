@@ -120,22 +120,28 @@ static void begin_row(const place *p, const fl_layer *layer, char *h, char *c, c
 
     h_0 = h_0 ? h_0 : layer->h_0;
     c_0 = c_0 ? c_0 : layer->c_0;
-    /* Lanes past H take part in the arithmetic and are never read: they must only be cheap. */
-    if (units > 0)
-        memset(c + unit * item, 0, (size_t)((p->block_end - p->block) * net->units * item));
-    if (units > 0 && c_0)
-        memcpy(c + unit * item, c_0 + unit * item, (size_t)(units * item));
+    if (units > 0) {
+        const fl_index given = c_0 ? unit + units : unit;
+        if (c_0)
+            memcpy(c + unit * item, c_0 + unit * item, (size_t)(units * item));
+        /* Lanes past H take part in the arithmetic and are never read: they must only be cheap. */
+        if (given < p->block_end * net->units)
+            memset(c + given * item, 0, (size_t)((p->block_end * net->units - given) * item));
+    }
     if (columns > 0 && h_0)
         memcpy(h + p->column * item, h_0 + p->column * item, (size_t)(columns * item));
     else if (columns > 0)
         memset(h + p->column * item, 0, (size_t)(columns * item));
 }
 
-/* The initial state into both h and c; rows that are reset before their first step begin without one. */
+/* The initial state into h and c; rows that are reset before their first step begin without one. Into both h if the direction runs back
+ * over rows of several lengths: they begin at different steps. */
 static void load_state(const place *p, const layout *l, const state *s, fl_index index)
 {
     const fl_call *call = p->call;
     const fl_network *net = p->net;
+
+    const int copies = call->lengths && fl_runs_back(net, index) ? 2 : 1;
 
     for (fl_index row = 0; row < p->rows; row++) {
         const fl_index b = call->order[p->row + row], at = index * call->B + b;
@@ -144,7 +150,7 @@ static void load_state(const place *p, const layout *l, const state *s, fl_index
         const char *h_0 = call->h_0 && !fresh ? call->h_0 + at * net->P * net->item : NULL;
         const char *c_0 = call->c_0 && !fresh ? call->c_0 + at * net->C * net->item : NULL;
 
-        for (int i = 0; i < 2; i++)
+        for (int i = 0; i < copies; i++)
             begin_row(p, &net->layers[index], s->h[i] + row * l->h_pitch, s->c + row * l->c_pitch, h_0, c_0);
     }
 }
