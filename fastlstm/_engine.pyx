@@ -156,7 +156,7 @@ cdef extern from "fastlstm.h" nogil:
     const fl_isa *fl_isas()
     int fl_pack(fl_network *net, const fl_layer_weights *weights)
     void fl_unpack(fl_network *net)
-    fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
+    fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price)
     int fl_prepare(fl_call *call)
     void fl_forward(fl_call *call, int thread)
     void fl_release(fl_call *call)
@@ -169,7 +169,7 @@ cdef extern from "fastlstm.h" nogil:
     const int FL_C, FL_H
     void fl_free_tape(fl_tape *tape)
     void fl_read_tape(const fl_tape *tape, const fl_network *net, fl_index record, int what, char *to)
-    fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads)
+    fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price)
     fl_index fl_block_steps(fl_index B)
     void *fl_borrow(size_t bytes)
     void fl_give_back(void *memory)
@@ -193,6 +193,12 @@ cdef extern from "team.h" nogil:
 
     void fl_open_barriers(fl_barrier *barriers, int count)
     void fl_join(fl_barrier *barrier, int size, int64_t patience_ns)
+
+
+cdef extern from "meeting.h" nogil:
+    double fl_meeting_price()
+    bint fl_meeting_is_due()
+    void fl_measure_meeting(fl_barrier *barrier, int size, int thread)
 
 
 # ---- Instruction sets ----------------------------------------------------------------------------------------------------------
@@ -437,11 +443,12 @@ cdef inline fl_plan *plan_of(Job *job) noexcept nogil:
     return &job.forward.plan if job.forward != NULL else &job.backward.plan
 
 
-cdef inline void divide(Job *job, int threads) noexcept nogil:
+cdef inline void divide(Job *job, int threads, double meeting_price) noexcept nogil:
     if job.forward != NULL:
-        job.forward.plan = fl_make_plan(job.forward.net, job.forward.T, job.forward.B, threads)
+        job.forward.plan = fl_make_plan(job.forward.net, job.forward.T, job.forward.B, threads, meeting_price)
     else:
-        job.backward.plan = fl_make_backward_plan(job.backward.net, job.backward.tape.T, job.backward.tape.B, threads)
+        job.backward.plan = fl_make_backward_plan(
+            job.backward.net, job.backward.tape.T, job.backward.tape.B, threads, meeting_price)
 
 
 cdef inline int prepare(Job *job) noexcept nogil:
@@ -466,10 +473,12 @@ cdef inline void release(Job *job) noexcept nogil:
         fl_release_backward(job.backward)
 
 
-cdef int run_team(Job *job, int limit) except -1:
-    """Run a call whose arrays and plan are set: claim threads, take scratch, open the one parallel region."""
+cdef int run_team(Job *job, int threads, int limit) except -1:
+    """Run a call whose arrays are set: plan, claim threads, take scratch, open the one parallel region."""
     cdef int claimed = 0, team
     cdef int status = 0
+    cdef double meeting_price
+    cdef bint measures
     cdef fl_barrier end
     cdef _Pending pending = _Pending()
     cdef fl_watch *watch = &job.forward.watch if job.forward != NULL else &job.backward.watch
@@ -479,10 +488,12 @@ cdef int run_team(Job *job, int limit) except -1:
         watch.poll = poll
     watch.context = <void *>pending
     with nogil:
+        divide(job, threads, 1)
         if plan_of(job).threads > 1:
             claimed = fl_claim_threads(plan_of(job).threads, limit)
-            if claimed < plan_of(job).threads:
-                divide(job, claimed)
+            meeting_price = fl_meeting_price()
+            if claimed < plan_of(job).threads or meeting_price > 1:
+                divide(job, claimed, meeting_price)
         status = prepare(job)
         if status == 0:
             team = plan_of(job).threads
@@ -490,13 +501,16 @@ cdef int run_team(Job *job, int limit) except -1:
                 work(job, 0)
             else:
                 fl_open_barriers(&end, 1)
+                measures = fl_meeting_is_due()
                 with parallel(num_threads=team):
                     if omp_get_num_threads() == team:
+                        if measures:
+                            fl_measure_meeting(&end, team, threadid())
                         work(job, threadid())
                         fl_join(&end, team, plan_of(job).patience_ns)
                 if not begun(job):  # the runtime gave fewer threads than were asked for
                     release(job)
-                    divide(job, 1)
+                    divide(job, 1, 1)
                     status = prepare(job)
                     if status == 0:
                         work(job, 0)
@@ -512,12 +526,12 @@ cdef int run_team(Job *job, int limit) except -1:
 
 def plan(Network network not None, Py_ssize_t T, Py_ssize_t B, int threads):
     """How a call of this size would be divided."""
-    return fl_make_plan(&network.net, T, B, threads)
+    return fl_make_plan(&network.net, T, B, threads, 1)
 
 
 def backward_plan(Network network not None, Py_ssize_t T, Py_ssize_t B, int threads):
     """How the gradients of such a call would be divided."""
-    return fl_make_backward_plan(&network.net, T, B, threads)
+    return fl_make_backward_plan(&network.net, T, B, threads, 1)
 
 
 # ---- Whole sequences -----------------------------------------------------------------------------------------------------------
@@ -578,9 +592,8 @@ def forward(
         if tape.network is not network or tape.tape.T != T or tape.tape.B != B:
             raise ValueError("a tape that lstm.py should have made for this call")
         call.tape = &tape.tape
-    call.plan = fl_make_plan(net, T, B, threads)
     if B:  # else there is nothing to do at any of the steps, however many there are
-        run_team(&job, limit)
+        run_team(&job, threads, limit)
 
 
 def step(Network network not None, x, tuple state not None, dtype, bint batch_first, int threads, int limit):
@@ -631,8 +644,7 @@ def step(Network network not None, x, tuple state not None, dtype, bint batch_fi
         call.output.strides[0], call.output.strides[1], call.output.strides[2] = 0, net.D * net.P * net.item, net.item
         call.h_0, call.c_0 = <const char *>views[1].buf, <const char *>views[2].buf
         call.h_n, call.c_n = <char *>views[4].buf, <char *>views[5].buf
-        call.plan = fl_make_plan(net, 1, B, threads)
-        run_team(&job, limit)
+        run_team(&job, threads, limit)
         return output, (h_n, c_n)
     finally:
         for i in range(taken):
@@ -782,9 +794,8 @@ def backward(
                 d_weights[index].h_0 = writable_bytes_of(own_h_0, net.P * net.item)
                 d_weights[index].c_0 = writable_bytes_of(own_c_0, net.H * net.item)
         call.d_weights = d_weights
-        call.plan = fl_make_backward_plan(net, T, B, threads)
         if B:
-            run_team(&job, limit)
+            run_team(&job, threads, limit)
     finally:
         free(d_weights)
 
@@ -888,7 +899,7 @@ cdef class StreamState:
                 self.state[i + k] = <char *>&view[0] if size else NULL
         self.call.net, self.call.tape = net, NULL
         self.call.T, self.call.B = 1, batch_size
-        self.call.plan = fl_make_plan(net, 1, batch_size, threads)
+        self.call.plan = fl_make_plan(net, 1, batch_size, threads, 1)
         if self.call.plan.threads == 1:
             if fl_prepare(&self.call):
                 raise MemoryError("scratch memory of a stream")
@@ -935,8 +946,7 @@ cdef class StreamState:
                 with nogil:
                     fl_forward(call, 0)
             else:
-                call.plan = fl_make_plan(call.net, 1, self.B, threads)
-                run_team(&job, limit)
+                run_team(&job, threads, limit)
         finally:
             self.busy = False
         self.current = 1 - before

@@ -297,15 +297,16 @@ void fl_read_tape(const fl_tape *tape, const fl_network *net, fl_index record, i
 /* How a team divides a call: threads = layer_groups x directions x row_groups x unit_groups (all at least 1). */
 typedef struct {
     int threads;
-    int layer_groups;    /* of neighbouring layers that run side by side, each a stride behind the one below; 1 if D is 2 */
-    int directions;      /* 2: the two directions of a layer run side by side */
-    int row_groups;      /* groups of rows that never wait for each other */
-    int unit_groups;     /* threads that share one group's rows and divide its hidden units; they meet every step */
-    fl_index chunk;      /* steps whose x.W is taken as one product; 0: x.W and h.R in one pass per step */
-    fl_index stride;     /* steps that one layer runs before the next layer takes them */
-    int blocks_at_once;  /* 1 or 2: blocks that a single row takes together */
-    int64_t expected_ns; /* what the model in plan.c takes the call for */
-    int64_t patience_ns; /* longer waits mean that other processes need the processors; < 0, for tests: any wait does */
+    int layer_groups;     /* of neighbouring layers that run side by side, each a stride behind the one below; 1 if D is 2 */
+    int directions;       /* 2: the two directions of a layer run side by side */
+    int row_groups;       /* groups of rows that never wait for each other */
+    int unit_groups;      /* threads that share one group's rows and divide its hidden units; they meet every step */
+    fl_index chunk;       /* steps whose x.W is taken as one product; 0: x.W and h.R in one pass per step */
+    fl_index stride;      /* steps that one layer runs before the next layer takes them */
+    int blocks_at_once;   /* 1 or 2: blocks that a single row takes together */
+    int64_t expected_ns;  /* what the model in plan.c takes the call for */
+    int64_t patience_ns;  /* longer waits mean that other processes need the processors; < 0, for tests: any wait does */
+    double meeting_price; /* that this plan reckons with */
 } fl_plan;
 
 typedef struct {
@@ -344,8 +345,9 @@ typedef struct {
     int begun; /* set by thread 0: a team of the planned size has come together */
 } fl_call;
 
-/* The division of labour for at most `threads` threads. Pure: the same arguments give the same plan. */
-fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads);
+/* The division of labour for at most `threads` threads, if meetings take so many times as long as usual (meeting.h). Pure: the same
+ * arguments give the same plan. */
+fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price);
 
 /* Takes scratch for call->plan and orders the rows. FL_NO_MEMORY leaves nothing behind. */
 int fl_prepare(fl_call *call);
@@ -385,7 +387,7 @@ typedef struct {
     int begun; /* as in fl_call */
 } fl_backward_call;
 
-fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads);
+fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price);
 fl_index fl_block_steps(fl_index B); /* steps whose tokens are summed on their own before they join the gradient of a weight */
 int fl_prepare_backward(fl_backward_call *call);
 void fl_backward(fl_backward_call *call, int thread);

@@ -5,6 +5,7 @@
  * between divisions, so only their ratios matter; a division never changes a result.
  */
 #include "fastlstm.h"
+#include "meeting.h"
 
 #include <math.h>
 #include <unistd.h>
@@ -17,8 +18,6 @@
 #define STEP_NS 25.0            /* book-keeping of one step of one layer */
 #define FORK_NS 3000.0          /* OpenMP: a team begins and ends */
 #define FORK_NS_PER_THREAD 400.0
-#define BARRIER_NS 120.0 /* the last thread arrives, the others see it */
-#define BARRIER_NS_PER_THREAD 30.0
 
 enum { PATIENCE_NS = 200000 };    /* shorter than a scheduler's time slice, longer than an interrupt */
 enum { CHUNK_BYTES = 512 << 10 }; /* pre-activations of a chunk: leave half of a small L2 to R */
@@ -54,7 +53,7 @@ static double product_ns(const fl_network *net, double rows, double vectors, dou
     return fmax(arithmetic, reading);
 }
 
-static double meeting_ns(int threads) { return threads > 1 ? BARRIER_NS + BARRIER_NS_PER_THREAD * threads : 0; }
+static double meeting_ns(const fl_plan *plan, int threads) { return plan->meeting_price * fl_usual_meeting_ns(threads); }
 
 /* One layer's step for the busiest thread of a division. */
 static double step_ns(const fl_network *net, const fl_plan *plan, fl_index B, fl_index I)
@@ -75,7 +74,7 @@ static double step_ns(const fl_network *net, const fl_plan *plan, fl_index B, fl
         ns += product_ns(net, rows, FL_VECTORS * projected, (double)net->H, R);
     if ((R + W) * plan->unit_groups > NEAR_BYTES)
         ns += (plan->chunk ? R : R + W) / FAR_BYTES_PER_NS;
-    return ns + meeting_ns(plan->unit_groups) * (net->has_projection ? 2 : 1);
+    return ns + meeting_ns(plan, plan->unit_groups) * (net->has_projection ? 2 : 1);
 }
 
 /* A step of all layers of the group that has most to do. */
@@ -94,7 +93,7 @@ static double call_ns(const fl_network *net, const fl_plan *plan, fl_index T, fl
     const double fork = plan->threads > 1 ? FORK_NS + FORK_NS_PER_THREAD * plan->threads : 0;
     const double meetings = lag > 0 ? ceil(steps / (double)plan->stride) + lag : 0;
     return fork + (steps + lag * (double)plan->stride) * layers_ns(net, plan, B)
-           + meetings * meeting_ns(plan->threads / plan->row_groups);
+           + meetings * meeting_ns(plan, plan->threads / plan->row_groups);
 }
 
 /* Steps of a chunk, 0 if it would be one. W is read once for all of them and their rows fill the tiles; the pre-activations go out and
@@ -123,13 +122,13 @@ static fl_index stride_for(const fl_network *net, const fl_plan *plan, fl_index 
         return T;
     if (plan->layer_groups > 1) {
         const double lag_ns = (double)(plan->layer_groups - 1) * layers_ns(net, plan, B);
-        return fl_min(T, (fl_index)ceil(sqrt((double)T * meeting_ns(plan->threads / plan->row_groups) / lag_ns)));
+        return fl_min(T, (fl_index)ceil(sqrt((double)T * meeting_ns(plan, plan->threads / plan->row_groups) / lag_ns)));
     }
     const fl_index stride = fl_max(1, STRIDE_TOKENS / fl_max(B, 1));
     return fl_min(T, plan->chunk ? fl_round_up(stride, plan->chunk) : stride);
 }
 
-fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
+fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price)
 {
     const int most_layers = net->D == 1 && T > 1 ? (int)fl_min(net->L, threads) : 1;
     fl_plan best = {.threads = 1, .layer_groups = 1, .directions = 1, .row_groups = 1, .unit_groups = 1, .stride = T};
@@ -147,6 +146,7 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads)
                         .directions = directions,
                         .row_groups = row_groups,
                         .unit_groups = unit_groups,
+                        .meeting_price = meeting_price,
                     };
                     plan.chunk = chunk_for(net, T, fl_ceil_div(B, row_groups), fl_ceil_div(net->blocks, unit_groups));
                     plan.stride = stride_for(net, &plan, T, B);
@@ -179,12 +179,12 @@ static double backward_step_ns(const fl_network *net, const fl_plan *plan, fl_in
 
     if (net->has_projection)
         ns += product_ns(net, rows, FL_VECTORS * units, (double)net->P, R);
-    ns += meeting_ns(plan->unit_groups) * (net->has_projection ? 2 : 1);
+    ns += meeting_ns(plan, plan->unit_groups) * (net->has_projection ? 2 : 1);
     const double per_token = K * (double)(2 * I + net->P) / (FMA_PER_NS_PER_BYTE * (double)(net->V * net->item));
     return ns + (double)B * per_token * plan->directions / plan->threads;
 }
 
-fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads)
+fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price)
 {
     fl_plan best = {.threads = 1, .layer_groups = 1, .directions = 1, .row_groups = 1, .unit_groups = 1};
     double best_ns = INFINITY;
@@ -198,6 +198,7 @@ fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int
                     .directions = directions,
                     .row_groups = row_groups,
                     .unit_groups = unit_groups,
+                    .meeting_price = meeting_price,
                 };
                 const double steps = (double)T * (double)net->D / directions;
                 const double first = backward_step_ns(net, &plan, B, net->I);

@@ -4,7 +4,9 @@
  *
  * Compiled natively and for AArch64 (run under an emulator): instruction sets with fused multiply-add print the same lines.
  */
+#define _GNU_SOURCE
 #include "fastlstm.h"
+#include "meeting.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -865,7 +867,7 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
         .resets = s->resets ? resets : NULL,
         .resets_strides = {s->B, 1},
     };
-    call.plan = plan.threads ? plan : fl_make_plan(&net, s->T, s->B, s->threads);
+    call.plan = plan.threads ? plan : fl_make_plan(&net, s->T, s->B, s->threads, 1);
     fl_tape tape;
     const fl_dropout dropout = {s->L > 2 ? 0.25 : 0, 5};
     EXPECT(fl_make_tape(&tape, &net, s->T, s->B, call.lengths, call.h_0, call.c_0, dropout) == FL_OK, "fl_make_tape");
@@ -884,7 +886,7 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
     h = hash(h, output, s->T * s->B * s->D * P * item);
     h = hash(h, h_n, states * s->B * P * item);
     h = hash(h, c_n, states * s->B * C * item);
-    fl_plan back = plan.threads ? plan : fl_make_backward_plan(&net, s->T, s->B, s->threads);
+    fl_plan back = plan.threads ? plan : fl_make_backward_plan(&net, s->T, s->B, s->threads, 1);
     back.threads /= back.layer_groups; /* gradients go through the layers one by one */
     back.layer_groups = 1;
     h = backward(h, &call, &tape, weights, s, back);
@@ -931,6 +933,58 @@ static uint64_t all_divisions(const fl_kernels *k, const shape *s)
     return expected;
 }
 
+/* ---- What meetings cost ---------------------------------------------------------------------------------------------------------- */
+
+static int one_processor; /* whether the team of check_meetings shares one */
+static fl_barrier meeting_point;
+
+static void *measure(void *argument)
+{
+#if defined(__linux__)
+    cpu_set_t processors, first;
+    CPU_ZERO(&first);
+    sched_getaffinity(0, sizeof processors, &processors);
+    for (int i = 0; i < CPU_SETSIZE && !CPU_COUNT(&first); i++)
+        if (CPU_ISSET(i, &processors))
+            CPU_SET(i, &first);
+    sched_setaffinity(0, sizeof first, one_processor ? &first : &processors);
+    fl_measure_meeting(&meeting_point, 2, argument != NULL);
+    sched_setaffinity(0, sizeof processors, &processors);
+#else
+    fl_measure_meeting(&meeting_point, 2, argument != NULL);
+#endif
+    return NULL;
+}
+
+/* A team is divided by what its meetings cost: two that share a processor meet slowly, which is noticed and, later, forgotten. */
+static void check_meetings(const fl_kernels *k)
+{
+    fl_network net = {.kernels = k, .I = 64, .H = 64, .P = 64, .C = 64, .L = 1, .D = 1, .gates = 4, .item = k->item, .V = k->V};
+    const struct timespec long_enough = {.tv_nsec = 400000000};
+    pthread_t other;
+
+    net.units = k->V;
+    net.blocks = fl_ceil_div(net.H, net.units);
+    EXPECT(fl_make_plan(&net, 200, 1, 2, 1).unit_groups == 2, "one row: two threads divide units");
+    EXPECT(fl_make_plan(&net, 200, 1, 2, 50).threads == 1, "one row: one thread where meetings are dear");
+    EXPECT(fl_make_plan(&net, 200, 64, 2, 50).row_groups == 2, "many rows: threads that never meet");
+    EXPECT(fl_make_backward_plan(&net, 200, 1, 2, 500).unit_groups == 1, "gradients of one row where meetings are dear");
+
+    EXPECT(fl_meeting_price() == 1, "not measured yet");
+    EXPECT(fl_meeting_is_due() && !fl_meeting_is_due(), "due once");
+    one_processor = 1;
+    fl_open_barriers(&meeting_point, 1);
+    pthread_create(&other, NULL, measure, &meeting_point);
+    measure(NULL);
+    pthread_join(other, NULL);
+#if defined(__linux__)
+    EXPECT(fl_meeting_price() > 2, "two on one processor: price %g", fl_meeting_price());
+#endif
+    nanosleep(&long_enough, NULL);
+    EXPECT(fl_meeting_price() == 1, "forgotten");
+    EXPECT(fl_meeting_is_due(), "due again");
+}
+
 int main(int argc, char **argv)
 {
     static const shape shapes[] = {
@@ -966,6 +1020,7 @@ int main(int argc, char **argv)
     }
     const fl_kernels *tables[] = {isa->f32, isa->f64};
     const int fused = strcmp(isa->name, "baseline") != 0;
+    check_meetings(isa->f32);
     for (int type = 0; type < 2; type++) {
         const fl_kernels *k = tables[type];
         EXPECT(k->item == (type ? 8 : 4), "item is %td", k->item);
