@@ -35,11 +35,12 @@ enum {
 /* acc[m] += sum over k of rows[m][k] * panel[k], slab by slab of FL_SLAB elements, k ascending: each slab is one chain of fused
  * multiply-adds from zero, whose sum is added to acc, of int8 times the column's scale. (One chain from end to end loses twice the bits
  * at K 400: its later terms are added to a large sum.) The order depends on k alone, so every shape of tile gives the same bits.
+ *   begins        acc holds nothing yet: it is set, and K is not 0
  *   acc     INOUT [M][FL_VECTORS][V], aligned; a second block's accumulators stand acc_next elements behind
  *   panel   IN    [K][FL_VECTORS][V], aligned; a second block's panel, and its scales, stand panel_next bytes behind
  *   scales  IN    [FL_VECTORS][V], of int8 alone
  *   rows    IN    M pointers to K elements each, any alignment */
-typedef void fl_tile(void *acc, fl_index acc_next, const void *panel, fl_index panel_next, const void *scales,
+typedef void fl_tile(int begins, void *acc, fl_index acc_next, const void *panel, fl_index panel_next, const void *scales,
                      const void *const *rows, fl_index K);
 
 /* The LSTM cell for n rows of one block. The pre-activations of i, f, g, o are (x W + h R) + bias: each product is a sum of its

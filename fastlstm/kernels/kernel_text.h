@@ -108,8 +108,8 @@ INLINE void element(const int first, const int kind, const int M, const int N, c
     }
 }
 
-/* Adds one slab of `count` elements to acc, N vectors at a time. */
-INLINE void add_slab(const int kind, const int M, const int NB, real *acc, fl_index acc_next, const char *panel,
+/* Adds one slab of `count` elements to acc, N vectors at a time, or begins acc with it. */
+INLINE void add_slab(const int kind, const int M, const int NB, int begins, real *acc, fl_index acc_next, const char *panel,
                      fl_index panel_next, const char *scales, const real *const *row, fl_index k, fl_index count)
 {
     const int N = VECTORS(M, NB * FL_VECTORS);
@@ -139,19 +139,25 @@ INLINE void add_slab(const int kind, const int M, const int NB, real *acc, fl_in
             for (; i < count; i++, weights += step)
                 element(0, kind, M, N, from, sum, row, k + i, weights, panel_next);
         }
-        EACH (m, M)
-            EACH (v, N) {
-                const fl_index column = (from + v % FL_VECTORS) * LANES;
-                if (kind == FL_INT8)
-                    sum[m][v] *= v_load((const real *)(scales + v / FL_VECTORS * panel_next) + column);
-                add_sum(acc + v / FL_VECTORS * acc_next + m * FL_VECTORS * LANES + column, sum[m][v]);
-            }
+        if (kind == FL_INT8)
+            EACH (m, M)
+                EACH (v, N)
+                    sum[m][v] *= v_load((const real *)(scales + v / FL_VECTORS * panel_next) + (from + v % FL_VECTORS) * LANES);
+        if (begins)
+            EACH (m, M)
+                EACH (v, N)
+                    v_store(acc + v / FL_VECTORS * acc_next + (m * FL_VECTORS + from + v % FL_VECTORS) * LANES,
+                            sum[m][v] + v_set(0)); /* never -0, as a sum that zero begins */
+        else
+            EACH (m, M)
+                EACH (v, N)
+                    add_sum(acc + v / FL_VECTORS * acc_next + (m * FL_VECTORS + from + v % FL_VECTORS) * LANES, sum[m][v]);
     }
 }
 
 /* M, NB and kind are constants after inlining. Whole slabs have a constant length, so that their loop has no remainder. */
-INLINE void tile(const int kind, const int M, const int NB, real *acc, fl_index acc_next, const char *panel, fl_index panel_next,
-                 const char *scales, const void *const *rows, fl_index K)
+INLINE void tile(const int kind, const int M, const int NB, int begins, real *acc, fl_index acc_next, const char *panel,
+                 fl_index panel_next, const char *scales, const void *const *rows, fl_index K)
 {
     const fl_index step = FL_VECTORS * LANES * WEIGHT(kind);
     const real *row[FL_MAX_TILE];
@@ -160,16 +166,16 @@ INLINE void tile(const int kind, const int M, const int NB, real *acc, fl_index 
     EACH (m, M)
         row[m] = rows[m];
     for (; k + FL_SLAB <= K; k += FL_SLAB, panel += FL_SLAB * step)
-        add_slab(kind, M, NB, acc, acc_next, panel, panel_next, scales, row, k, FL_SLAB);
+        add_slab(kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, FL_SLAB);
     if (k < K)
-        add_slab(kind, M, NB, acc, acc_next, panel, panel_next, scales, row, k, K - k);
+        add_slab(kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, K - k);
 }
 
-#define TILE(name, kind, M, NB)                                                                                                  \
-    static void FL_JOIN(name, FL_TYPE)(void *acc, fl_index acc_next, const void *panel, fl_index panel_next, const void *scales, \
-                                       const void *const *rows, fl_index K)                                                      \
-    {                                                                                                                            \
-        tile(kind, M, NB, acc, acc_next, panel, panel_next, scales, rows, K);                                                    \
+#define TILE(name, kind, M, NB)                                                                                          \
+    static void FL_JOIN(name, FL_TYPE)(int begins, void *acc, fl_index acc_next, const void *panel, fl_index panel_next, \
+                                       const void *scales, const void *const *rows, fl_index K)                          \
+    {                                                                                                                    \
+        tile(kind, M, NB, begins, acc, acc_next, panel, panel_next, scales, rows, K);                                    \
     }
 #define TILES(name, kind)              \
     TILE(FL_JOIN(name, 1), kind, 1, 1) \

@@ -1,8 +1,6 @@
 /* Products of any number of rows with a packed panel, cut into tiles. */
 #include "schedule.h"
 
-#include <string.h>
-
 enum { PANEL_K = 8 * FL_SLAB }; /* elements of a panel taken at a time: 32 KiB of AVX-512 panel, in L1 while all rows pass */
 
 void fl_multiply(const fl_kernels *kernels, int kind, char *acc, fl_index acc_next, const char *panel, fl_index panel_next,
@@ -11,11 +9,9 @@ void fl_multiply(const fl_kernels *kernels, int kind, char *acc, fl_index acc_ne
     const fl_index vectors = FL_VECTORS * kernels->V, item = kernels->item, step = vectors * fl_weight_item(kind, item);
     const char *scales = panel;
 
-    for (fl_index i = 0; i < blocks; i++)
-        memset(acc + i * acc_next * item, 0, (size_t)(n * vectors * item));
     panel += fl_scales_bytes(kind, kernels->V);
     if (blocks == 2) {
-        kernels->tile_pair[kind](acc, acc_next, panel, panel_next, scales, rows, K);
+        kernels->tile_pair[kind](1, acc, acc_next, panel, panel_next, scales, rows, K);
         return;
     }
     const fl_index tiles = fl_ceil_div(n, FL_MAX_TILE), slab = tiles > 1 ? PANEL_K : K;
@@ -26,7 +22,7 @@ void fl_multiply(const fl_kernels *kernels, int kind, char *acc, fl_index acc_ne
             const void *at[FL_MAX_TILE];
             for (fl_index m = 0; m < M; m++)
                 at[m] = (const char *)rows[first + m] + k * item;
-            kernels->tiles[kind][M - 1](acc + first * vectors * item, 0, panel + k * step, 0, scales, at, count);
+            kernels->tiles[kind][M - 1](k == 0, acc + first * vectors * item, 0, panel + k * step, 0, scales, at, count);
         }
     }
 }

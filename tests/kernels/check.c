@@ -133,7 +133,7 @@ static void *pack_numbers(const fl_kernels *k, int kind, fl_index K, char *panel
     return weights;
 }
 
-static void check_tile(const fl_kernels *k, int kind, int fused, fl_index M, fl_index blocks, fl_index K)
+static void check_tile(const fl_kernels *k, int kind, int fused, int begins, fl_index M, fl_index blocks, fl_index K)
 {
     const fl_index item = k->item, width = FL_VECTORS * k->V, acc_next = (M + 1) * width;
     const fl_index scales = fl_scales_bytes(kind, k->V);
@@ -149,12 +149,12 @@ static void check_tile(const fl_kernels *k, int kind, int fused, fl_index M, fl_
     memcpy(before, acc, (size_t)(blocks * acc_next * item));
     for (fl_index m = 0; m < M; m++) /* rows at odd distances, so not aligned to vectors */
         rows[m] = inputs + (m * (K + 3) + 1) * item;
-    (blocks == 2 ? k->tile_pair[kind] : k->tiles[kind][M - 1])(acc, acc_next, panel + scales, panel_next, panel, rows, K);
+    (blocks == 2 ? k->tile_pair[kind] : k->tiles[kind][M - 1])(begins, acc, acc_next, panel + scales, panel_next, panel, rows, K);
     for (fl_index block = 0; block < blocks; block++)
         for (fl_index m = 0; m < M + 1; m++)
             for (fl_index i = 0; i < width; i++) {
                 const fl_index at = block * acc_next + m * width + i;
-                double sum = get(before, item, at);
+                double sum = begins && m < M ? 0 : get(before, item, at);
                 for (fl_index slab = 0; m < M && slab < K; slab += FL_SLAB) {
                     double part = 0;
                     for (fl_index n = slab; n < fl_min(slab + FL_SLAB, K); n++)
@@ -163,8 +163,9 @@ static void check_tile(const fl_kernels *k, int kind, int fused, fl_index M, fl_
                         part = (float)part * ((const float *)(panel + block * panel_next))[i];
                     sum = add(sum, part, item);
                 }
-                EXPECT(get(acc, item, at) == sum, "kind %d, M %td, block %td, K %td: acc[%td][%td] is %.17g, not %.17g", kind, M,
-                       block, K, m, i, get(acc, item, at), sum);
+                EXPECT(get(acc, item, at) == sum && !signbit(sum) == !signbit(get(acc, item, at)),
+                       "kind %d, M %td, block %td, K %td: acc[%td][%td] is %.17g, not %.17g", kind, M, block, K, m, i,
+                       get(acc, item, at), sum);
             }
     for (fl_index block = 0; block < blocks; block++)
         free(weights[block]);
@@ -1027,9 +1028,11 @@ int main(int argc, char **argv)
         seed = 1;
         for (fl_index K = 0; K < 3 * FL_SLAB; K++) {
             for (int kind = FL_FULL; kind < (type ? FL_FLOAT16 : FL_WEIGHTS); kind++) {
-                for (fl_index M = 1; M <= FL_MAX_TILE; M++)
-                    check_tile(k, kind, fused, M, 1, K);
-                check_tile(k, kind, fused, 1, 2, K);
+                for (int begins = 0; begins <= (K > 0); begins++) {
+                    for (fl_index M = 1; M <= FL_MAX_TILE; M++)
+                        check_tile(k, kind, fused, begins, M, 1, K);
+                    check_tile(k, kind, fused, begins, 1, 2, K);
+                }
             }
         }
         for (fl_index n = 1; n < 60; n += 7)
