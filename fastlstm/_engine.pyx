@@ -14,7 +14,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, strcmp
 
-from numpy import empty, empty_like, ndarray
+from numpy import empty, ndarray
 
 
 cdef extern from *:
@@ -607,7 +607,7 @@ def step(Network network not None, x, tuple state not None, dtype, bint batch_fi
     cdef Job job = Job(&call, NULL)
     cdef Py_buffer[6] views
     cdef Py_ssize_t records = net.L * net.D, B
-    cdef tuple shape
+    cdef tuple shape, h_shape, c_shape
     cdef int taken = 0, i
 
     if len(state) != 2 or net.C == 0:
@@ -625,16 +625,17 @@ def step(Network network not None, x, tuple state not None, dtype, bint batch_fi
         if views[0].ndim == 3 and views[0].shape[batch_first] == 1:
             B = views[0].shape[1 - batch_first]
             shape = (views[0].shape[0], views[0].shape[1], net.D * net.P)
+            h_shape, c_shape = (records, B, net.P), (records, B, net.C)
         elif views[0].ndim == 2 and views[0].shape[0] == 1:
             B = 1
-            shape = (1, net.D * net.P)
+            shape, h_shape, c_shape = (1, net.D * net.P), (records, net.P), (records, net.C)
         else:
             return None
         if (B == 0 or not is_rows(&views[0], net.item, B, net.I)
                 or not is_state(&views[1], net.item, records, views[0].ndim, B, net.P)
                 or not is_state(&views[2], net.item, records, views[0].ndim, B, net.C)):
             return None
-        output, h_n, c_n = empty(shape, dtype), empty_like(h_0), empty_like(c_0)
+        output, h_n, c_n = empty(shape, dtype), empty(h_shape, dtype), empty(c_shape, dtype)
         for array in (output, h_n, c_n):
             PyObject_GetBuffer(array, &views[taken], PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
             taken += 1

@@ -64,7 +64,7 @@ class Stream(Generic[S]):
         ValueError, TypeError
             If `x` does not fit; the state has not changed then.
         """
-        if type(x) is not np.ndarray or x.dtype != self._dtype or not 1 <= x.ndim <= 2:
+        if type(x) is not np.ndarray or x.dtype is not self._dtype or not 1 <= x.ndim <= 2:
             x = self._check(x)
         output = np.empty(self._shape if x.ndim == 2 else self._P, self._dtype)
         threads, limit = _threads.allowance(None)

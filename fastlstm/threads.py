@@ -14,6 +14,7 @@ __all__ = ["allowance", "get_num_threads", "set_num_threads"]
 
 _num_threads: int | None = None  # None: not asked for yet
 _processors: int | None = None
+_usual: tuple[int, int] | None = None  # what a call gets that does not say otherwise; None: not known yet
 _alone = _engine.build_info()["openmp"] == "no"  # only one thread: no OpenMP, or a forked child
 
 
@@ -30,8 +31,9 @@ def set_num_threads(n: int) -> None:
     TypeError, ValueError
         If `n` is not a positive integer.
     """
-    global _num_threads
+    global _num_threads, _usual
     _num_threads = check_threads("n", n)
+    _usual = None
 
 
 def get_num_threads() -> int:
@@ -49,12 +51,16 @@ def get_num_threads() -> int:
 
 def allowance(threads: int | None) -> tuple[int, int]:
     """For one call: the most threads it may use, and the processors that all calls share (0: no limit)."""
+    global _usual
+    if threads is None and _usual is not None:  # single steps take a microsecond: a tenth of it would be spent below
+        return _usual
     if _alone:
         return 1, 0
     if threads is not None:
         return check_threads("threads", threads), 0
     n = get_num_threads()
-    return n, max(n, processors())
+    _usual = n, max(n, processors())
+    return _usual
 
 
 def check_threads(name: str, n: int) -> int:
@@ -120,7 +126,8 @@ def _remember_main_thread() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _alone
+    global _alone, _usual
+    _usual = None
     _alone = True  # OpenMP's workers did not survive the fork, and waiting for them would hang
     _remember_main_thread()
 

@@ -632,7 +632,8 @@ int fl_prepare(fl_call *call)
     if (!call->scratch)
         return FL_NO_MEMORY;
     call->order = (fl_index *)call->scratch;
-    fl_open_barriers((fl_barrier *)(call->scratch + l.order), call->plan.row_groups * (l.sides + 1));
+    if (call->plan.threads > 1)
+        fl_open_barriers((fl_barrier *)(call->scratch + l.order), call->plan.row_groups * (l.sides + 1));
     atomic_init(&call->watch.stop, 0);
     call->begun = 0;
     const int status = deal_rows(call);

@@ -16,7 +16,7 @@ int fl_order_rows(const int64_t *lengths, fl_index B, fl_index *order);
 /* A thread's part in stopping a call. */
 typedef struct {
     fl_watch *watch;
-    int64_t polled; /* when, ns */
+    int64_t polled; /* when, ns; 0: not yet, as a look at the clock is dear to a call of a microsecond */
     fl_index work;  /* multiply-adds since */
     int asks;       /* thread 0 asks the caller, the others only look */
 } fl_watcher;
@@ -26,7 +26,7 @@ static const int64_t FL_POLL_NS = 25000000;
 
 static inline fl_watcher fl_watcher_of(fl_watch *watch, int thread)
 {
-    return (fl_watcher){.watch = watch, .polled = fl_now_ns(), .asks = thread == 0 && watch->poll};
+    return (fl_watcher){.watch = watch, .asks = thread == 0 && watch->poll};
 }
 
 /* Counts work; thread 0 asks its caller now and then whether to go on. Non-zero: leave at once. */
@@ -35,12 +35,14 @@ static inline int fl_stopped(fl_watcher *watcher, fl_index work)
     fl_watch *watch = watcher->watch;
 
     if (watcher->asks && (watcher->work += work) > FL_POLL_WORK) {
+        const int64_t now = fl_now_ns();
         watcher->work = 0;
-        if (fl_now_ns() - watcher->polled > FL_POLL_NS) {
+        if (watcher->polled && now - watcher->polled > FL_POLL_NS) {
             if (watch->poll(watch->context))
                 atomic_store_explicit(&watch->stop, 1, memory_order_relaxed);
             watcher->polled = fl_now_ns();
-        }
+        } else if (!watcher->polled)
+            watcher->polled = now;
     }
     return atomic_load_explicit(&watch->stop, memory_order_relaxed);
 }
