@@ -104,6 +104,7 @@ class _Backward:
         d_h_0: _Array,
         d_c_0: _Array,
         gradients: list[tuple[_Array, _Array, _Array | None, _Array | None]],
+        adds: bool,
         threads: int,
         limit: int,
     ) -> None: ...

@@ -149,6 +149,7 @@ cdef extern from "fastlstm.h" nogil:
         char *d_h_0
         char *d_c_0
         const fl_layer_gradients *d_weights
+        int adds
         fl_watch watch
         fl_plan plan
         int begun
@@ -745,13 +746,14 @@ def backward(
     floating[:, :, ::1] d_h_0 not None,
     floating[:, :, ::1] d_c_0 not None,
     list gradients not None,
+    bint adds,
     int threads,
     int limit,
 ):
     """Gradients of a recorded call; shapes as fl_backward_call has them in fastlstm.h. Uses the tape up.
 
     `gradients` has, for each layer and direction, arrays of bytes for weight_ih, weight_hh, the biases, weight_hr,
-    weight_peephole, h_0 and c_0 (or None), to which is added.
+    weight_peephole, h_0 and c_0 (or None): written, or added to if `adds`.
     """
     cdef const fl_network *net = &tape.network.net
     cdef fl_backward_call call
@@ -774,7 +776,7 @@ def backward(
     call.d_c_n = <const char *>&d_c_n[0, 0, 0] if d_c_n is not None and B and net.C else NULL
     call.d_h_0 = <char *>&d_h_0[0, 0, 0] if B else NULL
     call.d_c_0 = <char *>&d_c_0[0, 0, 0] if B and net.C else NULL
-    call.steps, call.first_step = steps, first_step
+    call.steps, call.first_step, call.adds = steps, first_step, adds
     call.resets = NULL
     if resets is not None and T and B:
         call.resets = &resets[0, 0]

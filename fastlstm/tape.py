@@ -119,7 +119,7 @@ class Tape(Generic[S]):
         assert engine is not None, "a tape that is not used up"
         run = _BACKWARD[d_state[0].dtype.name]
         try:
-            run(self._transposed, engine, d_y, *d_final, self._resets, steps, 0, d_x, *d_state, records, *threads)
+            run(self._transposed, engine, d_y, *d_final, self._resets, steps, 0, d_x, *d_state, records, False, *threads)
         except MemoryError:  # nothing has changed then; after Ctrl-C it is worth nothing
             self._engine = engine
             raise
@@ -196,11 +196,13 @@ class Tape(Generic[S]):
         d_input: Array | None = None
         d_x: Array | None = None
         if input:
-            d_input = _zeros((T, I) if single else (B, T, I) if self._batch_first else (T, B, I), net.dtype)
+            # All of it is written but where a row has ended
+            room = _room if self._lengths is None and T and B else _zeros
+            d_input = room((T, I) if single else (B, T, I) if self._batch_first else (T, B, I), net.dtype)
             d_x = d_input[:, None] if single else d_input.transpose(1, 0, 2) if self._batch_first else d_input
         d_initial = _copies(d_final, net._new_state(B))  # a row without a step hands on what it is given
         shapes = self._weights.expected_shapes()
-        parameters = _zeros_of(shapes, net.dtype)
+        parameters = _room_of(shapes, net.dtype, T * B)
         records: Records = []
         for index in range(len(self._weights.layers)):
             end = suffix(index, net.num_directions)
@@ -330,6 +332,7 @@ class RecomputedTape(Tape[S]):
         T, B = self._sizes
         forward, backward, transposed = _FORWARD[x.dtype.name], _BACKWARD[x.dtype.name], part._transposed_weights()
         d_before = _copies(d_after, part._new_state(B))
+        adds = False
         for begin, end in reversed(self._segments(part)):
             state, (lengths, resets) = self._states[index][begin], self._cut(begin, end)
             tape = _engine.Tape(part._network, end - begin, B, lengths, _bytes(state[0]), _bytes(state[1]))
@@ -337,7 +340,8 @@ class RecomputedTape(Tape[S]):
             forward(part._network, x[begin:end], *state, output, *after, lengths, resets, *threads, tape)
             d_before = _copies(d_after, part._new_state(B))
             d_out, d_in = (None if d is None else d[begin:end] for d in (d_y, d_x))
-            backward(transposed, tape, d_out, *d_after, resets, steps, begin, d_in, *d_before, [record], *threads)
+            backward(transposed, tape, d_out, *d_after, resets, steps, begin, d_in, *d_before, [record], adds, *threads)
+            adds = True
             border = end if part.weights.reverse else begin
             if 0 < border < T:
                 _zero(d_before, self._active(border) if steps and border % steps == 0 else self._fresh(border))
@@ -381,16 +385,21 @@ class RecomputedTape(Tape[S]):
         self._parts = _parts(self._net)
 
 
-def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def _room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     array: Array = _engine.new_array(shape, dtype, 1 << 20)  # gradients are rarely kept
+    return array
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    array = _room(shape, dtype)
     array.fill(0)
     return array
 
 
-def _zeros_of(shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any]) -> dict[str, Array]:
-    """Arrays of one piece of memory: many of some megabytes would come from fresh pages at every call."""
+def _room_of(shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any], tokens: int) -> dict[str, Array]:
+    """Arrays of one piece of memory: many of some megabytes would come from fresh pages at every call. Zeros if there is no token."""
     sizes = [math.prod(shape) for shape in shapes.values()]
-    memory, ends = _zeros((sum(sizes),), dtype), accumulate(sizes)
+    memory, ends = (_room if tokens else _zeros)((sum(sizes),), dtype), accumulate(sizes)
     return {name: memory[end - size : end].reshape(shapes[name]) for name, size, end in zip(shapes, sizes, ends, strict=True)}
 
 

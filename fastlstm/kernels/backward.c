@@ -452,10 +452,10 @@ static void pack_panel(const place *p, const void **b, fl_index n, fl_index colu
         copy_padded(p->panel + i * width, (const char *)b[i] + column * item, bytes, width);
 }
 
-/* out (rows, columns) += a^T panel over n tokens, for one run of at most FL_UNITS rows and the panel's columns, from `column` on; `a`
- * points at the first row's column. */
-static void outer_product(const place *p, fl_index n, const char *a, fl_index a_pitch, char *out, fl_index rows, fl_index columns,
-                          fl_index column)
+/* out (rows, columns) += a^T panel over n tokens, or = if it `begins`, for one run of at most FL_UNITS rows and the panel's columns, from
+ * `column` on; `a` points at the first row's column. */
+static void outer_product(const place *p, int begins, fl_index n, const char *a, fl_index a_pitch, char *out, fl_index rows,
+                          fl_index columns, fl_index column)
 {
     const fl_index item = p->net->item, width = FL_VECTORS * p->net->V, tiles = fl_ceil_div(rows, FL_MAX_TILE);
     const fl_index count = fl_min(width, columns - column);
@@ -469,13 +469,17 @@ static void outer_product(const place *p, fl_index n, const char *a, fl_index a_
                 __builtin_prefetch(to + m * columns * item + at, 1);
         memset(p->acc, 0, (size_t)(M * width * item));
         p->kernels->outers[M - 1](p->acc, p->panel, a + from * item, a_pitch / item, n);
-        for (fl_index m = 0; m < M; m++)
+        for (fl_index m = 0; m < M; m++) {
+            if (begins)
+                memset(to + m * columns * item, 0, (size_t)(count * item));
             p->kernels->add(count, p->acc + m * width * item, to + m * columns * item);
+        }
     }
 }
 
 /* d_weight (gates * H, columns) += dG^T b for this thread's gate rows: runs of FL_UNITS units of one gate are shared out. */
-static int gate_weights(place *p, const pass *q, fl_index token, fl_index n, const void **b, char *d_weight, fl_index columns)
+static int gate_weights(place *p, const pass *q, int begins, fl_index token, fl_index n, const void **b, char *d_weight,
+                        fl_index columns)
 {
     const fl_network *net = p->net;
     const fl_index width = FL_VECTORS * net->V, runs = net->gates * fl_padded(net->H) / FL_UNITS;
@@ -488,7 +492,7 @@ static int gate_weights(place *p, const pass *q, fl_index token, fl_index n, con
             pack_panel(p, b, n, columns, column);
             for (fl_index run = from; run < to; run++) {
                 const fl_index unit = run / net->gates * FL_UNITS, gate = run % net->gates;
-                outer_product(p, n, gates + run * FL_UNITS * net->item, p->tape->gates_pitch,
+                outer_product(p, begins, n, gates + run * FL_UNITS * net->item, p->tape->gates_pitch,
                               d_weight + (gate * net->H + unit) * columns * net->item, fl_min(FL_UNITS, net->H - unit), columns,
                               column);
             }
@@ -511,7 +515,7 @@ static void gate_biases(place *p, const pass *q, fl_index token, fl_index n)
 }
 
 /* d_weight_hr (P, H) += dh^T m */
-static int projection_weights(place *p, const pass *q, fl_index token, fl_index n)
+static int projection_weights(place *p, const pass *q, int begins, fl_index token, fl_index n)
 {
     const fl_network *net = p->net;
     const fl_index width = FL_VECTORS * net->V, runs = fl_padded(net->P) / FL_UNITS;
@@ -522,7 +526,7 @@ static int projection_weights(place *p, const pass *q, fl_index token, fl_index 
     for (fl_index column = 0; column < net->H; column += width) {
         pack_panel(p, p->rows_at, n, net->H, column);
         for (fl_index run = begin; run < end; run++)
-            outer_product(p, n, q->dh + token * p->l->dh_pitch + run * FL_UNITS * net->item, p->l->dh_pitch,
+            outer_product(p, begins, n, q->dh + token * p->l->dh_pitch + run * FL_UNITS * net->item, p->l->dh_pitch,
                           q->d_weights->weight_hr + run * FL_UNITS * net->H * net->item,
                           fl_min(FL_UNITS, net->P - run * FL_UNITS), net->H, column);
         if (fl_stopped(&p->watcher, n * (end - begin) * FL_UNITS * width))
@@ -583,8 +587,8 @@ static void peephole_weights(const place *p, const pass *q, fl_index t, fl_index
     }
 }
 
-/* All products over the tokens of the steps [t, end). */
-static int products(place *p, const pass *q, fl_index t, fl_index end)
+/* All products over the tokens of the steps [t, end). The first tokens of a call begin the gradients of weights: `begins` is 0 then. */
+static int products(place *p, const pass *q, int *begins, fl_index t, fl_index end)
 {
     const fl_index first = p->tape->first[t], last = p->tape->first[end];
 
@@ -594,17 +598,18 @@ static int products(place *p, const pass *q, fl_index t, fl_index end)
         const fl_index n = fl_min(BLOCK_TOKENS, last - token);
 
         point_to_inputs(p, q, token, n);
-        if (gate_weights(p, q, token, n, p->rows_at, q->d_weights->weight_ih, q->I))
+        if (gate_weights(p, q, *begins, token, n, p->rows_at, q->d_weights->weight_ih, q->I))
             return FL_STOPPED;
         point_to_h(p, q, t, token, n);
-        if (gate_weights(p, q, token, n, p->rows_at, q->d_weights->weight_hh, p->net->P))
+        if (gate_weights(p, q, *begins, token, n, p->rows_at, q->d_weights->weight_hh, p->net->P))
             return FL_STOPPED;
         if (q->d_weights->bias)
             gate_biases(p, q, token, n);
-        if (p->net->has_projection && projection_weights(p, q, token, n))
+        if (p->net->has_projection && projection_weights(p, q, *begins, token, n))
             return FL_STOPPED;
         if (q->packed->peephole)
             peephole_weights(p, q, t, token, n);
+        *begins = 0;
     }
     return FL_OK;
 }
@@ -612,6 +617,26 @@ static int products(place *p, const pass *q, fl_index t, fl_index end)
 /* ---- The call ------------------------------------------------------------------------------------------------------------------ */
 
 /* ---- The network's own initial state ------------------------------------------------------------------------------------------- */
+
+/* Gradients that are sums from the beginning: the small ones, and all where there is no token. */
+static void clear_gradients(const place *p, const pass *q)
+{
+    const fl_network *net = p->net;
+    const fl_index item = net->item, rows = net->gates * net->H;
+    const fl_layer_gradients *d = q->d_weights;
+    const struct {
+        char *at;
+        fl_index count;
+    } small[] = {{d->bias, rows}, {d->weight_peephole, 3 * net->H}, {d->h_0, net->P}, {d->c_0, net->C}},
+      large[] = {{d->weight_ih, rows * q->I}, {d->weight_hh, rows * net->P}, {d->weight_hr, net->P * net->H}};
+
+    for (int i = 0; i < 4; i++)
+        if (small[i].at)
+            memset(small[i].at, 0, (size_t)(small[i].count * item));
+    for (int i = 0; i < 3; i++)
+        if (large[i].at && !p->tape->tokens)
+            memset(large[i].at, 0, (size_t)(large[i].count * item));
+}
 
 /* Nothing is asked of it yet, but by rows without a step, which hand on what is asked of their final state. */
 static void clear_own(const place *p, const pass *q)
@@ -660,7 +685,10 @@ static int run(place *p, const pass *q)
 {
     const fl_index T = p->tape->T, steps = p->l->steps, blocks = fl_ceil_div(T, steps);
     processed after = {0, 0};
+    int begins = !p->call->adds;
 
+    if (begins && p->side_rank == 0)
+        clear_gradients(p, q);
     clear_own(p, q);
     for (fl_index block = 0; block < blocks; block++) {
         const fl_index first = (q->reverse ? block : blocks - 1 - block) * steps, end = fl_min(first + steps, T);
@@ -674,7 +702,7 @@ static int run(place *p, const pass *q)
             if (meet(p, p->units, p->units_size))
                 return FL_STOPPED;
         }
-        if (meet(p, p->side, p->side_size) || products(p, q, first, end))
+        if (meet(p, p->side, p->side_size) || products(p, q, &begins, first, end))
             return FL_STOPPED;
     }
     if (after.n && step(p, q, after, q->reverse ? T : -1, 0))

@@ -360,7 +360,7 @@ void fl_release(fl_call *call);
 
 /* ---- Gradients -------------------------------------------------------------------------------------------------------------- */
 
-/* One layer's and direction's, all INOUT: backward adds to them. Shapes as in fl_layer_weights; NULL where there is none. */
+/* One layer's and direction's: OUT, or INOUT if the call adds to them. Shapes as in fl_layer_weights; NULL where there is none. */
 typedef struct {
     char *weight_ih, *weight_hh, *bias, *weight_hr, *weight_peephole, *h_0, *c_0;
 } fl_layer_gradients;
@@ -378,6 +378,7 @@ typedef struct {
     fl_array d_x;                        /* OUT (T, B, I); padding is left alone; NULL data: not wanted */
     char *d_h_0, *d_c_0;                 /* OUT as h_0 and c_0; rows of length 0 are left alone */
     const fl_layer_gradients *d_weights; /* L * D records */
+    int adds;                            /* to what they hold; 0: they hold nothing */
     fl_watch watch;
 
     fl_plan plan; /* from fl_make_backward_plan */

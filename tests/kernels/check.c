@@ -756,6 +756,7 @@ static uint64_t backward(uint64_t h, const fl_call *call, fl_tape *tape, const f
     void *d_c_n = numbers(item, states * B * net->C, 1), *d_x = zeros(item, T * B * net->I);
     void *d_h_0 = zeros(item, states * B * P), *d_c_0 = zeros(item, states * B * net->C);
     fl_transposed transposed = {0};
+    const int adds = T % 2; /* to zeros */
 
     EXPECT(fl_transpose(net, weights, &transposed) == FL_OK, "fl_transpose");
     for (fl_index i = 0; i < states; i++) {
@@ -763,8 +764,12 @@ static uint64_t backward(uint64_t h, const fl_call *call, fl_tape *tape, const f
         const fl_index sizes[] = {rows * net->layers[i].I, rows * P, rows, P * net->H, 3 * net->H, P, net->H};
         char **parts[] = {&d_weights[i].weight_ih,       &d_weights[i].weight_hh, &d_weights[i].bias, &d_weights[i].weight_hr,
                           &d_weights[i].weight_peephole, &d_weights[i].h_0,       &d_weights[i].c_0};
-        for (int part = 0; part < 7; part++)
+        for (int part = 0; part < 7; part++) {
+            const int unused = (part == 3 && !net->has_projection) || (part == 6 && !net->C);
             *parts[part] = zeros(item, sizes[part]);
+            if (!adds && !unused) /* NaN: what stood there must not matter */
+                memset(*parts[part], 0xff, (size_t)(sizes[part] * item));
+        }
     }
     fl_backward_call back = {
         .net = net,
@@ -780,6 +785,7 @@ static uint64_t backward(uint64_t h, const fl_call *call, fl_tape *tape, const f
         .d_h_0 = d_h_0,
         .d_c_0 = d_c_0,
         .d_weights = d_weights,
+        .adds = adds,
         .plan = plan,
     };
     EXPECT(fl_prepare_backward(&back) == FL_OK, "fl_prepare_backward");
