@@ -19,6 +19,8 @@
 #define sigmoid FL_JOIN(sigmoid, FL_TYPE)
 #define tanh_parts FL_JOIN(tanh_parts, FL_TYPE)
 #define canonical FL_JOIN(canonical, FL_TYPE)
+#define new_c FL_JOIN(new_c, FL_TYPE)
+#define new_h FL_JOIN(new_h, FL_TYPE)
 #define lstm_equations FL_JOIN(lstm_equations, FL_TYPE)
 #define lstm_cell FL_JOIN(lstm_cell, FL_TYPE)
 #define lstm_record FL_JOIN(lstm_record, FL_TYPE)
@@ -295,46 +297,64 @@ INLINE void tanh_parts(vec x, vec *numerator, vec *denominator)
 /* One NaN for all, or its bits would depend on the order in which a compiler hands operands to an instruction. */
 INLINE vec canonical(vec x) { return v_known(x, v_set((real)__builtin_nan(""))); }
 
-/* c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c'). Three divisions for five: sigmoid(i) tanh(g) is
- * one quotient, h' another. A single quotient for c' would save one more, but lose bits and overflow for large c.
- * Recording keeps i, f, g, o besides, four divisions more; `gates` is a constant NULL otherwise.
- * First all rows' c', then all rows' h': tanh(c') is one long chain, and a processor that meets it between two rows' gates
- * waits for it. Between the two h_row keeps 1 / sigmoid(o). */
+/* c' = sigmoid(f) c + sigmoid(i) tanh(g), and 1 / sigmoid(o). Two divisions for four: sigmoid(i) tanh(g) is one quotient. A single one for
+ * c' would save another, but lose bits and overflow for large c. Recording keeps i, f, g, o besides, four divisions more. */
+INLINE vec new_c(const real *x, const real *r, const real *b, const real *c, real *gates, vec *o_inverse)
+{
+    vec gate[FL_VECTORS], exponent[FL_VECTORS], s[FL_VECTORS], q[FL_VECTORS], numerator, denominator;
+
+    EACH (v, FL_VECTORS) {
+        gate[v] = (v_load(x + v * LANES) + v_load(r + v * LANES)) + v_load(b + v * LANES);
+        exponent[v] = v == 2 ? tanh_exponent(gate[v]) : sigmoid_exponent(gate[v]);
+    }
+    exp_parts(FL_VECTORS, exponent, s, q);
+    const vec i_inverse = sigmoid_inverse(s[0], q[0]);
+    const vec f_inverse = sigmoid_inverse(s[1], q[1]);
+
+    *o_inverse = sigmoid_inverse(s[3], q[3]);
+    tanh_quotient(gate[2], s[2], q[2], &numerator, &denominator);
+    if (gates) {
+        v_store(gates, v_set(1) / i_inverse);
+        v_store(gates + FL_UNITS, v_set(1) / f_inverse);
+        v_store(gates + 2 * FL_UNITS, numerator / denominator);
+        v_store(gates + 3 * FL_UNITS, v_set(1) / *o_inverse);
+    }
+    return v_load(c) / f_inverse + numerator / (i_inverse * denominator);
+}
+
+/* h' = sigmoid(o) tanh(c'), one quotient. */
+INLINE vec new_h(vec c, vec o_inverse)
+{
+    vec numerator, denominator;
+
+    tanh_parts(c, &numerator, &denominator);
+    return canonical(numerator / (o_inverse * denominator));
+}
+
+/* First all rows' c', then all rows' h': tanh(c') is one long chain, and a processor that meets it between two rows' gates waits for it.
+ * Between the two h_row keeps 1 / sigmoid(o). A single row goes straight on. `gates` is a constant NULL where they are not kept. */
 INLINE void lstm_equations(fl_index n, const real *x, const real *r, const real *b, real *c_first, fl_index c_pitch,
                            real *h_first, fl_index h_pitch, real *gates, fl_index gates_pitch)
 {
     real *c_row = c_first, *h_row = h_first;
-    vec numerator, denominator;
+    vec o_inverse;
 
+    if (n == 1) {
+        const vec c = new_c(x, r, b, c_row, gates, &o_inverse);
+        v_store(c_row, canonical(c));
+        v_store(h_row, new_h(c, o_inverse));
+        return;
+    }
     for (fl_index row = 0; row < n; row++, x += FL_VECTORS * LANES, r += FL_VECTORS * LANES, c_row += c_pitch, h_row += h_pitch) {
-        vec gate[FL_VECTORS], exponent[FL_VECTORS], s[FL_VECTORS], q[FL_VECTORS];
-
-        EACH (v, FL_VECTORS) {
-            gate[v] = (v_load(x + v * LANES) + v_load(r + v * LANES)) + v_load(b + v * LANES);
-            exponent[v] = v == 2 ? tanh_exponent(gate[v]) : sigmoid_exponent(gate[v]);
-        }
-        exp_parts(FL_VECTORS, exponent, s, q);
-        const vec i_inverse = sigmoid_inverse(s[0], q[0]);
-        const vec f_inverse = sigmoid_inverse(s[1], q[1]);
-        const vec o_inverse = sigmoid_inverse(s[3], q[3]);
-
-        tanh_quotient(gate[2], s[2], q[2], &numerator, &denominator);
-        if (gates) {
-            v_store(gates, v_set(1) / i_inverse);
-            v_store(gates + FL_UNITS, v_set(1) / f_inverse);
-            v_store(gates + 2 * FL_UNITS, numerator / denominator);
-            v_store(gates + 3 * FL_UNITS, v_set(1) / o_inverse);
-            gates += gates_pitch;
-        }
-        v_store(c_row, canonical(v_load(c_row) / f_inverse + numerator / (i_inverse * denominator)));
+        v_store(c_row, canonical(new_c(x, r, b, c_row, gates, &o_inverse)));
         v_store(h_row, o_inverse);
+        if (gates)
+            gates += gates_pitch;
     }
     c_row = c_first;
     h_row = h_first;
-    for (fl_index row = 0; row < n; row++, c_row += c_pitch, h_row += h_pitch) {
-        tanh_parts(v_load(c_row), &numerator, &denominator);
-        v_store(h_row, canonical(numerator / (v_load(h_row) * denominator)));
-    }
+    for (fl_index row = 0; row < n; row++, c_row += c_pitch, h_row += h_pitch)
+        v_store(h_row, new_h(v_load(c_row), v_load(h_row)));
 }
 
 static void lstm_cell(fl_index n, const void *xW, const void *hR, const void *bias, void *c, fl_index c_pitch, void *h,
@@ -623,6 +643,8 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
 #undef sigmoid
 #undef tanh_parts
 #undef canonical
+#undef new_c
+#undef new_h
 #undef lstm_equations
 #undef lstm_cell
 #undef lstm_record
