@@ -14,9 +14,13 @@ void fl_multiply(const fl_kernels *kernels, int kind, char *acc, fl_index acc_ne
         kernels->tile_pair[kind](1, acc, acc_next, panel, panel_next, scales, rows, K);
         return;
     }
-    const fl_index tiles = fl_ceil_div(n, FL_MAX_TILE), slab = tiles > 1 ? PANEL_K : K;
-    for (fl_index k = 0; k < K; k += slab) {
-        const fl_index count = fl_min(slab, K - k);
+    if (n <= FL_MAX_TILE) {
+        kernels->tiles[kind][n - 1](1, acc, 0, panel, 0, scales, rows, K);
+        return;
+    }
+    const fl_index tiles = fl_ceil_div(n, FL_MAX_TILE);
+    for (fl_index k = 0; k < K; k += PANEL_K) {
+        const fl_index count = fl_min(PANEL_K, K - k);
         for (fl_index t = 0; t < tiles; t++) { /* even tiles: 7 rows are 4 and 3, not 6 and 1 */
             const fl_index first = fl_share(n, tiles, t), M = fl_share(n, tiles, t + 1) - first;
             const void *at[FL_MAX_TILE];
