@@ -263,9 +263,10 @@ def chunk_steps(given: int | None, lstm: fastlstm.LSTM, steps: int, nbytes: int)
     """Time steps that one call takes."""
     if given is not None and given < 1:
         raise ValueError(f"--chunk must be at least 1, got {given}")
-    if lstm.bidirectional:
+    if lstm.bidirectional or lstm.weights.reverse:  # the state goes from the end to the beginning, not from chunk to chunk
         if given is not None:
-            raise ValueError("--chunk does not fit a bidirectional network, whose backward direction begins at the end")
+            what = "bidirectional network, whose backward direction" if lstm.bidirectional else "reverse network, which"
+            raise ValueError(f"--chunk does not fit a {what} begins at the end")
         return max(steps, 1)
     return given or max(1, CHUNK_BYTES * steps // max(nbytes, 1))
 

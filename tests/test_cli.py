@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,24 @@ def test_a_bidirectional_network_runs_in_one_piece(
     refused(capsys, run("--chunk", "7"), "--chunk", "bidirectional", files={"model.safetensors", "x.npy"})
     assert run() == 0
     assert np.load("y.npy").tobytes() == lstm(x)[0].tobytes()
+
+
+@pytest.mark.parametrize("flipped", [False, True], ids=["own-time", "order-of-processing"])
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_a_reverse_network_runs_in_one_piece(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, num_layers: int, flipped: bool
+) -> None:
+    """As a node of ONNX, or a layer of Keras with go_backwards: its state comes from the steps that follow."""
+    monkeypatch.setattr(cli, "CHUNK_BYTES", 1)
+    weights = replace(fastlstm.LSTM(I, H, num_layers, seed=1).weights, reverse=True, flipped=flipped)
+    lstm, x = fastlstm.LSTM.from_weights(weights), inputs(30, 3, I)
+    lstm.save("model.safetensors")
+    refused(capsys, run("--chunk", "7"), "--chunk", "reverse", files={"model.safetensors", "x.npy"})
+    assert run("--state-out", "state.npz") == 0
+    output, (h, c) = lstm(x)
+    assert np.load("y.npy").tobytes() == output.tobytes()
+    with np.load("state.npz") as state:
+        assert (state["h"].tobytes(), state["c"].tobytes()) == (h.tobytes(), c.tobytes())
 
 
 @pytest.mark.parametrize("shape", [(0, 3, I), (30, 0, I), (0, I)])
