@@ -524,7 +524,10 @@ class Model:
 
 
 class ModelStream:
-    """The state of B rows that advance through a :class:`Model`; made by :meth:`Model.stream`. It belongs to one thread."""
+    """The state of B rows that advance through a :class:`Model`; made by :meth:`Model.stream`.
+
+    It belongs to one thread at a time. A copy (also by pickling) goes on by itself from where the stream is.
+    """
 
     def __init__(self, model: Model, batch_size: int) -> None:
         for step in model.steps:
@@ -610,3 +613,14 @@ class ModelStream:
         if single:
             result = result[0] if axis == 0 else result[:, 0]
         return result
+
+    def __reduce__(self) -> Any:
+        return _go_on, (self._model, self.batch_size, [stream.state for stream in self._streams.values()])
+
+
+def _go_on(model: Model, batch_size: int, states: Sequence[State]) -> ModelStream:
+    """A copy of a stream."""
+    copied = ModelStream(model, batch_size)
+    for stream, state in zip(copied._streams.values(), states, strict=True):
+        stream.state = state
+    return copied

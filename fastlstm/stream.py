@@ -37,14 +37,19 @@ class Stream(Generic[S]):
         self._I, self._P = network.input_size, network.weights.proj_size or network.hidden_size
         self._dtype = network.dtype
         self._shape = (B, self._P)
-        self._h = tuple(np.zeros((network.num_layers, B, self._P), self._dtype) for _ in range(2))
-        self._c = tuple(np.zeros((network.num_layers, B, network.weights.cell_size), self._dtype) for _ in range(2))
-        h, c = (tuple(array.reshape(-1).view(np.uint8) for array in pair) for pair in (self._h, self._c))
-        self._kind, self._weights = type(network), network.weights
+        self._kind, self._weights, self._network = type(network), network.weights, network._network
         self._initial = self._weights.initial_state
         self._split, self._join = network._split, network._join
-        self._engine = _engine.StreamState(network._network, B, h, c, _threads.allowance(None)[0])  # type: ignore[arg-type]
+        self._take_memory()
         self.reset()
+
+    def _take_memory(self) -> None:
+        """Room for the state before a step and after it, and the engine's prepared call."""
+        L, B, C = self._weights.num_layers, self.batch_size, self._weights.cell_size
+        self._h = tuple(np.zeros((L, B, self._P), self._dtype) for _ in range(2))
+        self._c = tuple(np.zeros((L, B, C), self._dtype) for _ in range(2))
+        h, c = (tuple(array.reshape(-1).view(np.uint8) for array in pair) for pair in (self._h, self._c))
+        self._engine = _engine.StreamState(self._network, B, h, c, _threads.allowance(None)[0])  # type: ignore[arg-type]
 
     def step(self, x: Any) -> Array:
         """Take one step.
@@ -132,12 +137,23 @@ class Stream(Generic[S]):
         for held, initial in zip((self._h[now], self._c[now]), self._initial, strict=True):
             held[:, chosen] = initial[:, None]
 
+    def __copy__(self) -> Stream[S]:
+        """Another state over the same packed weights, which nothing changes."""
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._take_memory()
+        other.state = self.state
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stream[S]:
+        return self.__copy__()
+
     def __reduce__(self) -> Any:
         return _go_on, (self._kind, self._weights, self.batch_size, self.state)
 
 
 def _go_on(kind: type[Network[S]], weights: Weights, batch_size: int, state: S) -> Stream[S]:
-    """A copy of a stream."""
+    """A stream that was pickled."""
     stream = kind.from_weights(weights).stream(batch_size)
     stream.state = state
     return stream

@@ -16,6 +16,7 @@ from helpers import DTYPES, Case, assert_same_bytes, flat, import_torch, make_ca
 from safetensors.numpy import load_file
 
 import fastlstm
+from fastlstm import _engine
 from fastlstm.weights import Weights
 
 NETWORKS: tuple[dict[str, Any], ...] = (
@@ -350,6 +351,13 @@ def test_a_copy_of_a_stream_goes_on_by_itself(case: Case, copied: Any) -> None:
     expected = flat(case.network()(case.x))
     assert_same_bytes((np.stack(outputs), *stream.state), expected)
     assert_same_bytes((np.stack([*outputs[:4], *map(other.step, case.x[4:])]), *other.state), expected)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_of_a_stream_packs_nothing_again(case: Case, copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = case.network().stream(batch_size=case.shape.B)
+    monkeypatch.setattr(_engine, "Network", None)
+    assert copied(stream).step(case.x[0]).tobytes() == stream.step(case.x[0]).tobytes()
 
 
 def test_stream_of_one_row_takes_both_shapes() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,18 @@ FILES: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any], np.ndarray], np
 }
 
 
+def two_lstms() -> Model:
+    """Two LSTMs of one layer, the first with an initial state of its own, and a dense layer."""
+    lower, upper = (fastlstm.LSTM(I, 4, seed=I).weights.layers[0] for I in (2, 4))
+    lower = replace(lower, h_0=values(1, 4), c_0=values(2, 4))
+    steps: list[Step] = [
+        Recurrent("lower", (INPUT,), Weights((lower,))),
+        Recurrent("upper", ("lower",), Weights((upper,))),
+        Dense("out", ("upper",), values(3, 3, 4)),
+    ]
+    return Model(steps, 2)
+
+
 def inputs(model: Model, *shape: int) -> np.ndarray:
     return np.random.default_rng(1).standard_normal((*shape, model.input_size or 1)).astype(np.float32)
 
@@ -148,6 +162,21 @@ def test_a_stream_gives_the_same_bits(case: str, batch: int, tmp_path: Path) -> 
         assert np.stack([stream.step(x_t[0]) for x_t in x]).tobytes() == y.tobytes()
         stream.reset()
         assert stream.process(x[:, 0]).tobytes() == y.tobytes()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
+def test_a_copy_of_a_stream_goes_on_by_itself(copied: Any) -> None:
+    model = two_lstms()
+    x = inputs(model, T, B)
+    y = model(x)
+    stream = model.stream(B)
+    parts = [stream.process(x[:3]), stream.step(x[3])[None]]
+    other = copied(stream)
+    other.process(-x)
+    other = copied(stream)
+    rest = stream.process(x[4:])
+    assert np.concatenate([*parts, rest]).tobytes() == y.tobytes()
+    assert np.stack([other.step(x_t) for x_t in x[4:]]).tobytes() == rest.tobytes()
 
 
 def test_sample_rate(tmp_path: Path) -> None:
