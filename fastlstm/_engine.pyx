@@ -933,6 +933,10 @@ cdef class StreamState:
             PyBuffer_Release(&source)
         return True
 
+    def take_back(self, bint current):
+        """Forget the last step, or none: the state that it began from is still there; `current` is where that was."""
+        self.current = current
+
     cdef int run(self, Py_buffer *source, Py_buffer *target, int threads, int limit) except -1:
         cdef fl_call *call = &self.call
         cdef Job job = Job(call, NULL)

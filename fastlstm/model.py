@@ -539,6 +539,7 @@ class ModelStream:
         for step in self._recurrent:
             self._streams[step.name] = step.lstm.stream(batch_size)
         self._special: dict[str, Callable[[Array], Array]] = {name: stream.step for name, stream in self._streams.items()}
+        self._engines = [stream._engine for stream in self._streams.values()]
         self.batch_size = batch_size
         self.reset()
 
@@ -567,17 +568,22 @@ class ModelStream:
         Raises
         ------
         ValueError, TypeError
-            If `x` does not fit.
+            If `x` does not fit; the state has not changed then.
         """
         size = self._model.input_size
         array = as_array("x", x) if size is None else as_floats("x", x, self._model.dtype)
         shape = () if size is None else (size,)
-        if array.shape == shape and self.batch_size == 1:
-            first: Array = self._model._run(array[None], self._special)[0]
-            return first
-        if array.shape != (self.batch_size, *shape):
+        single = array.shape == shape and self.batch_size == 1
+        if not single and array.shape != (self.batch_size, *shape):
             raise shape_error("x", (self.batch_size, *shape), array.shape)
-        return self._model._run(array, self._special)
+        before = [(engine, engine.current) for engine in self._engines]
+        try:
+            result = self._model._run(array[None] if single else array, self._special)
+            return result[0] if single else result
+        except BaseException:  # Ctrl-C too: some of the LSTMs have taken the step, others have not
+            for engine, current in before:
+                engine.take_back(current)
+            raise
 
     def process(self, x: Any) -> Array:
         """Take a block of steps: the results of as many calls of :meth:`step`.
@@ -594,17 +600,19 @@ class ModelStream:
         Raises
         ------
         ValueError, TypeError
-            If `x` does not fit.
+            If `x` does not fit; the state has not changed then, nor after Ctrl-C.
         """
         array, single = self._model._checked(x)
         axis = 0 if self._model.batch_first else 1
         if array.shape[axis] != self.batch_size:
             raise ValueError(f"x must have {self.batch_size} sequences, got {array.shape[axis]}")
 
+        before = {name: stream.state for name, stream in self._streams.items()}
+        after: dict[str, State] = {}
+
         def advance(step: Recurrent) -> Callable[[Array], Array]:
             def run(values: Array) -> Array:
-                stream = self._streams[step.name]
-                output, stream.state = step.advance(values, stream.state)
+                output, after[step.name] = step.advance(values, before[step.name])
                 return output
 
             return run
@@ -612,15 +620,23 @@ class ModelStream:
         result = self._model._run(array, {step.name: advance(step) for step in self._recurrent})
         if single:
             result = result[0] if axis == 0 else result[:, 0]
+        try:
+            self._go_to(after)
+        except BaseException:  # Ctrl-C between two LSTMs
+            self._go_to(before)
+            raise
         return result
 
+    def _go_to(self, states: Mapping[str, State]) -> None:
+        for name, state in states.items():
+            self._streams[name].state = state
+
     def __reduce__(self) -> Any:
-        return _go_on, (self._model, self.batch_size, [stream.state for stream in self._streams.values()])
+        return _go_on, (self._model, self.batch_size, {name: stream.state for name, stream in self._streams.items()})
 
 
-def _go_on(model: Model, batch_size: int, states: Sequence[State]) -> ModelStream:
+def _go_on(model: Model, batch_size: int, states: Mapping[str, State]) -> ModelStream:
     """A copy of a stream."""
     copied = ModelStream(model, batch_size)
-    for stream, state in zip(copied._streams.values(), states, strict=True):
-        stream.state = state
+    copied._go_to(states)
     return copied

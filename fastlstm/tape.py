@@ -141,7 +141,8 @@ class Tape(Generic[S]):
         """Gradients of ``sum(output * d_output) + sum(h_n * d_state[0]) + sum(c_n * d_state[1])``.
 
         The sums behind each number have one order, which depends on T, B and the lengths alone: the same bits on any number of
-        threads. No gradient crosses a reset. A tape is used once: its memory becomes that of the gradients.
+        threads. No gradient crosses a reset. A tape is used once: its memory becomes that of the gradients. A call that Ctrl-C
+        ends has used it up, too; one that ends for lack of memory has not.
 
         Parameters
         ----------
@@ -166,7 +167,8 @@ class Tape(Generic[S]):
         Raises
         ------
         RuntimeError
-            If the tape was used before, or the network's weights were replaced since it was recorded.
+            If the tape was used before (also by a call that Ctrl-C ended), or the network's weights were replaced since it was
+            recorded.
         ValueError, TypeError
             If a gradient does not fit what it belongs to; the tape can still be used then.
 
@@ -397,7 +399,7 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 
 def _room_of(shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any], tokens: int) -> dict[str, Array]:
-    """Arrays of one piece of memory: many of some megabytes would come from fresh pages at every call. Zeros if there is no token."""
+    """Arrays of one piece of memory: many of some megabytes would come from fresh pages at every call. Zeros without tokens."""
     sizes = [math.prod(shape) for shape in shapes.values()]
     memory, ends = (_room if tokens else _zeros)((sum(sizes),), dtype), accumulate(sizes)
     return {name: memory[end - size : end].reshape(shapes[name]) for name, size, end in zip(shapes, sizes, ends, strict=True)}

@@ -179,6 +179,58 @@ def test_a_copy_of_a_stream_goes_on_by_itself(copied: Any) -> None:
     assert np.stack([other.step(x_t) for x_t in x[4:]]).tobytes() == rest.tobytes()
 
 
+class Fails(Step):
+    """Raises what it is told to."""
+
+    error: type[BaseException] | None = None
+
+    def run(self, *values: np.ndarray) -> np.ndarray:
+        if Fails.error is not None:
+            raise Fails.error
+        return values[0]
+
+
+@pytest.mark.parametrize("place", ["lower", "upper"], ids="after {}".format)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_a_stream_that_raises_has_not_moved(error: type[BaseException], place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the LSTMs before the place nor those after it."""
+    whole = two_lstms()
+    lower, upper, out = whole.steps
+    if place == "lower":
+        model = Model([lower, Fails("fails", ("lower",)), replace(upper, inputs=("fails",)), out], 2)
+    else:
+        model = Model([lower, upper, Fails("fails", ("upper",)), replace(out, inputs=("fails",))], 2)
+    x = inputs(model, T, B)
+    stream, parts = model.stream(B), []
+    for block in (x[:3], x[3], x[4:7], x[7], x[8:]):
+        take = stream.step if block.ndim == 2 else stream.process
+        monkeypatch.setattr(Fails, "error", error)
+        for _ in range(2):
+            with pytest.raises(error):
+                take(block)
+        monkeypatch.setattr(Fails, "error", None)
+        parts.append(take(block).reshape(-1, B, 3))
+    assert np.concatenate(parts).tobytes() == whole(x).tobytes()
+
+
+def test_a_stream_interrupted_between_its_states_has_not_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = two_lstms()
+    x = inputs(model, T, B)
+    stream, setter = model.stream(B), fastlstm.Stream.state.fset
+    sets = []
+
+    def interrupted(stream: fastlstm.Stream, state: Any) -> None:
+        sets.append(state)
+        if len(sets) == 2:
+            raise KeyboardInterrupt
+        setter(stream, state)
+
+    monkeypatch.setattr(fastlstm.Stream, "state", fastlstm.Stream.state.setter(interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        stream.process(x)
+    assert stream.process(x).tobytes() == model(x).tobytes()
+
+
 def test_sample_rate(tmp_path: Path) -> None:
     assert load_model(write(tmp_path / "x", nam())).sample_rate == 48000.0
     assert load_model(write(tmp_path / "x", rtneural())).sample_rate is None
