@@ -42,8 +42,8 @@ Pair = tuple[Array, Array]  # the state as the engine sees it: h and c, which ha
 class Network(Generic[S]):
     """Packed weights, and what is done with them whichever cell they belong to."""
 
-    weights: Weights
-    batch_first: bool
+    _weights: Weights
+    _batch_first: bool
 
     def _initialise(
         self,
@@ -62,7 +62,7 @@ class Network(Generic[S]):
         """Fresh weights, as PyTorch draws them."""
         check_sizes(input_size, hidden_size, num_layers, proj_size)
         bias, bidirectional = as_flag("bias", bias), as_flag("bidirectional", bidirectional)
-        self.batch_first = as_flag("batch_first", batch_first)
+        self._batch_first = as_flag("batch_first", batch_first)
         kind = _as_dtype(dtype)
         shapes = parameter_shapes(
             input_size,
@@ -110,7 +110,7 @@ class Network(Generic[S]):
             raise TypeError(f"weights must be fastlstm.Weights, got {type(weights).__name__}")
         cls._check_kind(weights)
         network = cls.__new__(cls)
-        network.batch_first = as_flag("batch_first", batch_first)
+        network._batch_first = as_flag("batch_first", batch_first)
         network._adopt(weights)
         return network
 
@@ -148,7 +148,7 @@ class Network(Generic[S]):
             owned.nonlinearity,
             owned.weight_dtype,
         )
-        self.weights = owned
+        self._weights = owned
         self._network = network
         self._transposed: _engine.Transposed | None = None
         self._dtype = owned.dtype
@@ -160,10 +160,30 @@ class Network(Generic[S]):
     def _transposed_weights(self) -> _engine.Transposed:
         """The weights packed a second time, for gradients, when they are first asked for."""
         if self._transposed is None:
-            self._transposed = _engine.Transposed(self._network, _rows(self.weights))
+            self._transposed = _engine.Transposed(self._network, _rows(self._weights))
         return self._transposed
 
     # ---- What it is ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def weights(self) -> Weights:
+        """The parameters; read-only arrays."""
+        return self._weights
+
+    @weights.setter
+    def weights(self, weights: Weights) -> None:
+        raise AttributeError(
+            "weights cannot be set: use load_state_dict for new tensors, from_weights for a new network"
+        )
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether inputs and outputs are ``(B, T, ...)``. May be set."""
+        return self._batch_first
+
+    @batch_first.setter
+    def batch_first(self, batch_first: bool) -> None:
+        self._batch_first = as_flag("batch_first", batch_first)
 
     @property
     def input_size(self) -> int:
@@ -247,14 +267,14 @@ class Network(Generic[S]):
             x, lengths, resets, order = _without_masked(x, mask, lengths, resets, single)
         T, B, _ = x.shape
         most, limit = _threads.allowance(threads)
-        merge_mode = self.weights.merge_mode
+        merge_mode = self._weights.merge_mode
         if out is None or merge_mode in ("sum", "mul", "ave"):
             result, output = self._new_output(T, B, single)
             target = result
         else:
             result = self._check_out(out, self._output_shape(T, B, single), (seen, h_0, c_0, lengths, resets))
             target = in_place(result)  # a copy of `out` if the kernels cannot write to it as it stands
-            output = self._as_written(target, single, self.batch_first)
+            output = self._as_written(target, single, self._batch_first)
         h_n, c_n = self._new_state(B)
         self._forward(self._network, x, h_0, c_0, output, h_n, c_n, lengths, resets, most, limit)
         if order is not None:
@@ -292,9 +312,9 @@ class Network(Generic[S]):
         if seed is not None and not 0 <= seed < 1 << 64:
             raise ValueError(f"seed must be between 0 and 2**64 - 1, got {seed}")
         chosen = int.from_bytes(os.urandom(8), "little") if seed is None else int(seed)
-        if self.weights.merge_mode != "concat":
-            raise ValueError(f"gradients are of both directions side by side, not of merge_mode {self.weights.merge_mode!r}")
-        if recompute and self.weights.layers[0].h_0 is not None:
+        if self._weights.merge_mode != "concat":
+            raise ValueError(f"gradients are of both directions side by side, not of merge_mode {self._weights.merge_mode!r}")
+        if recompute and self._weights.layers[0].h_0 is not None:
             raise ValueError("recompute=True does not cover a network with an initial state of its own; leave it out")
         kind: type[Tape[S]] = RecomputedTape if recompute else Tape
         return kind(self, x, h_0, c_0, lengths, resets, single, float(dropout), chosen, threads, order)
@@ -306,11 +326,11 @@ class Network(Generic[S]):
         x = seen = as_floats("x", x, self._dtype)
         single = x.ndim == 2
         if x.ndim not in (2, 3) or x.shape[-1] != I:
-            free = ("B", "T") if self.batch_first else ("T", "B")
+            free = ("B", "T") if self._batch_first else ("T", "B")
             raise shape_error("x", (*free, I), x.shape)
         if single:
             x = x[:, None]
-        elif self.batch_first:
+        elif self._batch_first:
             x = x.transpose(1, 0, 2)
         T, B, _ = x.shape
         x = in_place(x)
@@ -324,17 +344,17 @@ class Network(Generic[S]):
         return seen, x, single, h_0, c_0, lengths, resets
 
     def _output_shape(self, T: int, B: int, single: bool) -> tuple[int, ...]:
-        return (T, self._width) if single else (B, T, self._width) if self.batch_first else (T, B, self._width)
+        return (T, self._width) if single else (B, T, self._width) if self._batch_first else (T, B, self._width)
 
     def _new_output(self, T: int, B: int, single: bool) -> tuple[Array, Array]:
         """An array as the caller gets it, and the same memory as the engine writes it."""
         output = _engine.new_array(self._output_shape(T, B, single), self._dtype)
-        return output, self._as_written(output, single, self.batch_first)
+        return output, self._as_written(output, single, self._batch_first)
 
     def _as_written(self, output: Array, single: bool, batch_first: bool) -> Array:
         """The same memory as (T, B, ...) with each step at its own time, which Keras' order of processing turns round."""
         output = output[:, None] if single else output.transpose(1, 0, 2) if batch_first else output
-        return output[::-1] if self.weights.flipped else output
+        return output[::-1] if self._weights.flipped else output
 
     def _new_state(self, B: int) -> Pair:
         _, P, C, records = self._sizes
@@ -357,7 +377,7 @@ class Network(Generic[S]):
     def _merged(self, both: Array, out: Any, inputs: tuple[Array | None, ...]) -> Any:
         """The outputs of both directions made one, as Keras' Bidirectional does; a pair if its mode is None."""
         forward, backward = np.split(both, 2, axis=-1)
-        mode = self.weights.merge_mode
+        mode = self._weights.merge_mode
         if mode is None:
             return forward, backward
         result = np.empty(forward.shape, self._dtype) if out is None else self._check_out(out, forward.shape, inputs)

@@ -283,6 +283,22 @@ def case(request: pytest.FixtureRequest) -> Case:
     return make_case(request.param)
 
 
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.RNN])
+def test_what_may_be_set(kind: Any) -> None:
+    network = kind(3, 5, seed=0)
+    kept = network.weights
+    with pytest.raises(AttributeError, match=r"weights cannot be set: .*load_state_dict.*from_weights"):
+        network.weights = kind(3, 5, seed=1).weights
+    for wrong in ("no", None, 2):
+        with pytest.raises(TypeError, match="batch_first must be True or False"):
+            network.batch_first = wrong
+    assert (network.weights is kept, network.batch_first) == (True, False)
+    network.batch_first = True
+    h_n = network(np.zeros((2, 7, 3), "f"))[1]
+    assert (h_n if kind is fastlstm.RNN else h_n[0]).shape == (1, 2, 5)
+    assert repr(network).endswith("(3, 5, batch_first=True)")
+
+
 def test_stream_starts_from_zeros_and_goes_on(case: Case) -> None:
     lstm = case.network()
     B, s = case.shape.B, case.shape
