@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastlstm.arrays import Array, as_array, as_floats, shape_error
+from fastlstm.arrays import Array, as_array, as_flag, as_floats, shape_error
 from fastlstm.lstm import LSTM
 from fastlstm.stream import Stream
 from fastlstm.weights import Weights
@@ -432,8 +432,8 @@ class Model:
 
     Raises
     ------
-    ValueError
-        If a name occurs twice, or an input is of no step before.
+    ValueError, TypeError
+        If a name occurs twice, an input is of no step before, or `batch_first` is neither true nor false.
     """
 
     def __init__(
@@ -456,7 +456,7 @@ class Model:
         self.steps = tuple(steps)
         self.input_size = input_size
         self.dtype = np.dtype(dtype)
-        self.batch_first = batch_first
+        self.batch_first = as_flag("batch_first", batch_first)
         self.sample_rate = sample_rate
         usual = (None,) if input_size is None else (None, input_size)
         self.input_shape = usual if input_shape is None else tuple(input_shape)

@@ -172,9 +172,7 @@ class Network(Generic[S]):
 
     @weights.setter
     def weights(self, weights: Weights) -> None:
-        raise AttributeError(
-            "weights cannot be set: use load_state_dict for new tensors, from_weights for a new network"
-        )
+        raise AttributeError("weights cannot be set: use load_state_dict for new tensors, from_weights for a new network")
 
     @property
     def batch_first(self) -> bool:
@@ -314,6 +312,7 @@ class Network(Generic[S]):
         chosen = int.from_bytes(os.urandom(8), "little") if seed is None else int(seed)
         if self._weights.merge_mode != "concat":
             raise ValueError(f"gradients are of both directions side by side, not of merge_mode {self._weights.merge_mode!r}")
+        recompute = as_flag("recompute", recompute)
         if recompute and self._weights.layers[0].h_0 is not None:
             raise ValueError("recompute=True does not cover a network with an initial state of its own; leave it out")
         kind: type[Tape[S]] = RecomputedTape if recompute else Tape

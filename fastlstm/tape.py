@@ -11,7 +11,7 @@ import numpy as np
 
 from fastlstm import _engine
 from fastlstm import threads as _threads
-from fastlstm.arrays import Array, as_floats, contiguous, in_order, in_place, shape_error
+from fastlstm.arrays import Array, as_flag, as_floats, contiguous, in_order, in_place, shape_error
 from fastlstm.weights import Weights, suffix
 
 if TYPE_CHECKING:
@@ -186,6 +186,7 @@ class Tape(Generic[S]):
             raise TypeError(f"steps must be an integer or None, got {steps!r:.100}")
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
+        wanted = as_flag("input", input)
         steps = 0 if steps is None else int(min(steps, max(T, 1)))  # at T or beyond nothing is cut
         d_y: Array | None = None
         if d_output is not None:
@@ -197,7 +198,7 @@ class Tape(Generic[S]):
         single, I = self._single, net.input_size
         d_input: Array | None = None
         d_x: Array | None = None
-        if input:
+        if wanted:
             # All of it is written but where a row has ended
             room = _room if self._lengths is None and T and B else _zeros
             d_input = room((T, I) if single else (B, T, I) if self._batch_first else (T, B, I), net.dtype)

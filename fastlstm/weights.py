@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fastlstm import rounding
-from fastlstm.arrays import Array, as_integer
+from fastlstm.arrays import Array, as_flag, as_integer
 from fastlstm.cell import PLAIN, Cell
 
 __all__ = ["TENSORS", "Array", "LayerWeights", "Weights", "check_sizes", "parameter_shapes"]
@@ -67,7 +67,7 @@ class Weights:
 
     Raises
     ------
-    ValueError
+    ValueError, TypeError
         If shapes or dtypes do not fit together; the message names the tensor, what was expected and what was given.
     """
 
@@ -79,6 +79,8 @@ class Weights:
     weight_dtype: str | None = None
 
     def __post_init__(self) -> None:
+        for flag in ("bidirectional", "reverse", "flipped"):
+            object.__setattr__(self, flag, as_flag(flag, getattr(self, flag)))
         if self.merge_mode not in ("concat", "sum", "mul", "ave", None):
             raise ValueError(f"merge_mode must be 'concat', 'sum', 'mul', 'ave' or None, got {self.merge_mode!r:.100}")
         if (self.reverse and self.bidirectional) or (self.flipped and not self.reverse):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from shapes import Shape
 
 import fastlstm
+from fastlstm import Weights
 
 CASE = make_case("t6b4i5h7l2d2p3", lengths=True, resets=True)
 NETWORK = CASE.network()
@@ -184,6 +185,35 @@ def test_big_endian_is_read_right_or_refused() -> None:
         assert re.match("x must be float32", str(error))  # noqa: PT017 - refusing is one of two right answers
     else:
         assert_same_bytes(result, EXPECTED)
+
+
+FLAGS: dict[str, Callable[[Any], Any]] = {
+    "recompute": lambda flag: NETWORK.record(CASE.x, recompute=flag),
+    "recompute, of a plain RNN": lambda flag: fastlstm.RNN(5, 7).record(CASE.x, recompute=flag),
+    "input": lambda flag: NETWORK.record(CASE.x).backward(np.ones_like(EXPECTED[0]), input=flag),
+    "bidirectional": lambda flag: Weights(CASE.weights.layers, flag),
+    "reverse": lambda flag: Weights(CASE.weights.layers[:1], reverse=flag),
+    "flipped": lambda flag: Weights(CASE.weights.layers[:1], reverse=True, flipped=flag),
+    # Said before anything is read: there is no such file
+    "allow_nonfinite": lambda flag: fastlstm.load("nowhere", allow_nonfinite=flag),
+    "allow_nonfinite, of convert": lambda flag: fastlstm.convert("nowhere", "nowhere.npz", allow_nonfinite=flag),
+    "allow_nonfinite, of load_model": lambda flag: fastlstm.load_model("nowhere", allow_nonfinite=flag),
+    "allow_nonfinite, of from_onnx": lambda flag: fastlstm.from_onnx("nowhere", allow_nonfinite=flag),
+    "external_data": lambda flag: fastlstm.from_onnx("nowhere", external_data=flag),
+    "external_data, of load_model": lambda flag: fastlstm.load_model("nowhere", external_data=flag),
+    "batch_first": lambda flag: fastlstm.load("nowhere", batch_first=flag),
+    "batch_first, of convert": lambda flag: fastlstm.convert("nowhere", "nowhere.npz", batch_first=flag),
+    "batch_first, of from_onnx": lambda flag: fastlstm.from_onnx("nowhere", batch_first=flag),
+    "batch_first, of from_torch": lambda flag: fastlstm.from_torch(CASE.network().state_dict(), batch_first=flag),
+}
+
+
+@pytest.mark.parametrize("flag", ["no", 2, 0.0], ids=repr)
+@pytest.mark.parametrize("what", FLAGS)
+def test_flags_are_true_or_false(what: str, flag: Any) -> None:
+    """The text of a configuration file would pass for true."""
+    with pytest.raises(TypeError, match=f"^{what.split(',')[0]} must be True or False, got {flag!r}$"):
+        FLAGS[what](flag)
 
 
 # ---- Memory that out shares --------------------------------------------------------------------------------------------------

@@ -137,6 +137,7 @@ def load(
     ImportError
         If reading that format needs a package that is not installed; the message says which.
     """
+    batch_first = _maybe("batch_first", batch_first)
     weights, info = _read(path, name, allow_nonfinite, layout)
     return _made(weights, info, batch_first)
 
@@ -185,9 +186,10 @@ def convert(
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in writers:
         raise ValueError(f"{path}: a suffix of {' or '.join(writers)} expected, got {suffix or 'none'}")
+    batch_first = _maybe("batch_first", batch_first)
     weights, info = _read(source, name, allow_nonfinite, layout)
     assert info is not None
-    writers[suffix](path, weights, bool(info.batch_first) if batch_first is None else as_flag("batch_first", batch_first))
+    writers[suffix](path, weights, bool(info.batch_first) if batch_first is None else batch_first)
     return info
 
 
@@ -230,6 +232,7 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
     """
     from fastlstm.loaders.source import opened
 
+    allow_nonfinite, external_data = as_flag("allow_nonfinite", allow_nonfinite), as_flag("external_data", external_data)
     with opened(path) as file:
         file.external_data = external_data
         loader = _format(file)
@@ -364,6 +367,9 @@ def from_onnx(
     https://onnx.ai/onnx/operators/onnx__LSTM.html
     """
     from fastlstm.loaders import onnx_file
+
+    batch_first = _maybe("batch_first", batch_first)
+    allow_nonfinite, external_data = as_flag("allow_nonfinite", allow_nonfinite), as_flag("external_data", external_data)
 
     def contents(file: SourceFile) -> Contents:
         if not onnx_file.recognises(file):
@@ -507,7 +513,7 @@ def _summary(what: str, tensors: Mapping[str, object]) -> str:
 
 def _chosen(contents: Contents, name: str | None, batch_first: bool | None) -> LSTM:
     """What a caller holds in memory is taken as it is, NaN too."""
-    found = contents.choose(name)
+    batch_first, found = _maybe("batch_first", batch_first), contents.choose(name)
     return _made(_weights(found, allow_nonfinite=True), found.info, batch_first)
 
 
@@ -537,6 +543,7 @@ def _read(
     """Whatever was noted of the file is forgotten when this returns: the network takes memory next."""
     from fastlstm.loaders.source import opened, return_freed
 
+    allow_nonfinite = as_flag("allow_nonfinite", allow_nonfinite)
     if layout not in (None, "keras", "haste"):
         raise ValueError(f"layout must be 'keras', 'haste' or None, got {layout!r:.100}")
     with opened(path, layout) as file:
@@ -572,6 +579,10 @@ def _check_finite(name: str, tensor: np.ndarray[Any, np.dtype[Any]]) -> None:
         raise FormatError(
             f"{name} holds {count} values that are NaN or infinite; pass allow_nonfinite=True to load them as they are"
         )
+
+
+def _maybe(name: str, value: Any) -> bool | None:
+    return None if value is None else as_flag(name, value)
 
 
 def _made(weights: Weights, info: LSTMInfo | None, batch_first: bool | None) -> LSTM:
