@@ -191,9 +191,19 @@ def tensor_changed(name: str, value: Any) -> dict[str, Any]:
     return content
 
 
+def without_bias() -> dict[str, Any]:
+    content = guitarml()
+    del content["state_dict"]["lin.bias"]
+    return content
+
+
 BAD_GUITARML: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "another hidden size": (guitarml(hidden_size=5), ("model_data has hidden_size 5, the tensors have 4",)),
     "another input size": (guitarml(input_size=2), ("model_data has input_size 2, the tensors have 1",)),
+    "another unit": (guitarml(unit_type="GRU"), ("unit_type must be LSTM, got 'GRU'",)),
+    "another output size": (guitarml(output_size=2), ("model_data has output_size 2, the tensors have 1",)),
+    "a bias that is not declared": (guitarml(bias_fl=False), ("model_data has bias_fl False, the tensors have True",)),
+    "a bias that is missing": (without_bias(), ("model_data has bias_fl True, the tensors have False",)),
     "rows of different lengths": (tensor_changed("weight_hh_l0", [[1, 2, 3, 4], [1, 2, 3]]), ("must be a list of rows",)),
     "rows that are no lists": (tensor_changed("weight_hh_l0", [[1, 2], "x"]), ("'rec.weight_hh_l0' must be a list of rows",)),
     "three axes": (tensor_changed("weight_hh_l0", [[[1], [2]]]), ("'rec.weight_hh_l0' must be a list of rows",)),
@@ -212,6 +222,8 @@ BAD_GUITARML: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 def test_bad_guitarml(case: str, tmp_path: Path) -> None:
     content, parts = BAD_GUITARML[case]
     refused(lambda: load(write(tmp_path / "x", content)), *parts)
+    if not parts[0].startswith("no LSTM found"):
+        refused(lambda: scan(tmp_path / "x"), *parts)
 
 
 # ---- RTNeural ------------------------------------------------------------------------------------------------------------------

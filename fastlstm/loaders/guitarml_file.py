@@ -7,15 +7,15 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders import nested
-from fastlstm.loaders.found import Contents, listing, quoted
+from fastlstm.loaders.found import Contents, LSTMInfo, listing, quoted
 from fastlstm.loaders.json_text import JsonTensor, NumberList, float32, matrix
 from fastlstm.loaders.source import SourceFile
-from fastlstm.loaders.torch_names import Array, Group
+from fastlstm.loaders.torch_names import Array, Group, LazyTensor
 from fastlstm.loaders.torch_names import find as find_lstms
 
 if TYPE_CHECKING:
@@ -39,17 +39,26 @@ def find(file: SourceFile) -> Contents:
     Raises
     ------
     FormatError
-        If a tensor is no list of numbers or of rows, or its sizes are not those that ``model_data`` declares.
+        If a tensor is no list of numbers or of rows, or ``model_data`` declares another network than that of the tensors.
     """
     group = Group((), tensors(file.json))
     found = find_lstms([group], _read, file.weights_limit)
     declared = file.json.get("model_data")
     if isinstance(declared, dict) and len(found) == 1 and found[0].info is not None:
-        for key, field in SIZES.items():
-            size = getattr(found[0].info, field)
-            if key in declared and declared[key] != size:
-                raise FormatError(f"model_data has {key} {str(declared[key])[:50]}, the tensors have {size}")
+        _check(declared, found[0].info, group.tensors)
     return nested.contents("a state dict as JSON", found, [group])
+
+
+def _check(declared: dict[str, Any], info: LSTMInfo, held: Mapping[str, LazyTensor]) -> None:
+    """What ``model_data`` says must be true of the tensors; ``bias_fl`` is about that of the dense layer."""
+    if declared.get("unit_type", "LSTM") != "LSTM":
+        raise FormatError(f"unit_type must be LSTM, got {quoted(str(declared['unit_type']))}")
+    true: dict[str, int] = {key: getattr(info, field) for key, field in SIZES.items()}
+    if "lin.weight" in held:
+        true |= {"output_size": held["lin.weight"].shape[0], "bias_fl": "lin.bias" in held}
+    for key, value in true.items():
+        if key in declared and declared[key] != value:
+            raise FormatError(f"model_data has {key} {str(declared[key])[:50]}, the tensors have {value}")
 
 
 def model(file: SourceFile) -> Model:
@@ -66,8 +75,6 @@ def model(file: SourceFile) -> Model:
     if not isinstance(declared, dict) or declared.get("model") != "SimpleRNN":
         what = declared.get("model") if isinstance(declared, dict) else None
         raise FormatError(f"model_data must say that model is 'SimpleRNN', got {quoted(str(what))}")
-    if declared.get("unit_type", "LSTM") != "LSTM":
-        raise FormatError(f"unit_type must be LSTM, got {quoted(str(declared['unit_type']))}")
     skip = declared.get("skip", 0)
     found = find(file).choose("rec")
     assert found.info is not None
