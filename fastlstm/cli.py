@@ -10,13 +10,14 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
 import fastlstm
+from fastlstm.files import replacing
 from fastlstm.rounding import TYPES
 
 __all__ = ["main"]
@@ -204,6 +205,8 @@ def run(args: argparse.Namespace) -> int:
     steps, shape = x.shape[time], (*x.shape[:-1], lstm.output_size)
     chunk = chunk_steps(args.chunk, lstm, steps, x.nbytes + x.itemsize * math.prod(shape))
 
+    for path in (args.output, args.state_out) if args.state_out else (args.output,):
+        check_regular(path)
     with replacing(args.output) as part, replacing(args.state_out) if args.state_out else nullcontext() as state_part:
         output = np.lib.format.open_memmap(part, mode="w+", dtype=lstm.dtype, shape=shape)
         reserve(part)
@@ -280,21 +283,6 @@ def progress(starts: range) -> Iterable[int]:
     except ImportError:
         return starts
     return tqdm(starts, unit=" steps", unit_scale=starts.step)
-
-
-@contextmanager
-def replacing(path: str) -> Iterator[str]:
-    """A name beside `path` to write to; what was written takes its place at the end, or is removed if something fails."""
-    path = os.path.realpath(path)  # of a link, the file it points to is replaced
-    check_regular(path)
-    part = f"{path}.{os.getpid()}.part"
-    open(part, "xb").close()
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(part)
 
 
 def reserve(path: str) -> None:

@@ -521,25 +521,28 @@ class Network(Generic[S]):
         return type(self).from_weights(self.weights.rounded(None if name == own else name), self.batch_first)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the parameters under PyTorch's names, and whether the network is batch-first, as a safetensors file.
+        """Write the parameters under PyTorch's names, and whether the network is batch-first, as a safetensors or npz file.
 
-        :func:`fastlstm.load` reads an LSTM's, PyTorch's ``load_state_dict`` any.
+        :func:`fastlstm.load` reads an LSTM's; PyTorch's ``load_state_dict`` takes what the safetensors library reads of any.
 
         Parameters
         ----------
         path : str or os.PathLike
-            Replaced if it exists. The file is written beside its place and then moved there: `path` never holds half a file.
+            Ends with ``.safetensors`` or ``.npz``. Replaced if it exists, with the same permissions. The file is written beside
+            its place and then moved there: `path` never holds half a file.
 
         Raises
         ------
         OSError
             If it cannot be written; nothing has changed then.
+        ValueError
+            If it has another suffix.
         TypeError
             If it is no path.
         """
-        from fastlstm.loaders.safetensors_file import write_safetensors
+        from fastlstm.loaders import writer
 
-        write_safetensors(path, self.weights, self.batch_first)
+        writer("path", path)(self.weights, self.batch_first)
 
 
 _KINDS = tuple(ACTIVATIONS)  # by the engine's numbers

@@ -289,7 +289,7 @@ def test_bad_arguments(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     refused(capsys, run("--state-in", "missing.npz"), "missing.npz", files=files)
     refused(capsys, run("--name", "other"), "other", files=files)
     refused(capsys, run("-o", "folder"), "folder", "not a regular file", files=files)
-    refused(capsys, run("-o", "missing/y.npy"), "missing", files=files)
+    refused(capsys, run("-o", "missing/y.npy"), "error: missing/y.npy: No", files=files)
     refused(capsys, run("--state-out", "missing/s.npz"), "missing", files=files)
     refused(capsys, run(model="missing.pt"), "missing.pt", "No such file", files=files)
     Path("model.safetensors").write_bytes(b"not\na\nmodel")

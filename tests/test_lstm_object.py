@@ -227,11 +227,48 @@ def test_save_and_load(tmp_path: Path, options: dict[str, Any], dtype: str, batc
 def test_saving_where_nothing_can_be_saved(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=re.escape("nowhere")):
         fastlstm.LSTM(5, 7).save(tmp_path / "nowhere" / "network.safetensors")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="folder"):
-        fastlstm.LSTM(5, 7).save(tmp_path / "folder")
-    assert os.listdir(tmp_path) == ["folder"]
-    assert os.listdir(tmp_path / "folder") == []
+    folder, file = tmp_path / "folder.npz", tmp_path / "file"
+    folder.mkdir()
+    file.write_text("old")
+    for path in (folder, file / "network.npz", tmp_path / "nowhere" / "network.npz"):
+        with pytest.raises(OSError, match=re.escape(repr(str(path))) + "$"):  # and no other name
+            fastlstm.LSTM(5, 7).save(path)
+    for name, said in (("network.pt", ".pt"), ("network", "none"), ("network.safetensors.bak", ".bak")):
+        message = rf"{name}: a suffix of .safetensors or .npz expected, got {said}"
+        with pytest.raises(ValueError, match=re.escape(message) + "$"):
+            fastlstm.LSTM(5, 7).save(tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.npz"]
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("name", ["network.npz", "network.NPZ"])
+def test_the_suffix_says_what_is_saved(tmp_path: Path, name: str, batch_first: bool) -> None:
+    lstm = fastlstm.LSTM(5, 7, 2, batch_first=batch_first, seed=0)
+    lstm.save(tmp_path / name)
+    with np.load(tmp_path / name) as archive:
+        stored = {key: archive[key].tobytes() for key in archive if key != "fastlstm"}
+    assert stored == {key: array.tobytes() for key, array in lstm.state_dict().items()}
+    assert fastlstm.load(tmp_path / name).batch_first == batch_first
+    fastlstm.RNN(5, 7, seed=0).save(tmp_path / name)
+    with np.load(tmp_path / name) as archive:
+        assert archive["weight_hh_l0"].shape == (7, 7)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o666], ids=oct)
+@pytest.mark.parametrize("name", ["network.safetensors", "network.npz"])
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path, name: str, mode: int) -> None:
+    path = tmp_path / name
+    path.write_text("old")
+    path.chmod(mode)
+    fastlstm.LSTM(5, 7, seed=0).save(path)
+    assert path.stat().st_mode & 0o777 == mode
+    assert fastlstm.load(path).hidden_size == 7
+    fresh = tmp_path / f"fresh.{name}"
+    (tmp_path / "other").write_text("any")
+    fastlstm.LSTM(5, 7, seed=0).save(fresh)
+    assert fresh.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 @pytest.mark.parametrize("path", [None, 3, b"network.safetensors", ["network.safetensors"], io.BytesIO()], ids=repr)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -172,25 +173,39 @@ def convert(
     Raises
     ------
     ValueError
-        If the target has another suffix. A FormatError, as from :func:`load`, is one too.
+        If `target` has another suffix. A FormatError, as from :func:`load`, is one too.
     OSError
         If the system refuses.
     ImportError
         If reading that format needs a package that is not installed; the message says which.
     """
+    write = writer("target", target)
+    batch_first = _maybe("batch_first", batch_first)
+    weights, info = _read(source, name, allow_nonfinite, layout)
+    assert info is not None
+    write(weights, bool(info.batch_first) if batch_first is None else batch_first)
+    return info
+
+
+def writer(name: str, path: str | os.PathLike[str]) -> Callable[[Weights, bool], None]:
+    """What writes weights, and whether they are batch-first, to `path` as its suffix says; `name` is that of the argument.
+
+    Raises
+    ------
+    ValueError
+        If it has another suffix.
+    TypeError
+        If it is no path.
+    """
     from fastlstm.loaders.npz_file import write_npz
     from fastlstm.loaders.safetensors_file import write_safetensors
 
     writers = {".safetensors": write_safetensors, ".npz": write_npz}
-    path = as_path("target", target)
-    suffix = os.path.splitext(path)[1].lower()
+    text = as_path(name, path)
+    suffix = os.path.splitext(text)[1].lower()
     if suffix not in writers:
-        raise ValueError(f"{path}: a suffix of {' or '.join(writers)} expected, got {suffix or 'none'}")
-    batch_first = _maybe("batch_first", batch_first)
-    weights, info = _read(source, name, allow_nonfinite, layout)
-    assert info is not None
-    writers[suffix](path, weights, bool(info.batch_first) if batch_first is None else batch_first)
-    return info
+        raise ValueError(f"{text}: a suffix of {' or '.join(writers)} expected, got {suffix or 'none'}")
+    return partial(writers[suffix], text)
 
 
 def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, external_data: bool = False) -> Model:
