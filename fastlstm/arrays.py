@@ -32,7 +32,7 @@ def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array
     if type(value) is np.ndarray:
         return value
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be ignored; pass {name}.filled(...) or lengths=")
+        raise TypeError(f"{name} is a masked array, whose mask would be ignored; pass {name}.filled(...)")
     if getattr(value, "requires_grad", False):
         raise TypeError(f"{name} requires a gradient, which would be lost; pass {name}.detach()")
     try:
@@ -51,7 +51,7 @@ def as_floats(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     """An array of exactly `dtype`."""
     array = as_array(name, value, dtype)
     if array.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype} as the weights are, got {array.dtype}; pass {name}.astype({dtype.name!r})")
+        raise TypeError(f"{name} must be {dtype} as the weights are, got {array.dtype}; convert it to {dtype.name} first")
     return array
 
 

@@ -387,7 +387,10 @@ class Network(Generic[S]):
         return result if out is None else out
 
     def _check_out(self, out: Any, shape: tuple[int, ...], inputs: tuple[Array | None, ...]) -> Array:
-        array = as_floats("out", out, self._dtype)
+        array = as_array("out", out, self._dtype)
+        if array.dtype != self._dtype:  # no advice to convert it: the result would be in what nobody has
+            kind = self._dtype.name
+            raise TypeError(f"out must be {kind} as the weights are, got {array.dtype}; make it with dtype={kind}")
         if array is not out and array.size and not np.may_share_memory(array, as_array("out", out)):
             raise TypeError(f"out must be an array in memory, to be written to; that of {type(out).__name__} is a copy")
         if array.shape != shape:

@@ -29,6 +29,10 @@ class Stream(Generic[S]):
     """
 
     def __init__(self, network: Network[S], batch_size: int = 1) -> None:
+        from fastlstm.network import Network  # which needs this module first
+
+        if not isinstance(network, Network):
+            raise TypeError(f"network must be fastlstm.LSTM or fastlstm.RNN, got {type(network).__name__}")
         if network.bidirectional:
             raise ValueError("a bidirectional network cannot stream: its backward direction begins at the end of the sequence")
         if network.weights.reverse:

@@ -85,6 +85,7 @@ class Weights:
             raise ValueError(f"merge_mode must be 'concat', 'sum', 'mul', 'ave' or None, got {self.merge_mode!r:.100}")
         if (self.reverse and self.bidirectional) or (self.flipped and not self.reverse):
             raise ValueError("reverse is for one direction alone, flipped for a reverse one")
+        _check_layers(self.layers)
         if not self.layers or len(self.layers) % self.num_directions:
             raise ValueError(f"expected {self.num_directions} record(s) for each layer, got {len(self.layers)} in all")
         if self.merge_mode != "concat" and (self.num_directions, self.num_layers) != (2, 1):
@@ -97,9 +98,12 @@ class Weights:
                 )
             if layer.nonlinearity and (layer.cell != PLAIN or any(getattr(layer, name) is not None for name in TENSORS[4:])):
                 raise ValueError("a plain RNN has no projection, peepholes, initial state or cell of its own")
-        for name in ("weight_ih", "weight_hh"):
-            if getattr(first, name).ndim != 2:
-                raise ValueError(f"{name}_l0 must have 2 dimensions, got shape {getattr(first, name).shape}")
+        given = {"weight_ih_l0": first.weight_ih, "weight_hh_l0": first.weight_hh, **dict(self.named_tensors())}
+        for name, tensor in given.items():
+            _check_array(name, tensor)
+        for name in ("weight_ih_l0", "weight_hh_l0"):
+            if given[name].ndim != 2:
+                raise ValueError(f"{name} must have 2 dimensions, got shape {given[name].shape}")
         if self.dtype not in SUPPORTED_DTYPES:
             raise ValueError(f"weight_ih_l0 must be float32 or float64, got {self.dtype}")
         check_sizes(self.input_size, self.hidden_size, self.num_layers, self.proj_size)
@@ -108,7 +112,6 @@ class Weights:
         if self.weight_dtype and self.dtype != np.float32:
             raise ValueError(f"weight_dtype {self.weight_dtype!r} is for weights of float32, got {self.dtype}")
         expected = self.expected_shapes()
-        given = dict(self.named_tensors())
         for name in expected.keys() - given.keys():
             raise ValueError(f"{name} is missing: expected shape {expected[name]}")
         for name, tensor in given.items():
@@ -273,9 +276,14 @@ class Weights:
 
         Raises
         ------
-        ValueError
+        ValueError, TypeError
             If a tensor is missing, unexpected or does not fit; the message names it.
         """
+        if not isinstance(tensors, Mapping):
+            raise TypeError(f"tensors must be a mapping of names to arrays, got {type(tensors).__name__}")
+        if "weight_ih_l0" not in tensors:
+            names = ", ".join(f"{name!r:.100}" for name in list(tensors)[:5]) or "none"
+            raise ValueError(f"weight_ih_l0 is missing: tensors must have the names of state_dict(), got {names}")
         bidirectional = "weight_ih_l0_reverse" in tensors
         directions = 2 if bidirectional else 1
         remaining = dict(tensors)
@@ -287,8 +295,24 @@ class Weights:
             found: dict[str, Any] = {kind: remaining.pop(kind + end, None) for kind in TENSORS}
             layers.append(LayerWeights(**found, nonlinearity=nonlinearity))
         if remaining:
-            raise ValueError(f"unexpected tensor {min(remaining)[:100]!r} among the weights of {len(layers)} layer record(s)")
+            raise ValueError(
+                f"unexpected tensor {min(remaining, key=str)!r:.100} among the weights of {len(layers)} layer record(s)"
+            )
         return cls(tuple(layers), bidirectional)
+
+
+def _check_layers(layers: object) -> None:
+    """That they are records; what these hold is looked at later."""
+    every = layers if isinstance(layers, (tuple, list)) else (layers,)
+    wrong = [type(layer).__name__ for layer in every if not isinstance(layer, LayerWeights)]
+    if wrong or every is not layers:
+        raise TypeError(f"layers must be a tuple of fastlstm.LayerWeights, got {', '.join(wrong) or 'one alone'}")
+
+
+def _check_array(name: str, value: object) -> None:
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        advice = "; fastlstm.from_torch takes tensors" if hasattr(value, "detach") else ""
+        raise TypeError(f"{name} must be a numpy.ndarray, got {type(value).__name__}{advice}")
 
 
 def suffix(index: int, num_directions: int) -> str:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from shapes import Shape
 
 import fastlstm
-from fastlstm import Weights
+from fastlstm import LayerWeights, Weights
 
 CASE = make_case("t6b4i5h7l2d2p3", lengths=True, resets=True)
 NETWORK = CASE.network()
@@ -74,7 +74,7 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], Any, tuple[str, ...]]] = {
     "x: a list": ({"x": CASE.x.tolist()}, TypeError, ("x", "list")),
     "x: a number": ({"x": 1.0}, TypeError, ("x", "float")),
     "x: a string": ({"x": "six"}, TypeError, ("x", "str")),
-    "x: a masked array": ({"x": np.ma.masked_array(CASE.x, CASE.x > 0)}, TypeError, ("x", "mask")),
+    "x: a masked array": ({"x": np.ma.masked_array(CASE.x, CASE.x > 0)}, TypeError, ("x", "mask", "x.filled(...)")),
     "x: on another device": ({"x": OnAnotherDevice()}, TypeError, ("x", "OnAnotherDevice")),
     "x: an object that refuses": ({"x": Refuses()}, TypeError, ("x", "Refuses")),
     "state: one array": ({"state": H_0}, (TypeError, ValueError), ("state", "h_0", "c_0")),
@@ -120,7 +120,7 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], Any, tuple[str, ...]]] = {
     "resets: a bool": ({"resets": True}, (TypeError, ValueError), ("resets",)),
     "out: wrong shape": ({"out": np.ones((6, 4, 7), "f")}, ValueError, ("out", "(6, 4, 6)", "(6, 4, 7)")),
     "out: batch-first": ({"out": np.ones((4, 6, 6), "f")}, ValueError, ("out", "(6, 4, 6)", "(4, 6, 6)")),
-    "out: float64": ({"out": np.ones((6, 4, 6))}, TypeError, ("out", "float32", "float64")),
+    "out: float64": ({"out": np.ones((6, 4, 6))}, TypeError, ("out", "float32", "float64", "make it with dtype=float32")),
     "out: a copy": ({"out": GivesCopies(np.ones((6, 4, 6), "f"))}, TypeError, ("out", "copy", "GivesCopies")),
     "out: a list": ({"out": []}, TypeError, ("out", "list")),
     "out: read-only": ({"out": np.broadcast_to(np.float32(1), (6, 4, 6))}, ValueError, ("out", "read-only")),
@@ -155,6 +155,64 @@ def test_batch_first_names_its_own_layout() -> None:
         first(CASE.x[..., 1:])
     with pytest.raises(ValueError, match=re.escape("out must have shape (6, 4, 6), got (4, 6, 6)")):
         first(CASE.x, out=np.ones((4, 6, 6), "f"))
+
+
+def test_advice_is_true_of_tensors_too() -> None:
+    torch = import_torch()
+    for x in (CASE.x.astype("d"), torch.from_numpy(CASE.x.astype("d"))):
+        with pytest.raises(TypeError, match=r"^x must be float32 as the weights are, got float64; convert it to float32 first$"):
+            NETWORK(x)
+    masked = {name: np.ma.masked_array(value) for name, value in NETWORK.state_dict().items()}
+    with pytest.raises(TypeError, match=r"^weight_ih_l0 is a masked array, .* pass weight_ih_l0\.filled\(\.\.\.\)$"):
+        CASE.network().load_state_dict(masked)
+
+
+ONE = np.ones((4, 1), "f")
+BAD_WEIGHTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "lists": (lambda: Weights((LayerWeights([[1.0]], [[1.0]]),)), TypeError, "weight_ih_l0 must be a numpy.ndarray, got list"),
+    "None": (lambda: Weights((LayerWeights(ONE, None),)), TypeError, "weight_hh_l0 must be a numpy.ndarray, got NoneType"),
+    "a masked array": (
+        lambda: Weights((LayerWeights(ONE, ONE), LayerWeights(ONE, np.ma.masked_array(ONE)))),
+        TypeError,
+        "weight_hh_l1 must be a numpy.ndarray, got MaskedArray",
+    ),
+    "no layers": (lambda: Weights((1, None)), TypeError, "layers must be a tuple of fastlstm.LayerWeights, got int, NoneType"),
+    "a number": (lambda: Weights(1), TypeError, "layers must be a tuple of fastlstm.LayerWeights, got int"),
+    "no tuple": (
+        lambda: Weights(LayerWeights(ONE, ONE)),
+        TypeError,
+        "layers must be a tuple of fastlstm.LayerWeights, got one alone",
+    ),
+    "a stream of no network": (lambda: fastlstm.Stream(3), TypeError, "network must be fastlstm.LSTM or fastlstm.RNN, got int"),
+    "no mapping": (lambda: Weights.from_named_tensors(3), TypeError, "tensors must be a mapping of names to arrays, got int"),
+    "no tensors": (
+        lambda: Weights.from_named_tensors({}),
+        ValueError,
+        "weight_ih_l0 is missing: tensors must have the names of state_dict(), got none",
+    ),
+    "other names": (
+        lambda: Weights.from_named_tensors({"rnn.weight_ih_l0": ONE, 3: ONE}),
+        ValueError,
+        "weight_ih_l0 is missing: tensors must have the names of state_dict(), got 'rnn.weight_ih_l0', 3",
+    ),
+    "a name that is no text": (
+        lambda: Weights.from_named_tensors({"weight_ih_l0": ONE, "weight_hh_l0": ONE, 3: ONE}),
+        ValueError,
+        "unexpected tensor 3 among the weights of 1 layer record(s)",
+    ),
+    "tensors": (
+        lambda: Weights.from_named_tensors(import_torch().nn.LSTM(3, 5).state_dict()),
+        TypeError,
+        "weight_ih_l0 must be a numpy.ndarray, got Tensor; fastlstm.from_torch takes tensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD_WEIGHTS)
+def test_bad_weights(what: str) -> None:
+    call, error, message = BAD_WEIGHTS[what]
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        call()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

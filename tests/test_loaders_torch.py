@@ -508,7 +508,7 @@ def test_save_and_load(options: dict[str, Any], batch_first: bool, tmp_path: Pat
     options = dict(options)
     dtype = options.pop("dtype", "float32")
     expected = {name: tensor.astype(dtype) for name, tensor in state_dict(**options).items()}
-    path = tmp_path / "model"
+    path = tmp_path / "model.safetensors"
     fastlstm.LSTM.from_weights(Weights.from_named_tensors(expected), batch_first).save(path)
     (info,) = scan(path)
     assert (info.name, info.dtype, info.batch_first) == ("", dtype, batch_first)
@@ -520,7 +520,7 @@ def test_save_and_load(options: dict[str, Any], batch_first: bool, tmp_path: Pat
 
 def test_save_replaces_the_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lstm = from_torch(state_dict())
-    path, link = tmp_path / "model", tmp_path / "link"
+    path, link = tmp_path / "model", tmp_path / "link.safetensors"
     path.write_text("old")
     link.symlink_to(path)
     lstm.save(link)
@@ -536,11 +536,11 @@ def test_save_replaces_the_file_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     old = path.read_bytes()
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        lstm.save(path)
+        lstm.save(link)
     assert path.read_bytes() == old
-    assert sorted(os.listdir(tmp_path)) == ["link", "model"]
+    assert sorted(os.listdir(tmp_path)) == ["link.safetensors", "model"]
     with pytest.raises(FileNotFoundError):
-        lstm.save(tmp_path / "nowhere" / "model")
+        lstm.save(tmp_path / "nowhere" / "model.safetensors")
 
 
 def test_content_decides_not_the_suffix(tmp_path: Path) -> None:
@@ -613,7 +613,7 @@ def test_nan_and_infinity(value: float, tmp_path: Path) -> None:
     tensors = state_dict()
     tensors["weight_hh_l0"][3, 2] = value
     tensors["weight_hh_l0"][0, 0] = value
-    path = tmp_path / "x"
+    path = tmp_path / "x.safetensors"
     fastlstm.LSTM.from_weights(Weights.from_named_tensors(tensors)).save(path)
     refused(lambda: load(path), "weight_hh_l0", "2 values that are NaN or infinite", "allow_nonfinite=True")
     assert_same_weights(load(path, allow_nonfinite=True).weights, tensors)
@@ -760,7 +760,10 @@ def test_live_tensors_of_unusual_kinds() -> None:
     assert_same_weights(from_torch(lazy).weights, state_dict())
     strided = {name: torch.from_numpy(np.repeat(tensor, 2, 0))[::2] for name, tensor in state_dict().items()}
     assert_same_weights(from_torch(strided).weights, state_dict())
-    refused(lambda: from_torch(torch.nn.LSTM(3, 5, device="meta")), "shape (20, 3)", "cannot be read")
+    for meta in (torch.nn.LSTM(3, 5, device="meta"), torch.nn.LSTM(3, 5, device="meta").state_dict()):
+        refused(lambda meta=meta: from_torch(meta), "'weight_ih_l0'", "shape (20, 3)", "cannot be read")
+    lists = {name: value.tolist() for name, value in torch.nn.LSTM(3, 5).state_dict().items()}
+    refused(lambda: from_torch(lists), "0 tensors", "'weight_ih_l0' is of type list, a tensor or an array was expected")
     int8 = torch.zeros(20, dtype=torch.int8)
     refused(lambda: from_torch({**lazy, "bias_ih_l0": int8}), "'bias_ih_l0' must be one of float16", "int8")
 

@@ -25,13 +25,14 @@ class LiveTensor:
     value: Any
     shape: tuple[int, ...]
     dtype: str
+    name: str = ""
 
 
-def lazy(value: object) -> LiveTensor | None:
+def lazy(value: object, name: str = "") -> LiveTensor | None:
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is None or dtype is None or not (hasattr(value, "detach") or hasattr(value, "__array__")):
         return None
-    return LiveTensor(value, tuple(shape), getattr(dtype, "name", str(dtype).removeprefix("torch.")))
+    return LiveTensor(value, tuple(shape), getattr(dtype, "name", str(dtype).removeprefix("torch.")), name)
 
 
 def read(tensors: Sequence[LiveTensor]) -> list[Array]:
@@ -47,7 +48,8 @@ def read(tensors: Sequence[LiveTensor]) -> list[Array]:
                 raise ValueError(f"got an array of shape {array.shape} and dtype {array.dtype}")
             arrays.append(array.astype(np.float64 if tensor.dtype == "float64" else np.float32, order="C"))
         except (RuntimeError, TypeError, ValueError) as error:
-            raise FormatError(f"a tensor of shape {tensor.shape} and dtype {tensor.dtype} cannot be read: {error}") from error
+            what = f"tensor {quoted(tensor.name)}" if tensor.name else "a tensor"
+            raise FormatError(f"{what} of shape {tensor.shape} and dtype {tensor.dtype} cannot be read: {error}") from error
     return arrays
 
 
@@ -73,7 +75,7 @@ def flattened(tree: Mapping[Any, Any]) -> dict[str, LazyTensor]:
         for key, value in item.items() if isinstance(item, Mapping) else enumerate(item):
             steps = key if isinstance(key, tuple) else (key,)
             name = "/".join([*([path] if path else []), *map(str, steps)])
-            tensor = lazy(value)
+            tensor = lazy(value, name)
             if tensor is not None:
                 if name in result:
                     raise FormatError(f"two tensors have the name {quoted(name)}")

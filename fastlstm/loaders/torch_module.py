@@ -32,13 +32,26 @@ def find(source: object) -> Contents:
         If it is neither.
     """
     if isinstance(source, Mapping):
-        every = nested.groups(source, lazy)
+        every = [replace(group, tensors=_named(group.tensors)) for group in nested.groups(source, lazy)]
         packed = {key.partition(PACKED)[0].rstrip(".") for key in source if isinstance(key, str) and PACKED in key}
-        return nested.contents("a state dict", [*find_lstms(every, read), *map(_quantized, sorted(packed))], every)
+        found = nested.contents("a state dict", [*find_lstms(every, read), *map(_quantized, sorted(packed))], every)
+        return found if every else replace(found, summary=found.summary + _other_values(source))
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(source, torch.nn.Module):
         raise TypeError(f"a torch.nn.Module or a state dict expected, got {type(source).__name__} (for a file: fastlstm.load)")
     return _module(torch, source)
+
+
+def _named(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: replace(tensor, name=name) for name, tensor in tensors.items()}
+
+
+def _other_values(source: Mapping[Any, Any]) -> str:
+    """What stands under the first name, where no tensor does."""
+    for name, value in source.items():
+        if isinstance(name, str) and not isinstance(value, Mapping):
+            return f"; {quoted(name)} is of type {type(value).__name__}, a tensor or an array was expected"
+    return ""
 
 
 def _module(torch: Any, module: Any) -> Contents:
@@ -52,9 +65,10 @@ def _module(torch: Any, module: Any) -> Contents:
         if isinstance(part, classes) or getattr(part, "original_name", None) in RECURRENT:
             batch_first[path] = getattr(part, "batch_first", None)
             for name, value in part.state_dict().items():
-                tensor = lazy(value)
+                full = f"{path}.{name}" if path else name
+                tensor = lazy(value, full)
                 if tensor is not None:
-                    tensors[f"{path}.{name}" if path else name] = tensor
+                    tensors[full] = tensor
         elif type(part).__name__ in RECURRENT and "quantized" in type(part).__module__:
             quantized.append(_quantized(path))
     found = [
