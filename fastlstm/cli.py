@@ -25,6 +25,21 @@ __all__ = ["main"]
 Array = np.ndarray[Any, np.dtype[Any]]
 CHUNK_BYTES = 16 << 20  # of input and output that `run` works on at a time, unless --chunk says otherwise
 
+# What messages say to who calls Python functions, and what they say here
+WORDS = (
+    ("pass one of these as name=", "pass one of these with --name"),
+    ("pass allow_nonfinite=True", "pass --allow-nonfinite"),
+    ("pass layout='keras' or layout='haste'", "pass --layout keras or --layout haste"),
+    ("layout='keras' is for", "--layout is for"),
+    ("layout='haste' is for", "--layout is for"),
+    (
+        "pass external_data=True to fastlstm.from_onnx or fastlstm.load_model to read files beside the model, or save it",
+        "fastlstm.from_onnx(path, external_data=True) reads it in Python; for the command line save it",
+    ),
+    ("weight_dtype of", "--weight-dtype of"),
+    ("threads must be", "--threads must be"),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -63,8 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fail(message: str) -> int:
-    print("fastlstm: error:", " ".join(message.splitlines()), file=sys.stderr)
+    print("fastlstm: error:", one_line(message), file=sys.stderr)
     return 2
+
+
+def one_line(message: str) -> str:
+    """A message in the words of the command line."""
+    line = " ".join(message.splitlines())
+    for words, here in WORDS:
+        line = line.replace(words, here)
+    return line
 
 
 # ---- Arguments -----------------------------------------------------------------------------------------------------------------
@@ -135,7 +158,6 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("file", metavar="IN", help="the network, as for scan")
     sub.add_argument("output", metavar="OUT", help="ends with .safetensors or .npz; replaced only when all is done")
     add_choice(sub)
-    sub.add_argument("--allow-nonfinite", action="store_true", help="accept NaN and infinity among the weights")
 
     add("info", info, "Show version, instruction sets, threads, compiler and platform.", "fastlstm info")
     return parser
@@ -150,6 +172,12 @@ def add_choice(sub: argparse.ArgumentParser) -> None:
         help="whether the arrays are (B, T, ...) (default: as the file says, else as is usual in its framework)",
     )
     sub.add_argument("--layout", choices=("keras", "haste"), help="order of gates of tensors named kernel and recurrent_kernel")
+    sub.add_argument("--allow-nonfinite", action="store_true", help="accept NaN and infinity among the weights")
+
+
+def choice(args: argparse.Namespace) -> dict[str, Any]:
+    """The same as the functions take it."""
+    return {"batch_first": args.batch_first, "layout": args.layout, "allow_nonfinite": args.allow_nonfinite}
 
 
 # ---- Commands ------------------------------------------------------------------------------------------------------------------
@@ -177,7 +205,7 @@ def scan(args: argparse.Namespace) -> int:
     for lstm in found:
         name = lstm.name if lstm.name and lstm.name.isprintable() else repr(lstm.name)
         if lstm.problem:
-            rows.append((name, f"cannot be loaded: {' '.join(lstm.problem.splitlines())}"))
+            rows.append((name, f"cannot be loaded: {one_line(lstm.problem)}"))
         else:
             sizes = (lstm.input_size, lstm.hidden_size, lstm.num_layers, 1 + lstm.bidirectional, lstm.proj_size or "-")
             rows.append((name, *map(str, sizes), "yes" if lstm.bias else "no", str(lstm.dtype)))
@@ -191,7 +219,7 @@ def scan(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     if args.state_out and os.path.realpath(args.state_out) == os.path.realpath(args.output):
         raise ValueError(f"-o and --state-out are the same file: {args.output}")
-    lstm = fastlstm.load(args.file, args.name, batch_first=args.batch_first, layout=args.layout)
+    lstm = fastlstm.load(args.file, args.name, **choice(args))
     if args.weight_dtype:
         lstm = lstm.to(weight_dtype=args.weight_dtype)
     x = read_array(args.input)
@@ -221,8 +249,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    options = {"batch_first": args.batch_first, "layout": args.layout, "allow_nonfinite": args.allow_nonfinite}
-    print(fastlstm.convert(args.file, args.output, args.name, **options))
+    print(fastlstm.convert(args.file, args.output, args.name, **choice(args)))
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import run_python
+from helpers import required, run_python
 from safetensors.numpy import save_file
 
 import fastlstm
@@ -194,6 +194,37 @@ def test_which_of_several(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     for name, lstm in networks.items():
         assert run("--name", name) == 0
         assert np.load("y.npy").tobytes() == lstm(x)[0].tobytes()
+
+
+def test_messages_name_options(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And not the arguments of functions, which nobody passes here."""
+    lstm, files = fastlstm.LSTM(I, H, seed=1), {"model.safetensors", "x.npy"}
+    inputs(4, 2, I)
+    state = lstm.state_dict()
+    save_file({f"{prefix}.{name}": value for prefix in "ab" for name, value in state.items()}, "model.safetensors")
+    refused(capsys, run(), "2 LSTMs found, pass one of these with --name: 'a', 'b'", files=files)
+    save_file({"kernel": np.ones((I, 4 * H), "f"), "recurrent_kernel": np.ones((H, 4 * H), "f")}, "model.safetensors")
+    refused(capsys, run(), "pass --layout keras or --layout haste", files=files)
+    fastlstm.LSTM(I, H, dtype="float64").save("model.safetensors")
+    refused(capsys, run("--weight-dtype", "int8"), "error: --weight-dtype of a float64 network", files=files)
+    lstm.save("model.safetensors")
+    refused(capsys, run("--threads", "0"), "error: --threads must be between 1", files=files)
+    save_file(state | {"bias_ih_l0": state["bias_ih_l0"] * np.float32("nan")}, "model.safetensors")
+    refused(capsys, run(), "NaN or infinite; pass --allow-nonfinite to load", files=files)
+    assert run("--allow-nonfinite") == 0
+    assert np.isnan(np.load("y.npy")).all()
+
+
+def test_numbers_in_other_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx = required("onnx")
+    fastlstm.LSTM(I, H, seed=1).to_onnx("model.onnx")
+    message = onnx.load("model.onnx")
+    onnx.save(message, "model.onnx", save_as_external_data=True, location="data", size_threshold=0)
+    inputs(4, 2, I)
+    expected = (
+        "fastlstm.from_onnx(path, external_data=True) reads it in Python; for the command line save it with onnx.save as one"
+    )
+    refused(capsys, run(model="model.onnx"), expected, files={"model.onnx", "data", "x.npy"})
 
 
 # ---- run: what is refused, and what is left behind -----------------------------------------------------------------------------

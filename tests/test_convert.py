@@ -281,7 +281,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert load("b.npz").batch_first
     np.savez("keras.npz", kernel=np.zeros((3, 20), "f"), recurrent_kernel=np.ones((5, 20), "f"))
     assert cli.main(["convert", "keras.npz", "k.npz"]) == 2
-    assert "layout='keras' or layout='haste'" in capsys.readouterr().err
+    assert "--layout keras or --layout haste" in capsys.readouterr().err
     assert cli.main(["convert", "keras.npz", "k.npz", "--layout", "haste"]) == 0
     assert cli.main(["convert", "amp.nam", "amp"]) == 2
     assert "a suffix of .safetensors or .npz expected, got none" in capsys.readouterr().err
