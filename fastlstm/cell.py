@@ -44,6 +44,10 @@ class Activation:
             raise ValueError(f"{self.name} takes {len(defaults)} finite parameters, got {self.parameters!r:.100}")
         object.__setattr__(self, "parameters", given + defaults[len(given) :])
 
+    def __str__(self) -> str:
+        given = f"({', '.join(f'{value:g}' for value in self.parameters)})"
+        return self.name if self.parameters == ACTIVATIONS[self.name] else self.name + given
+
 
 SIGMOID, TANH = Activation("sigmoid"), Activation("tanh")
 

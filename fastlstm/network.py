@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -25,7 +25,7 @@ from fastlstm.arrays import (
     in_place,
     shape_error,
 )
-from fastlstm.cell import ACTIVATIONS, PLAIN
+from fastlstm.cell import ACTIVATIONS, PLAIN, Activation, Cell
 from fastlstm.isa import isa as _isa  # noqa: F401  (chooses the kernels before a network is packed)
 from fastlstm.rounding import TYPES
 from fastlstm.stream import Stream
@@ -238,6 +238,7 @@ class Network(Generic[S]):
             parts.append("batch_first=True")
         if self.bidirectional:
             parts.append("bidirectional=True")
+        parts += [f"{flag}=True" for flag in ("reverse", "flipped") if getattr(self.weights, flag)]
         if self.weights.merge_mode != "concat":
             parts.append(f"merge_mode={self.weights.merge_mode!r}")
         if self.weights.proj_size:
@@ -248,6 +249,7 @@ class Network(Generic[S]):
             parts.append(f"dtype={self.dtype.name!r}")
         if self.weights.weight_dtype:
             parts.append(f"weight_dtype={self.weights.weight_dtype!r}")
+        parts += _special(self.weights)
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def __reduce__(self) -> Any:
@@ -573,6 +575,22 @@ def _type_name(weight_dtype: Any) -> str:
     except TypeError:
         pass
     raise TypeError(f"weight_dtype must be the name of a type, got {weight_dtype!r:.100}")
+
+
+def _special(weights: Weights) -> list[str]:
+    """In words, what ``torch.nn.LSTM`` does not have; of the first layer, the others may differ."""
+    first, words = weights.layers[0], []
+    if first.weight_peephole is not None:
+        words.append("peepholes")
+    if first.h_0 is not None:
+        words.append("initial state")
+    for item in fields(Cell):
+        value = getattr(first.cell, item.name)
+        if value != getattr(PLAIN, item.name):
+            words.append(f"{item.name}={value if isinstance(value, Activation) else repr(value)}")
+    if any(layer.cell != first.cell for layer in weights.layers):
+        words.append("cells that differ")
+    return words
 
 
 def _owned(layer: LayerWeights) -> LayerWeights:

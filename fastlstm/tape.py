@@ -49,6 +49,13 @@ class Gradients(Generic[S]):
     state: S
     parameters: dict[str, Array]
 
+    def __repr__(self) -> str:
+        states: tuple[Any, ...] = self.state if isinstance(self.state, tuple) else (self.state,)
+        state = ", ".join(str(array.shape) for array in states)
+        shapes = ", ".join(f"{name}: {array.shape}" for name, array in self.parameters.items())
+        of_input = None if self.input is None else self.input.shape
+        return f"Gradients(input: {of_input}, state: {state}, parameters: {{{shapes}}})"
+
 
 class Tape(Generic[S]):
     """A forward pass that keeps what backpropagation through time needs; made by :meth:`LSTM.record` or

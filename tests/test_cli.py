@@ -225,6 +225,7 @@ def test_numbers_in_other_files(folder: Path, capsys: pytest.CaptureFixture[str]
         "fastlstm.from_onnx(path, external_data=True) reads it in Python; for the command line save it with onnx.save as one"
     )
     refused(capsys, run(model="model.onnx"), expected, files={"model.onnx", "data", "x.npy"})
+    refused(capsys, cli.main(["scan", "model.onnx"]), expected, files={"model.onnx", "data", "x.npy"})
 
 
 # ---- run: what is refused, and what is left behind -----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file
 
 import fastlstm
 from fastlstm import _engine
+from fastlstm.cell import PLAIN, Activation, Cell
 from fastlstm.weights import Weights
 
 NETWORKS: tuple[dict[str, Any], ...] = (
@@ -318,6 +320,30 @@ def test_batch_first_is_true_or_false(tmp_path: Path, batch_first: Any) -> None:
 @pytest.fixture(params=["t9b4i5h20", "t9b1i5h20l2p7", "t9b7i5h33l3"])
 def case(request: pytest.FixtureRequest) -> Case:
     return make_case(request.param)
+
+
+def test_words_for_what_pytorch_has_not() -> None:
+    (layer,) = fastlstm.LSTM(3, 5, seed=0).weights.layers
+    cell = Cell(Activation("hard_sigmoid"), hidden=Activation("leaky_relu", (0.3,)), gate_clip=3.0, coupled="forget")
+    vector = np.zeros(5, "f")
+    layer = replace(layer, cell=cell, weight_peephole=np.zeros(15, "f"), h_0=vector, c_0=vector)
+    rest = "peepholes, initial state, gate=hard_sigmoid, hidden=leaky_relu(0.3), coupled='forget', gate_clip=3.0"
+    for weights, words in (
+        (Weights((layer,)), ""),
+        (Weights((layer,), reverse=True), "reverse=True, "),
+        (Weights((layer,), reverse=True, flipped=True), "reverse=True, flipped=True, "),
+    ):
+        assert repr(fastlstm.LSTM.from_weights(weights)) == f"LSTM(3, 5, {words}{rest})"
+    both = Weights((replace(layer, cell=PLAIN), layer), bidirectional=True)
+    assert repr(fastlstm.LSTM.from_weights(both)).endswith("bidirectional=True, peepholes, initial state, cells that differ)")
+
+
+def test_gradients_are_shown_by_their_shapes() -> None:
+    lstm, rnn = fastlstm.LSTM(3, 5, bias=False, seed=0), fastlstm.RNN(3, 5, bias=False, seed=0)
+    x, d_output = np.zeros((7, 2, 3), "f"), np.zeros((7, 2, 5), "f")
+    shown = "Gradients(input: {}, state: {}, parameters: {{weight_ih_l0: ({}, 3), weight_hh_l0: ({}, 5)}})"
+    assert repr(lstm.record(x).backward(d_output)) == shown.format("(7, 2, 3)", "(1, 2, 5), (1, 2, 5)", 20, 20)
+    assert repr(rnn.record(x).backward(d_output, input=False)) == shown.format("None", "(1, 2, 5)", 5, 5)
 
 
 @pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.RNN])
