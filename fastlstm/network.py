@@ -533,21 +533,20 @@ class Network(Generic[S]):
         Parameters
         ----------
         path : str or os.PathLike
-            Ends with ``.safetensors`` or ``.npz``. Replaced if it exists, with the same permissions. The file is written beside
-            its place and then moved there: `path` never holds half a file.
+            An npz file if it ends with ``.npz``, else a safetensors file: for loading, the content decides. Replaced if it
+            exists, with the same permissions. The file is written beside its place and then moved there: `path` never holds
+            half a file.
 
         Raises
         ------
         OSError
             If it cannot be written; nothing has changed then.
-        ValueError
-            If it has another suffix.
         TypeError
             If it is no path.
         """
         from fastlstm.loaders import writer
 
-        writer("path", path)(self.weights, self.batch_first)
+        writer("path", path, "safetensors")(self.weights, self.batch_first)
 
 
 _KINDS = tuple(ACTIVATIONS)  # by the engine's numbers

@@ -187,13 +187,13 @@ def convert(
     return info
 
 
-def writer(name: str, path: str | os.PathLike[str]) -> Callable[[Weights, bool], None]:
+def writer(name: str, path: str | os.PathLike[str], otherwise: str | None = None) -> Callable[[Weights, bool], None]:
     """What writes weights, and whether they are batch-first, to `path` as its suffix says; `name` is that of the argument.
 
     Raises
     ------
     ValueError
-        If it has another suffix.
+        If it has another suffix, and there is no form to take `otherwise`.
     TypeError
         If it is no path.
     """
@@ -203,9 +203,9 @@ def writer(name: str, path: str | os.PathLike[str]) -> Callable[[Weights, bool],
     writers = {".safetensors": write_safetensors, ".npz": write_npz}
     text = as_path(name, path)
     suffix = os.path.splitext(text)[1].lower()
-    if suffix not in writers:
+    if suffix not in writers and otherwise is None:
         raise ValueError(f"{text}: a suffix of {' or '.join(writers)} expected, got {suffix or 'none'}")
-    return partial(writers[suffix], text)
+    return partial(writers[suffix if suffix in writers else f".{otherwise}"], text)
 
 
 def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, external_data: bool = False) -> Model:
