@@ -19,6 +19,9 @@ parameters may be changed in place before ``backward()``. With ``retain_graph=Tr
 
 *Threads.* At most ``fastlstm.get_num_threads()``, and at most ``torch.get_num_threads()``. The interpreter is free meanwhile.
 
+*torch.func.* ``grad``, ``vjp``, ``jacrev``, ``vmap`` and ``is_grads_batched=True`` work, also inside each other. What is mapped
+over is called once for each of its parts. ``torch.compile`` breaks its graph at a call inside them, as at ``torch.nn.LSTM``.
+
 *Operators.* The calls are custom operators without side effects, ``fastlstm::lstm`` and ``fastlstm::lstm_backward``.
 ``torch.compile`` keeps them whole: no graph break, nothing unrolled.
 """
@@ -29,6 +32,7 @@ import contextlib
 import contextvars
 import copy
 import itertools
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -400,14 +404,16 @@ def _call(
 ) -> tuple[Tensor, Tensor, Tensor]:
     inputs = (x, *weights) if h_0 is None else (x, h_0, c_0, *weights)
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in inputs):
-        raise RuntimeError("fastlstm's LSTM has no forward-mode derivatives (jvp, jacfwd); use torch.nn.LSTM for those")
+        raise RuntimeError(_FORWARD)
+    if torch._C._are_functorch_transforms_active():
+        output, h_n, c_n = _call_transformed(x, h_0, c_0, batch_sizes, bias, proj_size, bidirectional, batch_first, *weights)
+        return output, h_n, c_n
     record = None
     if torch.is_grad_enabled():
         wanting = [tensor for tensor in inputs if tensor.requires_grad]
-        # A new one each time: a compiler merges equal calls, but each needs a tape of its own. Compilers and torch.func refuse
-        # second derivatives by themselves, and may not take a torch.autograd.Function
-        plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        record = (torch.empty(0) if plain else _Origin.apply(*wanting)) if wanting else None
+        # A new one each time: a compiler merges equal calls, but each needs a tape of its own. Compilers refuse second
+        # derivatives by themselves, and may not take a torch.autograd.Function
+        record = (torch.empty(0) if torch.compiler.is_compiling() else _Origin.apply(*wanting)) if wanting else None
     output, h_n, c_n, _ = _lstm(x, h_0, c_0, batch_sizes, weights, bias, proj_size, bidirectional, batch_first, record)
     return output, h_n, c_n
 
@@ -477,8 +483,12 @@ def _backward(
     bidirectional: bool,
     needs_input: bool,
     dtype: Any,
+    again: bool = False,
 ) -> list[Tensor]:
-    """``fastlstm::lstm_backward``: gradients of x (empty if not needed), h_0, c_0 and every weight; shapes: of x, then of c_0."""
+    """``fastlstm::lstm_backward``: gradients of x (empty if not needed), h_0, c_0 and every weight; shapes: of x, then of c_0.
+
+    ``again``: whether the tape may be asked once more.
+    """
     kept = _tapes.get(int(tape)) if len(tape) else None
     if kept is None:
         raise RuntimeError(
@@ -488,7 +498,7 @@ def _backward(
     if kept.used:
         raise RuntimeError("the gradients of this LSTM call were taken before; the first time needs retain_graph=True")
     recorded, ragged = kept.tape, kept.ragged
-    if _graph_is_retained():
+    if again or _graph_is_retained():
         recorded = copy.copy(recorded)
     else:
         kept.used = True
@@ -513,12 +523,18 @@ def _backward_shapes(
     bidirectional: bool,
     needs_input: bool,
     dtype: Any,
+    again: bool = False,
 ) -> list[Tensor]:
     *x, records, B, H = shapes
     tensors = [tuple(x) if needs_input else (0,), (records, B, proj_size or H), (records, B, H)]
-    sizes: dict[str, Any] = {"bias": bias, "bidirectional": bidirectional, "proj_size": proj_size}
-    tensors += parameter_shapes(x[-1], H, records // (2 if bidirectional else 1), **sizes).values()
+    tensors += _weight_shapes(shapes, bias, proj_size, bidirectional)
     return [tape.new_empty(shape, dtype=dtype) for shape in tensors]
+
+
+def _weight_shapes(shapes: Sequence[int], bias: bool, proj_size: int, bidirectional: bool) -> list[tuple[int, ...]]:
+    *x, records, _, H = shapes
+    sizes: dict[str, Any] = {"bias": bias, "bidirectional": bidirectional, "proj_size": proj_size}
+    return list(parameter_shapes(x[-1], H, records // (2 if bidirectional else 1), **sizes).values())
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -541,7 +557,7 @@ def _differentiate(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_
         grads = _lstm_backward(tape, d_output, d_h_n, d_c_n, ctx.shapes, *ctx.options, needs_x, ctx.dtype)
     if torch.is_grad_enabled():  # create_graph=True: what comes out must not pass for a constant
         origin = record if record.requires_grad else torch.empty(0, requires_grad=True)
-        grads = _Once.apply(origin, *grads)
+        grads = _refusing(origin, grads)
     d_x, d_h_0, d_c_0, *d_weights = grads
     return (
         d_x if needs_x else None,
@@ -566,6 +582,10 @@ class _Origin(torch.autograd.Function):
         return (None,) * ctx.count
 
 
+_SECOND = "fastlstm's LSTM has no second derivatives (create_graph=True); use torch.nn.LSTM for gradients of gradients"
+_FORWARD = "fastlstm's LSTM has no forward-mode derivatives (jvp, jacfwd); use torch.nn.LSTM for those"
+
+
 class _Once(torch.autograd.Function):
     """Gradients that have no gradients of their own, and come of the `origin`: who asks for those of any input is told."""
 
@@ -575,9 +595,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(
-            "fastlstm's LSTM has no second derivatives (create_graph=True); use torch.nn.LSTM for gradients of gradients"
-        )
+        raise RuntimeError(_SECOND)
 
 
 _X = "Tensor input, Tensor? h_0, Tensor? c_0, Tensor? batch_sizes, Tensor[] weights, "
@@ -593,11 +611,178 @@ _lstm_backward = torch.library.custom_op(
     "fastlstm::lstm_backward",
     _backward,
     mutates_args=(),
-    schema=f"({_D}{_OPTIONS}bool needs_input, ScalarType dtype) -> Tensor[]",
+    schema=f"({_D}{_OPTIONS}bool needs_input, ScalarType dtype, bool again=False) -> Tensor[]",
 )
 _lstm.register_fake(_forward_shapes)
 _lstm.register_autograd(_differentiate, setup_context=_keep)
 _lstm_backward.register_fake(_backward_shapes)
+
+
+def _refusing(origin: Tensor, grads: list[Tensor]) -> Any:
+    """The same gradients, come of the `origin` by way of :class:`_Once`."""
+    if torch._C._are_functorch_transforms_active():
+        return _OnceTransformed.apply(len(grads), *grads, origin)
+    if torch._C._functorch.is_legacy_batchedtensor(grads[-1]):  # with is_grads_batched only what is inside has a graph that lasts
+        (one,) = _Once.apply(origin, torch.ones((), dtype=grads[-1].dtype))
+        return [gradient * one for gradient in grads]
+    return _Once.apply(origin, *grads)
+
+
+# ---- torch.func ----------------------------------------------------------------------------------------------------------------
+
+
+@torch._disable_dynamo  # type: ignore[untyped-decorator]  # a compiler breaks its graph here, as at torch.nn.LSTM
+def _call_transformed(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    output, h_n, c_n, _ = _Transformed.apply(*arguments)
+    return output, h_n, c_n
+
+
+class _Transformed(torch.autograd.Function):
+    """A call inside torch.func's transforms, told as these ask for it; outside of them the operators cost less.
+
+    What is mapped over (vmap, jacrev, gradients of each row) is called once for each of its parts.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        h_0: Tensor | None,
+        c_0: Tensor | None,
+        batch_sizes: Tensor | None,
+        bias: bool,
+        proj_size: int,
+        bidirectional: bool,
+        batch_first: bool,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        record = torch.empty(0)  # whether a gradient is wanted is known to the transforms around this one
+        result: tuple[Tensor, ...] = _lstm(
+            x, h_0, c_0, batch_sizes, list(weights), bias, proj_size, bidirectional, batch_first, record
+        )
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, h_0, c_0, _, bias, proj_size, bidirectional, _, *weights = inputs
+        _, _, c_n, tape = output
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(tape)
+        ctx.save_for_backward(tape, x, h_0, c_0, *weights)
+        ctx.shapes, ctx.dtype = [*x.shape, *c_n.shape], x.dtype
+        ctx.options = bias, proj_size, bidirectional
+
+    @staticmethod
+    def backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, _: None) -> tuple[Any, ...]:
+        tape, x, h_0, c_0, *weights = ctx.saved_tensors
+        given = d_output, d_h_n, d_c_n
+        if all(d is None for d in given):
+            return (None,) * (8 + len(weights))
+        with torch.no_grad():
+            grads = _lstm_backward(tape, *given, ctx.shapes, *ctx.options, ctx.needs_input_grad[0], ctx.dtype, again=True)
+        # They come of the inputs and of what was given: who asks how, at whatever level, is told
+        origins = [tensor for tensor in (*given, x, h_0, c_0, *weights) if tensor is not None]
+        d_x, d_h_0, d_c_0, *d_weights = _OnceTransformed.apply(len(grads), *grads, *origins)
+        states = (None, None) if h_0 is None else (d_h_0, d_c_0)
+        return (d_x if ctx.needs_input_grad[0] else None, *states, *[None] * 5, *d_weights)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> None:
+        raise RuntimeError(_FORWARD)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        if info.batch_size == 0:
+            raise ValueError("fastlstm's LSTM cannot be mapped over an axis of size 0, whose results have no known shape")
+        results = [_Transformed.apply(*part) for part in _parts(info.batch_size, in_dims, arguments)]
+        *outputs, tapes = zip(*results, strict=True)
+        return (*map(torch.stack, outputs), _together(list(tapes))), (0, 0, 0, 0)
+
+
+class _OnceTransformed(torch.autograd.Function):
+    """:class:`_Once` inside torch.func's transforms: the first ``count`` tensors come of all others."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tensors[:count]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(_SECOND)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> None:
+        raise RuntimeError(_FORWARD)
+
+
+def _parts(count: int, dims: Sequence[Any], arguments: Sequence[Any]) -> Iterator[list[Any]]:
+    """The arguments of each of ``count`` calls, from some that have an axis for them."""
+    for k in range(count):
+        yield [value.select(dim, k) if isinstance(dim, int) else value for value, dim in zip(arguments, dims, strict=True)]
+
+
+def _gradients_of_each(*arguments: Any) -> list[Tensor]:
+    """``fastlstm::lstm_backward`` where tensors stand for several: inside vmap, or with ``is_grads_batched``."""
+    shapes = _weight_shapes(*arguments[4:8])
+    *first, parameters = _lstm_backward_flat(*arguments[:10], True)  # the next part may have the same tape
+    flat = parameters.split([math.prod(shape) for shape in shapes])
+    return [*first, *(part.view(shape) for part, shape in zip(flat, shapes, strict=True))]
+
+
+def _backward_flat(*arguments: Any) -> tuple[Tensor, ...]:
+    """``fastlstm::lstm_backward_flat``: the gradients of all weights in one tensor.
+
+    An operator that gives no list is called once for each part by what ``is_grads_batched`` is made of, without a rule.
+    """
+    *first, d_weights = _split_off(_backward(*arguments))
+    return (*first, torch.cat([d.flatten() for d in d_weights]))
+
+
+def _backward_flat_shapes(*arguments: Any) -> tuple[Tensor, ...]:
+    *first, d_weights = _split_off(_backward_shapes(*arguments))
+    return (*first, d_weights[0].new_empty(sum(d.numel() for d in d_weights)))
+
+
+def _flat_of_each(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    results = [_lstm_backward_flat(*part) for part in _parts(info.batch_size, in_dims, arguments)]
+    return tuple(map(torch.stack, zip(*results, strict=True))), (0, 0, 0, 0)
+
+
+def _split_off(grads: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    d_x, d_h_0, d_c_0, *d_weights = grads
+    return d_x, d_h_0, d_c_0, d_weights
+
+
+def _keep_together(tapes: list[Tensor]) -> Tensor:
+    """``fastlstm::tapes``: the names of several tapes in one tensor, which keeps all of them."""
+    kept = np.stack([_array(tape) for tape in tapes]).view(_Several)
+    kept.parts = [_tapes[int(number)] for number in kept.flat]
+    return torch.from_numpy(kept)
+
+
+def _keep_each_together(info: Any, in_dims: tuple[Any, ...], tapes: list[Tensor]) -> tuple[Tensor, int]:
+    return _together([_together(part) for part in _parts(info.batch_size, in_dims[0], tapes)]), 0
+
+
+_lstm_backward_flat = torch.library.custom_op(
+    "fastlstm::lstm_backward_flat",
+    _backward_flat,
+    mutates_args=(),
+    schema=f"({_D}{_OPTIONS}bool needs_input, ScalarType dtype, bool again) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+_together = torch.library.custom_op("fastlstm::tapes", _keep_together, mutates_args=(), schema="(Tensor[] tapes) -> Tensor")
+_lstm_backward_flat.register_fake(_backward_flat_shapes)
+_together.register_fake(torch.stack)
+for _key in ("Batched", "FuncTorchBatched"):  # of is_grads_batched, and of vmap
+    _lstm_backward._lib.impl("lstm_backward", _gradients_of_each, _key)
+if hasattr(_together, "register_vmap"):  # from PyTorch 2.5 on; before, vmap warns that it calls each part, and cannot be nested
+    _lstm_backward_flat.register_vmap(_flat_of_each)
+    _together.register_vmap(_keep_each_together)
 
 
 # ---- Tapes ---------------------------------------------------------------------------------------------------------------------
@@ -609,6 +794,12 @@ class _Kept(np.ndarray[Any, np.dtype[Any]]):
     tape: Tape[Any]
     ragged: _Ragged | None
     used: bool
+
+
+class _Several(np.ndarray[Any, np.dtype[Any]]):
+    """The numbers of several tapes, and those."""
+
+    parts: list[_Kept]
 
 
 _tapes: weakref.WeakValueDictionary[int, _Kept] = weakref.WeakValueDictionary()

@@ -365,6 +365,179 @@ def test_checkpointing_and_hooks_on_saved_tensors() -> None:
         total.backward()
 
 
+# ---- torch.func ----------------------------------------------------------------------------------------------------------------
+
+
+def parts(module: Any) -> Any:
+    """A function of parameters, an input and a state, those, and the axes of their rows."""
+    torch.manual_seed(1)
+    parameters = {name: value.detach() for name, value in module.named_parameters()}
+    x, (h, c) = torch.randn(3, 5, 4, dtype=F64), (s.detach() for s in states(CONFIGS[2], 3))
+
+    def loss(parameters: Any, x: Any, h: Any, c: Any) -> Any:
+        output, (h_n, c_n) = torch.func.functional_call(module, parameters, (x, (h, c)))
+        return output.square().sum() + h_n.sum() + (c_n**3).sum()
+
+    return loss, (parameters, x.transpose(0, 1), h, c), (None, 1, 1, 1)
+
+
+def rows(values: Any) -> Any:
+    """Each row a batch of one: to be mapped over on axis 1."""
+    parameters, *tensors = values
+    return (parameters, *(tensor.unsqueeze(2) for tensor in tensors))
+
+
+def doubled(parameters: Any) -> Any:
+    return {name: torch.stack([value, 2 * value]) for name, value in parameters.items()}
+
+
+def grad_of_all(module: Any) -> Any:
+    loss, values, _ = parts(module)
+    return torch.func.grad_and_value(loss, (0, 1, 2, 3))(*values)
+
+
+def vjp_twice(module: Any) -> Any:
+    loss, values, _ = parts(module)
+    value, pull = torch.func.vjp(loss, *values)
+    return value, pull(torch.ones_like(value)), pull(2 * torch.ones_like(value))
+
+
+def grad_of_each_row(module: Any) -> Any:
+    loss, values, axes = parts(module)
+    return torch.func.vmap(torch.func.grad(loss, (0, 1, 2, 3)), axes)(*rows(values))
+
+
+def grad_of_an_ensemble(module: Any) -> Any:
+    loss, (parameters, *tensors), _ = parts(module)
+    return torch.func.vmap(torch.func.grad(loss, (0, 1)), (0, None, None, None))(doubled(parameters), *tensors)
+
+
+def grad_of_each_row_in_an_ensemble(module: Any) -> Any:
+    loss, values, axes = parts(module)
+    parameters, *tensors = rows(values)
+    inner = torch.func.vmap(torch.func.grad(loss, (0, 1)), axes)
+    return torch.func.vmap(inner, (0, None, None, None))(doubled(parameters), *tensors)
+
+
+def jacrev(module: Any) -> Any:
+    _, (parameters, x, *_), _ = parts(module)
+    run = lambda parameters, x: torch.func.functional_call(module, parameters, (x,))[0]  # noqa: E731
+    return torch.func.jacrev(run, (0, 1))(parameters, x[:2, :1])
+
+
+def jacobian(module: Any) -> Any:
+    _, (_, x, h, c), _ = parts(module)
+    given = tuple(tensor[:, :1].contiguous() for tensor in (x[:2], h, c))
+    return torch.autograd.functional.jacobian(lambda x, h, c: module(x, (h, c))[0], given, vectorize=True)
+
+
+def grads_batched(module: Any) -> Any:
+    _, (_, x, *_), _ = parts(module)
+    output = module(x)[0]
+    return torch.autograd.grad(output, list(module.parameters()), torch.stack([output, 2 * output]), is_grads_batched=True)
+
+
+def vmap_of_autograd(module: Any) -> Any:
+    _, (_, x, *_), _ = parts(module)
+    output = module(x)[0]
+    inner = lambda d: torch.autograd.grad(output, list(module.parameters()), d, retain_graph=True)  # noqa: E731
+    return torch.func.vmap(inner)(torch.stack([output, 2 * output]).detach())
+
+
+def grad_inside_autograd(module: Any) -> Any:
+    """Two levels want gradients of one call."""
+    _, (_, x, *_), _ = parts(module)
+    output, pull = torch.func.vjp(lambda x: module(x)[0], x)
+    return torch.autograd.grad(output.sum(), list(module.parameters())), pull(torch.ones_like(output).detach())
+
+
+TRANSFORMS = [
+    *(grad_of_all, vjp_twice, grad_of_each_row, grad_of_an_ensemble, grad_of_each_row_in_an_ensemble, jacrev, jacobian),
+    *(grads_batched, vmap_of_autograd, grad_inside_autograd),
+]
+
+
+def tensors_of(tree: Any) -> list[Any]:
+    return [tensor.detach() for tensor in torch.utils._pytree.tree_leaves(tree)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, of what it loads for these transforms
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms(transform: Any) -> None:
+    theirs, ours = modules(CONFIGS[2])
+    gc.collect()
+    before = len(bridge._tapes)
+    assert_equal(tensors_of(transform(ours)), tensors_of(transform(theirs)), 20 * TOLERANCE["float64"])
+    gc.collect()
+    assert len(bridge._tapes) == before
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_vmap_alone() -> None:
+    """What torch.nn.LSTM refuses: against a loop."""
+    theirs, ours = modules(CONFIGS[2])
+    _, (_, x, h, c), _ = parts(ours)
+    x = torch.stack([x, 2 * x]).requires_grad_()
+    run = lambda module, x: flat(module(x, (h, c)))  # noqa: E731
+    given = torch.func.vmap(lambda x: run(ours, x))(x)
+    expected = [torch.stack(results) for results in zip(*(run(theirs, part) for part in x), strict=True)]
+    assert_equal(given, expected, TOLERANCE["float64"])
+    assert_equal(gradients(ours, [x], given), gradients(theirs, [x], expected), 20 * TOLERANCE["float64"])
+    cells = [kind(4, 6, dtype=F64) for kind in (bridge.LSTMCell, torch.nn.LSTMCell)]
+    cells[0].load_state_dict(cells[1].state_dict())
+    derive = [torch.func.grad(lambda x, cell=cell: cell(x)[1].sum()) for cell in cells]
+    assert_equal([torch.func.vmap(derive[0])(x[0])], [torch.stack(list(map(derive[1], x[0])))], TOLERANCE["float64"])
+    with pytest.raises(ValueError, match="axis of size 0"):
+        torch.func.vmap(lambda x: ours(x)[0])(x[:0])
+
+
+def batched_graph(module: Any, x: Any) -> None:
+    y = x.clone().requires_grad_()
+    output = module(y)[0]
+    (d_y,) = torch.autograd.grad(output, y, torch.ones_like(output)[None], create_graph=True, is_grads_batched=True)
+    (d_y.square().sum() + output.sum()).backward()
+
+
+def mapped_graph(module: Any, x: Any) -> None:
+    y = x.clone().requires_grad_()
+    output = module(y)[0]
+    d_y = torch.func.vmap(lambda d: torch.autograd.grad(output, y, d, create_graph=True)[0])(torch.ones_like(output)[None])
+    (d_y.square().sum() + output.sum()).backward()
+
+
+SECOND = {
+    "grad of grad": lambda m, x: torch.func.grad(lambda x: torch.func.grad(lambda x: m(x)[0].sum())(x).sum())(x),
+    "of what was handed back": lambda m, x: torch.func.grad(lambda d: torch.func.vjp(lambda x: m(x)[0], x)[1](d)[0].sum())(
+        torch.ones(5, 3, 6, dtype=F64)
+    ),
+    "autograd around grad": lambda m, x: torch.func.grad(lambda x: m(x)[0].sum())(x).sum().backward(),
+    "jacrev of jacrev": lambda m, x: torch.func.jacrev(torch.func.jacrev(lambda x: m(x)[0].sum()))(x),
+    "hessian": lambda m, x: torch.autograd.functional.hessian(lambda x: m(x)[0].sum(), x, vectorize=True),
+    "is_grads_batched": batched_graph,
+    "vmap": mapped_graph,
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("derive", SECOND)
+def test_second_derivatives_by_transforms_are_refused(derive: str) -> None:
+    with pytest.raises(RuntimeError, match=r"second derivatives.*torch\.nn\.LSTM"):
+        SECOND[derive](modules(CONFIGS[0])[1], torch.randn(5, 3, 4, dtype=F64))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forward_mode_around_other_transforms_is_refused() -> None:
+    module, x = modules(CONFIGS[0])[1], torch.randn(5, 3, 4, dtype=F64)
+    total = lambda x: module(x)[0].sum()  # noqa: E731
+    for derive in (
+        lambda: torch.func.hessian(total)(x),
+        lambda: torch.func.jvp(torch.func.grad(total), (x,), (x,)),
+        lambda: torch.func.vmap(lambda d: torch.func.jvp(total, (x,), (d,)))(x[None]),
+    ):
+        with pytest.raises(RuntimeError, match=r"forward-mode derivatives.*torch\.nn\.LSTM"):
+            derive()
+
+
 # ---- Packed weights ------------------------------------------------------------------------------------------------------------
 
 
@@ -607,8 +780,6 @@ def test_errors_of_the_parameters() -> None:
     for arguments in ((0, 6), (4, -1), (4, 6, 0)):
         with pytest.raises(ValueError, match="greater than zero"):
             bridge.LSTM(*arguments)
-    with pytest.raises(RuntimeError, match="Batching rule not implemented for fastlstm::lstm"):
-        torch.func.vmap(bridge.LSTM(4, 6))(x[None])
 
 
 # ---- replace -------------------------------------------------------------------------------------------------------------------
@@ -792,6 +963,15 @@ def test_the_compiler_does_not_merge_calls(backend: str) -> None:
 
     compiled = torch.compile(twice, fullgraph=True, backend=backend)
     assert_equal(gradients(module, [], [compiled(x)]), gradients(module, [], [twice(x)]), 1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_transforms_inside_what_is_compiled() -> None:
+    """The compiler breaks its graph there, as at torch.nn.LSTM."""
+    torch._dynamo.reset()
+    module, x = modules(CONFIGS[0])[1], torch.randn(5, 3, 4, dtype=F64)
+    derive = torch.func.grad(lambda x: module(x)[0].square().sum())
+    assert_equal([torch.compile(derive, backend="aot_eager")(x)], [derive(x)], 0)
 
 
 # ---- Training ------------------------------------------------------------------------------------------------------------------
