@@ -32,10 +32,7 @@ WORDS = (
     ("pass layout='keras' or layout='haste'", "pass --layout keras or --layout haste"),
     ("layout='keras' is for", "--layout is for"),
     ("layout='haste' is for", "--layout is for"),
-    (
-        "pass external_data=True to fastlstm.from_onnx or fastlstm.load_model to read files beside the model, or save it",
-        "fastlstm.from_onnx(path, external_data=True) reads it in Python; for the command line save it",
-    ),
+    ("pass external_data=True", "pass --external-data"),
     ("weight_dtype of", "--weight-dtype of"),
     ("threads must be", "--threads must be"),
 )
@@ -128,6 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="any that fastlstm.load reads: .pt, .pth, .safetensors, .keras, .h5, .onnx, .npz, .msgpack, .nam, .json",
     )
+    add_external_data(sub)
 
     sub = add(
         "run",
@@ -173,11 +171,17 @@ def add_choice(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--layout", choices=("keras", "haste"), help="order of gates of tensors named kernel and recurrent_kernel")
     sub.add_argument("--allow-nonfinite", action="store_true", help="accept NaN and infinity among the weights")
+    add_external_data(sub)
 
 
 def choice(args: argparse.Namespace) -> dict[str, Any]:
     """The same as the functions take it."""
-    return {"batch_first": args.batch_first, "layout": args.layout, "allow_nonfinite": args.allow_nonfinite}
+    names = ("batch_first", "layout", "allow_nonfinite", "external_data")
+    return {name: getattr(args, name) for name in names}
+
+
+def add_external_data(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--external-data", action="store_true", help="read weights that an ONNX model has in files beside it")
 
 
 # ---- Commands ------------------------------------------------------------------------------------------------------------------
@@ -198,18 +202,20 @@ def info(args: argparse.Namespace) -> int:
 
 
 def scan(args: argparse.Namespace) -> int:
-    found = fastlstm.scan(args.file)
+    found = fastlstm.scan(args.file, external_data=args.external_data)
     if not found:
         raise ValueError(f"{args.file}: no LSTM found")
     rows: list[tuple[str, ...]] = [("name", "input", "hidden", "layers", "directions", "projection", "bias", "dtype")]
     for lstm in found:
         name = lstm.name if lstm.name and lstm.name.isprintable() else repr(lstm.name)
-        if lstm.problem:
-            rows.append((name, f"cannot be loaded: {one_line(lstm.problem)}"))
+        problem = [f"cannot be loaded: {one_line(lstm.problem)}"] if lstm.problem else []
+        if problem and not lstm.hidden_size:
+            rows.append((name, *problem))
         else:
             sizes = (lstm.input_size, lstm.hidden_size, lstm.num_layers, 1 + lstm.bidirectional, lstm.proj_size or "-")
-            rows.append((name, *map(str, sizes), "yes" if lstm.bias else "no", str(lstm.dtype)))
-    widths = [max(map(len, column)) for column in zip(*(row for row in rows if len(row) == len(rows[0])), strict=True)]
+            rows.append((name, *map(str, sizes), "yes" if lstm.bias else "no", str(lstm.dtype), *problem))
+    full = [row[: len(rows[0])] for row in rows if len(row) >= len(rows[0])]
+    widths = [max(map(len, column)) for column in zip(*full, strict=True)] + [0]
     widths[0] = max(len(row[0]) for row in rows)
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip())

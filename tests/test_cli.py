@@ -215,19 +215,6 @@ def test_messages_name_options(folder: Path, capsys: pytest.CaptureFixture[str])
     assert np.isnan(np.load("y.npy")).all()
 
 
-def test_numbers_in_other_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    onnx = required("onnx")
-    fastlstm.LSTM(I, H, seed=1).to_onnx("model.onnx")
-    message = onnx.load("model.onnx")
-    onnx.save(message, "model.onnx", save_as_external_data=True, location="data", size_threshold=0)
-    inputs(4, 2, I)
-    expected = (
-        "fastlstm.from_onnx(path, external_data=True) reads it in Python; for the command line save it with onnx.save as one"
-    )
-    refused(capsys, run(model="model.onnx"), expected, files={"model.onnx", "data", "x.npy"})
-    refused(capsys, cli.main(["scan", "model.onnx"]), expected, files={"model.onnx", "data", "x.npy"})
-
-
 # ---- run: what is refused, and what is left behind -----------------------------------------------------------------------------
 
 
@@ -437,6 +424,26 @@ def test_scan_of_what_cannot_be_loaded(folder: Path, capsys: pytest.CaptureFixtu
     assert broken.startswith("broken  cannot be loaded: 'broken.bias_hh_l0' is missing")
     assert cli.main(["convert", "model.safetensors", "good.npz"]) == 2
     assert "'broken' cannot be loaded" in capsys.readouterr().err
+
+
+def test_external_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx = pytest.importorskip("onnx")
+    lstm = make(num_layers=1)
+    x = inputs(9, 2, I)
+    lstm.to_onnx("one.onnx")
+    onnx.save(onnx.load("one.onnx"), "model.onnx", save_as_external_data=True, location="model.data", size_threshold=0)
+    files = {"model.safetensors", "x.npy", "one.onnx", "model.onnx", "model.data"}
+    assert cli.main(["scan", "model.onnx"]) == 0
+    row = capsys.readouterr().out.splitlines()[1]
+    assert row.split()[1:8] == [str(I), str(H), "1", "1", "-", "yes", "float32"]
+    assert "lie in another file" in row
+    refused(capsys, run(model="model.onnx"), "another file: pass --external-data to read files", files=files)
+    assert cli.main(["scan", "model.onnx", "--external-data"]) == 0
+    assert "another file" not in capsys.readouterr().out
+    assert run("--external-data", model="model.onnx") == 0
+    np.testing.assert_array_equal(np.load("y.npy"), lstm(x)[0])
+    assert cli.main(["convert", "model.onnx", "again.npz", "--external-data"]) == 0
+    np.testing.assert_array_equal(fastlstm.load("again.npz")(x)[0], lstm(x)[0])
 
 
 def test_scan_without_a_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1050,6 +1050,82 @@ def test_external_data(outside: Callable[..., Path], monkeypatch: pytest.MonkeyP
     refused(lambda: from_onnx(onnx.load("model.onnx", load_external_data=False), external_data=True), "another file")
 
 
+def test_external_data_by_every_reader(outside: Callable[..., Path], tmp_path: Path) -> None:
+    path, expected = outside(), expected_weights(tensors())
+    assert_same_weights(load(path, external_data=True).weights, expected)
+    (info,) = scan(path, external_data=True)
+    assert info == LSTMInfo("lstm", I, H, 1, False, 0, True, "float32", False)
+    target = tmp_path / "lstm.npz"
+    assert fastlstm.convert(path, target, external_data=True) == info
+    assert_same_weights(load(target).weights, expected)
+    refused(lambda: fastlstm.convert(path, target), "'W' lie in another file", "external_data=True")
+    for reader in (load, scan, fastlstm.load_model):
+        with pytest.raises(TypeError, match="external_data must be True or False, got 'no'"):
+            reader(path, external_data="no")  # type: ignore[operator]
+    assert load(target, external_data=True).hidden_size == H  # leave that other formats have no use for
+
+
+def test_scan_says_what_lies_in_another_file(outside: Callable[..., Path]) -> None:
+    """With its sizes, which are in the model; whatever the file would be, it is not opened."""
+    for place in ({}, {"location": "/etc/passwd"}):
+        (info,) = scan(outside(**place))
+        assert replace(info, problem="") == LSTMInfo("lstm", I, H, 1, False, 0, True, "float32", False)
+        assert "'W' lie in another file: pass external_data=True" in info.problem
+        assert str(info).startswith("'lstm': LSTM(3, 4), float32; cannot be loaded: LSTM node 'lstm'")
+
+
+def elsewhere(name: str, *shape: int) -> Any:
+    tensor = TensorProto(name=name, data_type=1, dims=shape, data_location=1)
+    tensor.external_data.add(key="location", value="w.bin")
+    return tensor
+
+
+def test_weights_in_another_file_may_be_larger_than_the_model_allows(tmp_path: Path) -> None:
+    """Sizes are told; nothing of them is read, or made, before it is allowed."""
+    path, inputs, hidden = tmp_path / "model.onnx", 1 << 20, 256
+    shapes = {"W": (1, 4 * hidden, inputs), "R": (1, 4 * hidden, hidden), "B": (1, 8 * hidden)}
+    one = model(node(hidden_size=hidden), {name: elsewhere(name, *shape) for name, shape in shapes.items()})
+    path.write_bytes(one.SerializeToString())
+    (info,) = scan(path)
+    assert (info.input_size, info.hidden_size) == (inputs, hidden)
+    for act in (load, fastlstm.load_model):
+        with pytest.raises(FormatError, match="'W' lie in another file") as caught:
+            act(path)
+        assert "the LSTM alone" not in str(caught.value)
+    path.write_bytes(model(constants=tensors() | {"W": elsewhere("W", 1, 1 << 30, 1 << 20)}).SerializeToString())
+    refused(lambda: scan(path), "larger than any weights")
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's exporter
+def test_what_pytorch_exports_with_external_data(tmp_path: Path) -> None:
+    """Its default, also for small models; a cell is taken apart, and found by the names of its tensors."""
+    torch = import_torch()
+    required("onnxscript")
+
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = torch.nn.LSTM(8, 16, 2, bidirectional=True)
+            self.cell = torch.nn.LSTMCell(32, 12)
+
+        def forward(self, x: Any) -> Any:
+            y, _ = self.rnn(x)
+            return self.cell(y[1], self.cell(y[0]))[0]
+
+    both, path = Both().eval(), tmp_path / "both.onnx"
+    torch.onnx.export(both, (torch.zeros(5, 2, 8),), path, dynamo=True, external_data=True, verbose=False)
+    without, allowed = scan(path), scan(path, external_data=True)
+    assert [replace(info, problem="") for info in without] == allowed
+    assert all("external_data=True" in info.problem for info in without)
+    assert [(info.input_size, info.hidden_size, info.num_layers) for info in allowed] == [(8, 16, 2), (32, 12, 1)]
+    for info, part in zip(allowed, (both.rnn, both.cell), strict=True):
+        refused(lambda name=info.name: load(path, name), "another file", "external_data=True")
+        given, expected = load(path, info.name, external_data=True), fastlstm.from_torch(part)
+        x = np.random.default_rng(0).standard_normal((5, 2, info.input_size)).astype(np.float32)
+        assert_close(flat(given(x)), flat(expected(x)), TOLERANCE)
+    refused(lambda: load(path), "2 LSTMs found, pass one of these as name=")
+
+
 @pytest.mark.parametrize(
     "location",
     ["../w.bin", "weights/../../w.bin", "/etc/passwd", "/dev/zero", "", ".", "weights//w.bin", "a\\w.bin", "x\0", "./w"],

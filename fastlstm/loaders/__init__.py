@@ -63,13 +63,15 @@ class Format(Protocol):
     def find(self, file: SourceFile, /) -> Contents: ...
 
 
-def scan(path: str | os.PathLike[str]) -> list[LSTMInfo]:
+def scan(path: str | os.PathLike[str], *, external_data: bool = False) -> list[LSTMInfo]:
     """List the LSTMs in a file, reading sizes and names only.
 
     Parameters
     ----------
     path : str or os.PathLike
-        As for :func:`load`.
+    external_data : bool
+        As for :func:`load`. Without it the LSTMs of an ONNX model whose weights lie in other files are listed with their sizes
+        all the same, and with a ``problem``.
 
     Returns
     -------
@@ -88,6 +90,7 @@ def scan(path: str | os.PathLike[str]) -> list[LSTMInfo]:
     from fastlstm.loaders.source import opened
 
     with opened(path) as file:
+        file.external_data = as_flag("external_data", external_data)
         return _contents(file).infos()
 
 
@@ -98,6 +101,7 @@ def load(
     batch_first: bool | None = None,
     layout: str | None = None,
     allow_nonfinite: bool = False,
+    external_data: bool = False,
 ) -> LSTM:
     """Load an LSTM from a file.
 
@@ -122,6 +126,8 @@ def load(
         :func:`from_tensorflow` reads them by default; for others pass it the dictionary.
     allow_nonfinite : bool
         Accept NaN and infinity among the weights.
+    external_data : bool
+        Of an ONNX model: read weights that lie in other files, as :func:`from_onnx` does. PyTorch's exporter puts them there.
 
     Returns
     -------
@@ -139,7 +145,7 @@ def load(
         If reading that format needs a package that is not installed; the message says which.
     """
     batch_first = _maybe("batch_first", batch_first)
-    weights, info = _read(path, name, allow_nonfinite, layout)
+    weights, info = _read(path, name, allow_nonfinite, layout, external_data)
     return _made(weights, info, batch_first)
 
 
@@ -151,6 +157,7 @@ def convert(
     batch_first: bool | None = None,
     layout: str | None = None,
     allow_nonfinite: bool = False,
+    external_data: bool = False,
 ) -> LSTMInfo:
     """Write an LSTM of any readable file as a safetensors or npz file, which :func:`load` reads back exactly.
 
@@ -162,7 +169,7 @@ def convert(
     source : str or os.PathLike
     target : str or os.PathLike
         Ends with ``.safetensors`` or ``.npz``; replaced if it exists, and only when all is done.
-    name, batch_first, layout, allow_nonfinite
+    name, batch_first, layout, allow_nonfinite, external_data
         As for :func:`load`.
 
     Returns
@@ -181,7 +188,7 @@ def convert(
     """
     write = writer("target", target)
     batch_first = _maybe("batch_first", batch_first)
-    weights, info = _read(source, name, allow_nonfinite, layout)
+    weights, info = _read(source, name, allow_nonfinite, layout, external_data)
     assert info is not None
     write(weights, bool(info.batch_first) if batch_first is None else batch_first)
     return info
@@ -249,7 +256,7 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
 
     allow_nonfinite, external_data = as_flag("allow_nonfinite", allow_nonfinite), as_flag("external_data", external_data)
     with opened(path) as file:
-        file.external_data = external_data
+        file.external_data = as_flag("external_data", external_data)
         loader = _format(file)
         make = getattr(loader, "model", None)
         try:
@@ -257,7 +264,7 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
                 raise FormatError("the file holds weights and not how a whole model is made of them")
             model: Model = make(file)
         except ValueError as error:
-            names = [item.name for item in loader.find(file).found if item.is_lstm and not item.problem]
+            names = [item.name for item in loader.find(file).found if item.info and not item.info.problem]
             alone = f"; the LSTM alone: fastlstm.load(path, name={quoted(names[0])})" if names else ""
             raise FormatError(f"{error}{alone}") from None
         if not allow_nonfinite:
@@ -389,10 +396,10 @@ def from_onnx(
     def contents(file: SourceFile) -> Contents:
         if not onnx_file.recognises(file):
             raise FormatError("not an ONNX model; fastlstm.load reads other formats")
-        return onnx_file.find(file, external_data)
+        return onnx_file.find(file)
 
     if isinstance(model_or_path, (str, os.PathLike)):
-        weights, info = _read(model_or_path, name, allow_nonfinite, contents=contents)
+        weights, info = _read(model_or_path, name, allow_nonfinite, external_data=external_data, contents=contents)
     else:
         found = onnx_file.find_live(model_or_path).choose(name)
         weights, info = _weights(found, allow_nonfinite), found.info
@@ -553,6 +560,7 @@ def _read(
     name: str | None,
     allow_nonfinite: bool,
     layout: str | None = None,
+    external_data: bool = False,
     contents: Callable[[SourceFile], Contents] = _contents,
 ) -> tuple[Weights, LSTMInfo | None]:
     """Whatever was noted of the file is forgotten when this returns: the network takes memory next."""
@@ -562,6 +570,7 @@ def _read(
     if layout not in (None, "keras", "haste"):
         raise ValueError(f"layout must be 'keras', 'haste' or None, got {layout!r:.100}")
     with opened(path, layout) as file:
+        file.external_data = as_flag("external_data", external_data)
         found = contents(file).choose(name)
         weights, info = _weights(found, allow_nonfinite), found.info
     size = file.size

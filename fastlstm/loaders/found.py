@@ -29,7 +29,7 @@ class LSTMInfo:
         None where the source does not say.
     problem : str
         Why it cannot be loaded; empty if it can. With a problem the sizes are 0, ``bidirectional`` and ``bias`` False, ``dtype``
-        empty.
+        empty; but where the problem is that the weights lie in other files, which may be allowed, they are known.
     """
 
     name: str
@@ -44,13 +44,15 @@ class LSTMInfo:
     problem: str = ""
 
     def __str__(self) -> str:
-        if self.problem:
+        if self.problem and not self.hidden_size:
             return f"{quoted(self.name)}: cannot be loaded: {self.problem}"
         extras = [f"num_layers={self.num_layers}"] if self.num_layers != 1 else []
         extras += [f"{key}=True" for key in ("bidirectional", "batch_first") if getattr(self, key)]
         extras += ["bias=False"] if not self.bias else []
         extras += [f"proj_size={self.proj_size}"] if self.proj_size else []
-        return f"{quoted(self.name)}: LSTM({', '.join([str(self.input_size), str(self.hidden_size), *extras])}), {self.dtype}"
+        problem = f"; cannot be loaded: {self.problem}" if self.problem else ""
+        sizes = ", ".join([str(self.input_size), str(self.hidden_size), *extras])
+        return f"{quoted(self.name)}: LSTM({sizes}), {self.dtype}{problem}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Found:
     name : str
         The name shown, unique in its source.
     info : LSTMInfo or None
-        None if it cannot be loaded.
+        None if it cannot be loaded. It has a problem of its own where ``read`` needs files that the caller has not allowed.
     read : function () -> Weights, or None
         None if it cannot be loaded.
     problem : str

@@ -11,9 +11,9 @@ https://onnx.ai/onnx/operators: each function here is the operator of its name, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from fastlstm.loaders.onnx_sizes import Sizes
 from fastlstm.loaders.source import WEIGHTS_CEILING
 from fastlstm.weights import MAX_SIZE
 
-__all__ = ["Call", "Constants", "RunTime", "Value", "dequantized", "read"]
+__all__ = ["Call", "Constants", "RunTime", "Value", "check_inside", "dequantized", "is_outside", "read"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -67,6 +67,8 @@ class Value:
         Whether ``compute`` takes memory; False for views.
     depth : int
         Length of the chain.
+    outside : str
+        Where its numbers lie in another file that may not be read: how to allow it.
     """
 
     shape: tuple[int, ...]
@@ -75,6 +77,7 @@ class Value:
     inputs: tuple[Value, ...] = ()
     copies: bool = True
     depth: int = 0
+    outside: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -87,8 +90,26 @@ def read(value: Value, limit: int) -> Array:
     Raises
     ------
     FormatError
-        If that takes more than ``limit`` bytes; before anything is computed.
+        If that takes more than ``limit`` bytes, or numbers in another file; before anything is computed.
     """
+    check_inside(value)
+    size = value.nbytes + sum(part.nbytes for part in _parts(value) if part.copies and part is not value)
+    if size > limit:
+        raise FormatError(f"takes {size} bytes to compute, more than {limit} for this file")
+    with np.errstate(all="ignore"):
+        return _compute(value, {})
+
+
+def check_inside(*values: Value) -> None:
+    """Refuse numbers that lie in another file, if those may not be read."""
+    for value in values:
+        for part in _parts(value):
+            if part.outside:
+                raise FormatError(part.outside)
+
+
+def _parts(value: Value) -> Collection[Value]:
+    """The value and all that it is computed from, each once."""
     parts = {id(value): value}
     waiting = [value]
     while waiting:
@@ -96,11 +117,7 @@ def read(value: Value, limit: int) -> Array:
             if id(part) not in parts:
                 parts[id(part)] = part
                 waiting.append(part)
-    size = value.nbytes + sum(part.nbytes for part in parts.values() if part.copies and part is not value)
-    if size > limit:
-        raise FormatError(f"takes {size} bytes to compute, more than {limit} for this file")
-    with np.errstate(all="ignore"):
-        return _compute(value, {})
+    return parts.values()
 
 
 def _compute(value: Value, made: dict[int, Array]) -> Array:
@@ -116,7 +133,7 @@ class Constants:
     """
 
     def __init__(self, external: Folder | None = None) -> None:
-        self._external = external
+        self.external = external
         self._known: dict[tuple[int, str], Value | FormatError] = {}
         self._made: dict[Hashable, Value] = {}
         self.sizes = Sizes(self)
@@ -240,18 +257,19 @@ class Constants:
         count = math.prod(shape)
         size = count * DTYPES[dtype].itemsize
         filled = [field for field in DATA if len(getattr(tensor, field))]
-        outside = tensor.data_location == EXTERNAL
+        outside = is_outside(tensor)
         if len(filled) + tensor.HasField("raw_data") + outside > 1:
             raise FormatError(f"{what} holds its numbers twice")
 
         compute: Callable[[], Array]
+        if outside and self.external is None:
+            problem = (
+                f"the numbers of {what} lie in another file: pass external_data=True to read files in the folder of the model, "
+                "or save it with onnx.save as one file"
+            )
+            return self.make(("tensor", dtype, shape, place), Value(shape, dtype, _nothing, outside=problem))
         if outside:
-            external = self._external
-            if external is None:
-                raise FormatError(
-                    f"the numbers of {what} lie in another file: pass external_data=True to fastlstm.from_onnx or "
-                    "fastlstm.load_model to read files beside the model, or save it with onnx.save as one file"
-                )
+            external = cast(Folder, self.external)
             found = external.size(tensor, size)
 
             def compute() -> Array:
@@ -277,6 +295,15 @@ class Constants:
         value = Value(shape, dtype, compute)
         small = size <= SMALL and not outside
         return self.make(("tensor", dtype, shape, compute().tobytes() if small else place), value)
+
+
+def is_outside(tensor: Any) -> bool:
+    """Whether the numbers of a TensorProto are in another file."""
+    return bool(tensor.data_location == EXTERNAL)
+
+
+def _nothing() -> Array:
+    raise AssertionError("read() asks for no numbers that are outside")
 
 
 FOLD = "export the model with constant folding, or fold them with onnxruntime or onnxsim"

@@ -10,6 +10,7 @@ https://github.com/onnx/onnx/blob/main/onnx/onnx.proto and https://protobuf.dev/
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from fastlstm.errors import FormatError
 from fastlstm.loaders import metadata, onnx_lstm, torch_names
 from fastlstm.loaders.floats import to_floats
 from fastlstm.loaders.found import Contents, Found, listing, quoted
-from fastlstm.loaders.onnx_constants import TYPES, Constants, read
+from fastlstm.loaders.onnx_constants import TYPES, Constants, is_outside, read
 from fastlstm.loaders.onnx_external import Folder
 from fastlstm.loaders.onnx_graph import Scope, import_onnx, label, scopes
 from fastlstm.loaders.source import SourceFile, return_freed, weights_limit
@@ -56,14 +57,8 @@ def recognises(file: SourceFile) -> bool:
     return first == IR_VERSION and FIELDS.get(second >> 3) == second & 7
 
 
-def find(file: SourceFile, external_data: bool = False) -> Contents:
+def find(file: SourceFile) -> Contents:
     """List the LSTMs of the file.
-
-    Parameters
-    ----------
-    file : SourceFile
-    external_data : bool
-        Whether to read tensors from other files in its folder.
 
     Raises
     ------
@@ -72,7 +67,7 @@ def find(file: SourceFile, external_data: bool = False) -> Contents:
     ImportError
         If the onnx package is missing.
     """
-    return _contents(_parsed(file), file.size, Folder(file.path) if external_data else None)
+    return _contents(_parsed(file), file.size, _folder(file))
 
 
 def model(file: SourceFile) -> Graph:
@@ -88,12 +83,16 @@ def model(file: SourceFile) -> Graph:
     from fastlstm.loaders import onnx_model
 
     try:
-        pending = onnx_model.read(_parsed(file), file.size, Folder(file.path) if file.external_data else None)
+        pending = onnx_model.read(_parsed(file), file.size, _folder(file))
         return_freed(file.size)  # the model has gone
         return pending.graph()
     except FormatError as error:
         problem = str(error)
     raise FormatError(problem)  # without the traceback, which would keep the model in memory while it is read again
+
+
+def _folder(file: SourceFile) -> Folder | None:
+    return Folder(file.path) if file.external_data else None
 
 
 def _parsed(file: SourceFile) -> Any:
@@ -265,7 +264,20 @@ def _taken_apart(scope: Scope, constants: Constants, limit: int, room: int) -> l
     def reader(wanted: Sequence[Named]) -> list[torch_names.Array]:
         return [to_floats(read(constants.get(scope, tensor.name), room), tensor.dtype) for tensor in wanted]
 
-    return torch_names.find([torch_names.Group((), tensors)], reader, limit)
+    outside = {_owner(name): name for name in tensors if is_outside(scope.tensors[name])} if constants.external is None else {}
+    found = torch_names.find([torch_names.Group((), tensors)], reader, math.inf if outside else limit)
+    return [
+        replace(item, info=replace(item.info, problem=constants.get(scope, outside[item.name]).outside))
+        if item.info and item.name in outside
+        else item
+        for item in found
+    ]
+
+
+def _owner(name: str) -> str:
+    """The prefix of a tensor."""
+    prefix, parametrized, _ = f".{name}".rpartition(".parametrizations.")
+    return prefix[1:] if parametrized else name.rpartition(".")[0]
 
 
 def _kind(node: Any) -> str:

@@ -19,7 +19,7 @@ from fastlstm.cell import Activation, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
-from fastlstm.loaders.onnx_constants import Call, Constants, RunTime, Value, dequantized, read
+from fastlstm.loaders.onnx_constants import Call, Constants, RunTime, Value, check_inside, dequantized, read
 from fastlstm.loaders.onnx_graph import Scope, attributes, label
 from fastlstm.loaders.onnx_sizes import Open, Size
 from fastlstm.weights import MAX_SIZE, LayerWeights, Weights
@@ -92,6 +92,10 @@ class Layer:
     @property
     def hidden_size(self) -> int:
         return self.R.shape[2]
+
+    @property
+    def weights(self) -> list[Value]:
+        return [value for value in (self.W, self.R, self.B, self.P) if value is not None]
 
     @property
     def identity(self) -> tuple[object, ...]:
@@ -397,11 +401,15 @@ def _joined(node: Any, axes: list[str], sizes: Mapping[str, Size], scope: Scope,
 def found(
     chain: Sequence[Layer], name: str, aliases: tuple[str, ...], limit: int, room: int, batch_first: bool | None = None
 ) -> Found:
-    """Describe a network whose weights may take ``limit`` bytes, and ``room`` while they are computed."""
+    """Describe a network whose weights may take ``limit`` bytes, and ``room`` while they are computed.
+
+    Of weights in another file that may not be read there are sizes, a problem, and nothing to limit.
+    """
     first = chain[0]
-    parts = [part for each in chain for part in (each.W, each.R, each.B, each.P) if part is not None]
+    parts = [part for each in chain for part in each.weights]
     size = sum(math.prod(part.shape) for part in parts) * (8 if first.dtype == "float64" else 4)
-    if size > limit:
+    outside = _outside(chain)
+    if size > limit and not outside:
         problem = f"the weights of LSTM node {quoted(first.name)} take {size} bytes, more than {limit} for this file"
         return Found(name, problem=problem, aliases=aliases)
     info = LSTMInfo(
@@ -414,14 +422,28 @@ def found(
         any(each.B for each in chain),
         first.dtype,
         first.layout == 1 if batch_first is None else batch_first,
+        outside and f"LSTM node {quoted(first.name)}: {outside}",
     )
     return Found(name, info, lambda: _weights(chain, room - size), aliases=aliases)
+
+
+def _outside(chain: Sequence[Layer]) -> str:
+    """Why numbers cannot be read, if they are in another file."""
+    try:
+        for each in chain:
+            check_inside(*each.weights, *(value for value in each.initial if value is not None))
+    except FormatError as error:
+        return str(error)
+    return ""
 
 
 def _weights(chain: Sequence[Layer], room: int) -> Weights:
     bias, peephole = any(each.B for each in chain), any(each.P for each in chain)
     kind = np.dtype(np.float64 if chain[0].dtype == "float64" else np.float32)
     records, initial = list[LayerWeights](), False
+    outside = _outside(chain)
+    if outside:  # before anything of it is read
+        raise FormatError(f"LSTM node {quoted(chain[0].name)}: {outside}")
     for each in chain:
         H = each.hidden_size
         try:

@@ -19,7 +19,7 @@ from fastlstm.graph import Constant, Graph, GraphInput, GraphStep, LSTMNode, Nod
 from fastlstm.loaders import onnx_lstm
 from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.onnx_constants import DTYPES, TYPES, Constants, Value
+from fastlstm.loaders.onnx_constants import DTYPES, TYPES, Constants, Value, check_inside
 from fastlstm.loaders.onnx_constants import read as compute
 from fastlstm.loaders.onnx_external import Folder
 from fastlstm.loaders.onnx_graph import Scope, attributes, label
@@ -180,6 +180,7 @@ class _Reader:
         return name
 
     def array(self, value: Value, name: str) -> Array:
+        check_inside(value)
         size = value.nbytes * (2 if value.dtype in ("float16", "bfloat16") else 1)
         self.spend(size, name)
         stored = compute(value, weights_limit(self.size) + self.size)
