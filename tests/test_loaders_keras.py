@@ -954,6 +954,95 @@ def test_live_models(keras: Any) -> None:
     refused(lambda: from_keras(keras.Sequential([keras.Input((3,)), L.Dense(2)])), "no LSTM found", "Sequential")
 
 
+# ---- Weights alone -------------------------------------------------------------------------------------------------------------
+
+# What a layer is made with, and what load is told of it
+ALONE: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
+    "plain": (lambda L: L.LSTM(5, return_sequences=True), {}),
+    "backwards": (lambda L: L.LSTM(5, return_sequences=True, go_backwards=True), {"go_backwards": True}),
+    "forwards": (lambda L: L.LSTM(5, return_sequences=True), {"go_backwards": False}),
+    "activation": (lambda L: L.LSTM(5, return_sequences=True, activation="softsign"), {"activation": "softsign"}),
+    "no activation": (lambda L: L.LSTM(5, return_sequences=True, activation=None), {"activation": "linear"}),
+    "both activations": (
+        lambda L: L.LSTM(5, return_sequences=True, activation="relu", recurrent_activation="hard_sigmoid", go_backwards=True),
+        {"activation": "relu", "recurrent_activation": "hard_sigmoid_keras3", "go_backwards": True},
+    ),
+    "cells backwards": (
+        lambda L: L.RNN([L.LSTMCell(5), L.LSTMCell(5)], return_sequences=True, go_backwards=True),
+        {"go_backwards": True},
+    ),
+    **{
+        mode: (lambda L, mode=mode: L.Bidirectional(L.LSTM(5, return_sequences=True), merge_mode=mode), {"merge_mode": mode})
+        for mode in ("concat", "sum", "mul", "ave")
+    },
+    "both": (
+        lambda L: L.Bidirectional(L.LSTM(5, return_sequences=True, activation="softsign"), merge_mode="sum"),
+        {"merge_mode": "sum", "activation": "softsign", "go_backwards": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["weights.h5", "old form"])
+@pytest.mark.parametrize("case", ALONE)
+def test_weights_alone_and_what_the_caller_tells(case: str, old: bool, keras: Any, h5py: Any, tmp_path: Path) -> None:
+    make, told = ALONE[case]
+    model, path = model_of(keras, make(keras.layers), 3), tmp_path / "x.weights.h5"
+    if old:
+        from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
+
+        with h5py.File(path, "w") as file:
+            save_weights_to_hdf5_group(file, model)
+    else:
+        model.save_weights(path)
+    given = load(path, **told)(given_input())[0]
+    np.testing.assert_allclose(given, keras.ops.convert_to_numpy(model(given_input())), rtol=0, atol=TOLERANCE)
+    if set(told.values()) - {False, "concat"}:
+        plain = load(path)(given_input())[0]  # as Keras' defaults have it
+        assert plain.shape != given.shape or np.abs(plain - given).max() > 0.01
+    load(path, **told).save(tmp_path / "x.npz")
+    assert load(tmp_path / "x.npz")(given_input())[0].tobytes() == given.tobytes()
+
+
+def test_the_version_of_hard_sigmoid_is_told_too(h5py: Any) -> None:
+    def gate(file: str, name: str, activation: str) -> Activation:
+        return load(GOLDEN / file, name, recurrent_activation=activation).weights.layers[0].cell.gate
+
+    assert gate("keras2_weights.h5", "plain", "hard_sigmoid") == Activation("hard_sigmoid", (0.2, 0.5))  # the file says which
+    assert gate("keras3_subclassed.keras", "second", "hard_sigmoid") == Activation("hard_sigmoid", (1 / 6, 0.5))
+    for version, slope in ((2, 0.2), (3, 1 / 6)):
+        assert gate("keras3.weights.h5", "zeta", f"hard_sigmoid_keras{version}") == Activation("hard_sigmoid", (slope, 0.5))
+    refused(
+        lambda: gate("keras3.weights.h5", "zeta", "hard_sigmoid"),
+        *("recurrent_activation: Keras 2 and 3", "hard_sigmoid_keras2, hard_sigmoid_keras3"),
+    )
+
+
+def test_what_the_caller_may_not_tell(h5py: Any, tmp_path: Path) -> None:
+    alone = GOLDEN / "keras3.weights.h5"
+    for options, parts in (
+        ({"name": "both", "go_backwards": True}, ("'both'", "both directions")),
+        ({"name": "zeta", "merge_mode": "concat"}, ("'zeta'", "one direction")),
+        ({"name": "zeta", "activation": "gelu"}, ("'zeta'", "activation must be one of elu", "got 'gelu'")),
+        ({"name": "zeta", "activation": 3}, ("activation must be one of", "got 3")),
+    ):
+        refused(lambda options=options: load(alone, **options), *parts)
+    refused(lambda: load(GOLDEN / "keras2_weights.h5", "cudnn", activation="relu"), "two biases", "CuDNNLSTM")
+    for file in ("keras3.keras", "keras3.h5", "keras2.h5"):
+        name = "plain" if file == "keras2.h5" else "zeta"
+        for options in ({"go_backwards": False}, {"activation": "tanh", "recurrent_activation": "sigmoid"}):
+            refused(
+                lambda file=file, name=name, options=options: load(GOLDEN / file, name, **options),
+                *("configuration is in the file", f"leave out {', '.join(options)}"),
+            )
+    path = tmp_path / "x.npz"
+    fastlstm.LSTM(3, 4).save(path)
+    refused(lambda: load(path, go_backwards=False), "go_backwards: for files of Keras alone")
+    with pytest.raises(ValueError, match=r"merge_mode must be one of concat, sum, mul, ave, or None, got 'max'"):
+        load(alone, "both", merge_mode="max")
+    with pytest.raises(TypeError, match="go_backwards must be True or False, got 'yes'"):
+        load(alone, "zeta", go_backwards="yes")  # type: ignore[arg-type]
+
+
 class _Custom:
     """Made inside a function, for Keras may not be here."""
 

@@ -22,6 +22,7 @@ from fastlstm.loaders.found import Contents, Found, LSTMInfo, listing, quoted
 from fastlstm.weights import Weights
 
 if TYPE_CHECKING:
+    from fastlstm.loaders.keras_config import Told
     from fastlstm.loaders.source import SourceFile
     from fastlstm.lstm import LSTM
     from fastlstm.model import Model
@@ -102,14 +103,18 @@ def load(
     layout: str | None = None,
     allow_nonfinite: bool = False,
     external_data: bool = False,
+    go_backwards: bool | None = None,
+    activation: str | None = None,
+    recurrent_activation: str | None = None,
+    merge_mode: str | None = None,
 ) -> LSTM:
     """Load an LSTM from a file.
 
     Parameters
     ----------
     path : str or os.PathLike
-        A file of ``torch.save`` (``.pt``, ``.pth``), safetensors, Keras 2 or 3 (``.keras``, ``.h5``; weights alone too, then
-        Keras' defaults are taken for activations and direction), an ONNX model, a file of NumPy (``.npz``), Flax (``.msgpack``),
+        A file of ``torch.save`` (``.pt``, ``.pth``), safetensors, Keras 2 or 3 (``.keras``, ``.h5``, and weights alone, of
+        which the last arguments tell what is not in them), an ONNX model, a file of NumPy (``.npz``), Flax (``.msgpack``),
         Neural Amp Modeler (``.nam``), GuitarML or RTNeural (``.json``); the content decides, not the suffix.
     name : str, optional
         Which LSTM, as :func:`scan` names it; needed if there are several. PyTorch: the prefix of its tensors without the trailing
@@ -128,6 +133,13 @@ def load(
         Accept NaN and infinity among the weights.
     external_data : bool
         Of an ONNX model: read weights that lie in other files, as :func:`from_onnx` does. PyTorch's exporter puts them there.
+    go_backwards, activation, recurrent_activation, merge_mode : optional
+        What the layer was made with, under Keras' names, where the file does not say it: Keras' weights alone
+        (``.weights.h5``, ``save_weights``) and layers of a subclassed model. What is left out is taken to be Keras' default,
+        False, "tanh", "sigmoid" and "concat": **of a layer that was made otherwise that gives wrong numbers, without an error**.
+        Where Keras had None, ``activation`` is "linear"; and with ``merge_mode`` "concat" the halves of the output are what
+        Keras returned as two. ``hard_sigmoid`` of a file that does not say which version of Keras wrote it is
+        "hard_sigmoid_keras2" (slope 1/5) or "hard_sigmoid_keras3" (1/6). Refused for files that say it themselves.
 
     Returns
     -------
@@ -145,7 +157,9 @@ def load(
         If reading that format needs a package that is not installed; the message says which.
     """
     batch_first = _maybe("batch_first", batch_first)
-    weights, info = _read(path, name, allow_nonfinite, layout, external_data)
+    layer = {"activation": activation, "recurrent_activation": recurrent_activation, "merge_mode": merge_mode}
+    told = _told(go_backwards, **layer)
+    weights, info = _read(path, name, allow_nonfinite, layout, external_data, told=told)
     return _made(weights, info, batch_first)
 
 
@@ -170,7 +184,7 @@ def convert(
     target : str or os.PathLike
         Ends with ``.safetensors`` or ``.npz``; replaced if it exists, and only when all is done.
     name, batch_first, layout, allow_nonfinite, external_data
-        As for :func:`load`.
+        As for :func:`load`. Of Keras' weights alone Keras' defaults are taken; for others, ``load(...).save(target)``.
 
     Returns
     -------
@@ -551,6 +565,8 @@ def _format(file: SourceFile) -> Format:
         if loader.recognises(file):
             if file.layout is not None and name not in PLAIN_TENSORS:
                 raise FormatError(f"layout={file.layout!r} is for npz and safetensors files alone")
+            if file.told is not None and name != "keras_file":
+                raise FormatError(f"{', '.join(file.told.names())}: for files of Keras alone")
             return loader
     raise FormatError(describe(file))
 
@@ -562,6 +578,7 @@ def _read(
     layout: str | None = None,
     external_data: bool = False,
     contents: Callable[[SourceFile], Contents] = _contents,
+    told: Told | None = None,
 ) -> tuple[Weights, LSTMInfo | None]:
     """Whatever was noted of the file is forgotten when this returns: the network takes memory next."""
     from fastlstm.loaders.source import opened, return_freed
@@ -570,13 +587,24 @@ def _read(
     if layout not in (None, "keras", "haste"):
         raise ValueError(f"layout must be 'keras', 'haste' or None, got {layout!r:.100}")
     with opened(path, layout) as file:
-        file.external_data = as_flag("external_data", external_data)
+        file.external_data, file.told = as_flag("external_data", external_data), told
         found = contents(file).choose(name)
         weights, info = _weights(found, allow_nonfinite), found.info
     size = file.size
     del file, found
     return_freed(size)
     return weights, info
+
+
+def _told(go_backwards: bool | None, **layer: str | None) -> Told | None:
+    """What the caller says of a layer of Keras; None if that is nothing."""
+    if go_backwards is None and all(value is None for value in layer.values()):
+        return None
+    from fastlstm.loaders.keras_config import MERGE_MODES, Told
+
+    if layer["merge_mode"] not in (*MERGE_MODES, None):
+        raise ValueError(f"merge_mode must be one of {', '.join(MERGE_MODES)}, or None, got {layer['merge_mode']!r:.100}")
+    return Told(None if go_backwards is None else as_flag("go_backwards", go_backwards), **layer)
 
 
 def _weights(found: Found, allow_nonfinite: bool = False) -> Weights:

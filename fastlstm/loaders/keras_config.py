@@ -11,14 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastlstm.cell import PLAIN, Activation, Cell
+from fastlstm.cell import PLAIN, SIGMOID, TANH, Activation, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import quoted
 
 __all__ = [
+    "MERGE_MODES",
+    "NOTHING",
     "RECURRENT",
     "CellPlan",
     "Plan",
+    "Told",
     "check_keys",
     "class_of",
     "config_of",
@@ -46,7 +49,9 @@ ACTIVATIONS = {
     "leaky_relu": Activation("leaky_relu", (0.2,)),
     "sparse_sigmoid": Activation("hard_sigmoid", (0.5, 0.5)),
 }
+MERGE_MODES = ("concat", "sum", "mul", "ave")  # and None: both outputs
 HARD_SIGMOID = {2: Activation("hard_sigmoid", (0.2, 0.5)), 3: Activation("hard_sigmoid", (1 / 6, 0.5))}
+OF_VERSION = {f"hard_sigmoid_keras{version}": activation for version, activation in HARD_SIGMOID.items()}  # a caller's names
 
 # Every key that a configuration may have. Those of the first group mean nothing to what is computed from given weights.
 NEUTRAL = {
@@ -81,9 +86,50 @@ class Plan:
     batch_first: bool = True
 
 
-def plain_plan(count: int, bidirectional: bool) -> Plan:
-    """Keras' defaults, where there are weights alone."""
-    return Plan((CellPlan(),) * count, bidirectional)
+@dataclass(frozen=True)
+class Told:
+    """What a caller says of a layer by Keras' names, where there are weights alone; None for Keras' default."""
+
+    go_backwards: bool | None = None
+    activation: str | None = None
+    recurrent_activation: str | None = None
+    merge_mode: str | None = None
+
+    def names(self) -> list[str]:
+        """What was said."""
+        return [name for name, value in vars(self).items() if value is not None]
+
+
+NOTHING = Told()
+
+
+def plain_plan(count: int, bidirectional: bool, told: Told = NOTHING, version: int | None = None) -> Plan:
+    """What the caller tells of so many cells, and else Keras' defaults, where there are weights alone.
+
+    Raises
+    ------
+    FormatError
+        If that does not fit the layer, or an activation is not known; the caller adds the layer's name.
+    """
+    if bidirectional and told.go_backwards:
+        raise FormatError("go_backwards: the file holds both directions of a Bidirectional layer")
+    if not bidirectional and told.merge_mode is not None:
+        raise FormatError("merge_mode: the file holds no Bidirectional layer, but one direction")
+    gate = _told_activation(told.recurrent_activation, "recurrent_activation", SIGMOID, version)
+    activation = _told_activation(told.activation, "activation", TANH, version)
+    cells = (CellPlan(cell=Cell(gate, activation, activation)),) * count
+    return Plan(cells, bidirectional, bool(told.go_backwards), told.merge_mode or "concat")
+
+
+def _told_activation(name: str | None, key: str, default: Activation, version: int | None) -> Activation:
+    if name is None:
+        return default
+    if name == "hard_sigmoid" and version is None:
+        raise FormatError(
+            f"{key}: Keras 2 and 3 compute hard_sigmoid differently, and the file does not say which it was: "
+            f"pass one of {', '.join(OF_VERSION)}"
+        )
+    return OF_VERSION[name] if name in OF_VERSION else _activation({key: name}, key, version)
 
 
 def class_of(entry: Mapping[str, Any]) -> str:
@@ -139,7 +185,7 @@ def plan(entry: Mapping[str, Any], version: int | None) -> Plan:
 def _bidirectional(config: Mapping[str, Any], version: int | None) -> Plan:
     check_keys(config, {"layer", "backward_layer", "merge_mode"})
     merge_mode = config.get("merge_mode", "concat")
-    if merge_mode not in ("concat", "sum", "mul", "ave", None):
+    if merge_mode not in (*MERGE_MODES, None):
         raise FormatError(f"merge_mode must be concat, sum, mul, ave or null, got {shown(merge_mode)}")
     layer, backward_layer = config.get("layer"), config.get("backward_layer")
     if not isinstance(layer, dict) or not isinstance(backward_layer, (dict, type(None))):

@@ -1,8 +1,8 @@
 """What Keras wrote: ``.keras`` archives, ``.weights.h5``, and the ``.h5`` files of Keras 2 (which Keras 3 still writes).
 
 ``.keras`` is a zip file with metadata.json (the version), config.json (the layers) and model.weights.h5, which is what
-``save_weights`` writes alone. Where there is no configuration (weights alone, layers of a subclassed model) Keras' defaults are
-taken: tanh, sigmoid, forward, side by side.
+``save_weights`` writes alone. Where there is no configuration (weights alone, layers of a subclassed model) the caller says what
+a layer computes, or Keras' defaults are taken: tanh, sigmoid, forward, side by side.
 
 References
 ----------
@@ -19,6 +19,7 @@ from fastlstm.loaders import hdf5, keras_config, keras_legacy, keras_model, kera
 from fastlstm.loaders.archive import Archive
 from fastlstm.loaders.found import Contents, listing
 from fastlstm.loaders.hdf5 import Group
+from fastlstm.loaders.keras_config import NOTHING
 from fastlstm.loaders.keras_tree import Entry
 from fastlstm.loaders.source import WEIGHTS_FLOOR, SourceFile, return_freed
 
@@ -50,11 +51,11 @@ def find(file: SourceFile) -> Contents:
     """
     if file.archive is not None:
         tree, config, version = _archive(file, file.archive)
-        return keras_tree.find(tree, config, version, file.weights_limit, "a Keras archive")
+        return keras_tree.find(tree, config, version, file.weights_limit, "a Keras archive", file.told or NOTHING)
     tree, weights = _hdf5(file)
     if weights.texts("layer_names"):
         return keras_legacy.find(tree, weights, file)
-    return keras_tree.find(tree, None, None, file.weights_limit, "an HDF5 file")
+    return keras_tree.find(tree, None, None, file.weights_limit, "an HDF5 file", file.told or NOTHING)
 
 
 def model(file: SourceFile) -> Model:

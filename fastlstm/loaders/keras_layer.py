@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fastlstm.cell import PLAIN
 from fastlstm.errors import FormatError
 from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
-from fastlstm.loaders.keras_config import CellPlan, Plan, plain_plan
+from fastlstm.loaders.keras_config import NOTHING, CellPlan, Plan, Told, plain_plan
 from fastlstm.weights import LayerWeights, Weights, check_sizes
 
 __all__ = ["CellTensors", "Layout", "Tensor", "found"]
@@ -72,6 +73,8 @@ def found(
     make_plan: Callable[[], Plan] | None,
     limit: float = math.inf,
     aliases: Sequence[str] = (),
+    told: Told = NOTHING,
+    version: int | None = None,
 ) -> Found:
     """One LSTM, or why it cannot be loaded.
 
@@ -81,19 +84,25 @@ def found(
     layout : Layout or None
         None if the weights are missing.
     make_plan : function () -> Plan, or None
-        None for Keras' defaults. A FormatError of it becomes the reason.
+        None where nothing in the file says it. A FormatError of it becomes the reason.
     limit : number
         Most bytes that the weights may take.
     aliases : sequence of str
+    told : Told
+        What the caller says, where nothing in the file does; of another layer it says nothing.
+    version : int or None
+        Of Keras: what hard_sigmoid means there.
     """
     others = tuple(alias for alias in aliases if alias != name)
     try:
+        if make_plan and told.names():
+            raise FormatError(f"its configuration is in the file: leave out {', '.join(told.names())}")
         plan = make_plan() if make_plan else None
         if layout is None:
             raise FormatError(
                 "its weights are not where Keras puts them, or several layers could be meant; fastlstm.from_keras may help"
             )
-        plan = plan or plain_plan(len(layout.cells), layout.bidirectional)
+        plan = plan or plain_plan(len(layout.cells), layout.bidirectional, told, version)
         info = _check(name, layout, plan, limit)
     except ValueError as error:
         return Found(name, problem=f"layer {quoted(name)}: {error}", aliases=others)
@@ -148,6 +157,8 @@ def _check_cell(stored: CellTensors, cell: CellPlan, I: int, H: int, bias: bool)
         raise FormatError(f"its configuration has use_bias={not stored.bias}, the file {has} bias")
     expected: list[tuple[Tensor, tuple[int, ...]]] = [(stored.kernel, (I, 4 * H)), (stored.recurrent_kernel, (H, 4 * H))]
     if stored.bias:
+        if stored.bias.shape == (8 * H,) and cell.cell != PLAIN:
+            raise FormatError(f"{quoted(stored.bias.name)} has two biases: a CuDNNLSTM, which has no other activations")
         expected.append((stored.bias, (8 * H if cell.cudnn or stored.bias.shape == (8 * H,) else 4 * H,)))
     for tensor, shape in expected:
         if tensor.shape != shape:

@@ -20,6 +20,7 @@ from fastlstm.errors import FormatError
 from fastlstm.loaders import keras_config, strict_json
 from fastlstm.loaders.found import Contents, Found, quoted
 from fastlstm.loaders.hdf5 import Dataset, Group
+from fastlstm.loaders.keras_config import NOTHING, Told
 from fastlstm.loaders.keras_layer import CellTensors, Layout, found
 from fastlstm.loaders.keras_tree import Configured, Entry, check_number, configured, contents, entry_found, inner_layers, own_name
 from fastlstm.loaders.source import SourceFile
@@ -61,14 +62,14 @@ def find(tree: Group, weights: Group, file: SourceFile) -> Contents:
         cells = stored.pop(name, [])
         recurrent = list(configured(layer, None, (), False))
         for item, layout in zip(recurrent, _layouts(recurrent, cells), strict=True):
-            results.append(entry_found(item, layout, version, file.weights_limit))
+            results.append(entry_found(item, layout, version, file.weights_limit, file.told or NOTHING))
         check_number(len(results))
         if not recurrent and any(cell.tensors.is_lstm() for cell in cells):
             kind = str(layer.get("class_name"))
             problem = f"its class {quoted(kind)} is not Keras' own: its code decides what it computes"
             results.append(Found(name, problem=f"layer {quoted(name)}: {problem}"))
     for name, cells in stored.items():  # without a configuration, all
-        results += _unconfigured(name, cells, file.weights_limit)
+        results += _unconfigured(name, cells, file.weights_limit, file.told or NOTHING, version)
     return contents(results, [item.name for item in results], "a Keras model" if config else "weights of Keras", tree)
 
 
@@ -131,7 +132,7 @@ def _layouts(layers: Sequence[Configured], cells: Sequence[NamedCell]) -> list[L
     return result
 
 
-def _unconfigured(name: str, cells: Sequence[NamedCell], limit: float) -> list[Found]:
+def _unconfigured(name: str, cells: Sequence[NamedCell], limit: float, told: Told, version: int | None) -> list[Found]:
     """LSTMs of a layer's group where there is no configuration: Bidirectional and stacked cells are told by the names."""
     layouts: list[tuple[tuple[str, ...], Layout]] = []
     index = 0
@@ -150,8 +151,8 @@ def _unconfigured(name: str, cells: Sequence[NamedCell], limit: float) -> list[F
             layouts.append((path, Layout(own, bidirectional)))
         index += count
     if len(layouts) == 1:
-        return [found(name, layouts[0][1], None, limit)]
-    return [found("/".join((name, *path)), layout, None, limit, path[-1:]) for path, layout in layouts]
+        return [found(name, layouts[0][1], None, limit, (), told, version)]
+    return [found("/".join((name, *path)), layout, None, limit, path[-1:], told, version) for path, layout in layouts]
 
 
 def _before_directions(path: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...] | None:

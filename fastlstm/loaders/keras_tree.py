@@ -20,6 +20,7 @@ from fastlstm.errors import FormatError
 from fastlstm.loaders import keras_config
 from fastlstm.loaders.found import Contents, Found, listing, quoted
 from fastlstm.loaders.hdf5 import Dataset, Group
+from fastlstm.loaders.keras_config import NOTHING, Told
 from fastlstm.loaders.keras_layer import CellTensors, Layout, found
 
 __all__ = [
@@ -46,7 +47,7 @@ Entry: TypeAlias = Mapping[str, Any]  # a serialized layer: class_name, config, 
 Names: TypeAlias = tuple[str, ...]  # of the models around a layer, and its own
 
 
-def find(tree: Group, config: Entry | None, version: int | None, limit: float, what: str) -> Contents:
+def find(tree: Group, config: Entry | None, version: int | None, limit: float, what: str, told: Told = NOTHING) -> Contents:
     """List the LSTMs.
 
     Parameters
@@ -60,6 +61,8 @@ def find(tree: Group, config: Entry | None, version: int | None, limit: float, w
         Most bytes that the weights of one LSTM may take.
     what : str
         What the file is, in messages.
+    told : Told
+        What the caller says of layers without a configuration.
     """
     layouts = {group.path: (names, group, layout) for names, group, layout in _layouts(tree)}
     layers = list(configured(config, tree)) if config else []
@@ -68,7 +71,7 @@ def find(tree: Group, config: Entry | None, version: int | None, limit: float, w
     results, paths, homeless = [], [], []
     for layer in layers:
         _, _, layout = layouts.pop(layer.group.path, (None, None, None)) if layer.group else (None, None, None)
-        results.append(entry_found(layer, layout, version, limit))
+        results.append(entry_found(layer, layout, version, limit, told))
         paths.append(layer.group.path if layer.group else "")
         if not layer.group and results[-1].is_lstm:
             homeless.append(results[-1].name)
@@ -78,7 +81,7 @@ def find(tree: Group, config: Entry | None, version: int | None, limit: float, w
             problem = f"it cannot be told which of the configuration's layers it is: {listing(homeless, 5)}"
             results.append(Found(name, problem=f"layer {quoted(name)}: {problem}"))
         else:
-            results.append(found(name, layout, None, limit, (path, *names[-1:])))
+            results.append(found(name, layout, None, limit, (path, *names[-1:]), told, version))
         paths.append(path)
     return contents(results, paths, what, tree)
 
@@ -97,13 +100,13 @@ def contents(results: Sequence[Found], paths: Sequence[str], what: str, tree: Gr
     return Contents(named, f"{what} with {len(datasets)} dataset(s)" + (f": {listing(datasets, 5)}" if datasets else ""))
 
 
-def entry_found(layer: Configured, layout: Layout | None, version: int | None, limit: float) -> Found:
+def entry_found(layer: Configured, layout: Layout | None, version: int | None, limit: float, told: Told) -> Found:
     """A layer that a configuration describes."""
     name = joined(layer.names)
     other = keras_config.other_kind(layer.entry)
     if other:
         return Found(name, problem=f"layer {quoted(name)}: this is {other}, not an LSTM", is_lstm=False)
-    return found(name, layout, lambda: keras_config.plan(layer.entry, version), limit, layer.names[-1:])
+    return found(name, layout, lambda: keras_config.plan(layer.entry, version), limit, layer.names[-1:], told)
 
 
 def check_number(layers: int) -> None:

@@ -7,11 +7,14 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, cached_property
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fastlstm.errors import FormatError
 from fastlstm.files import as_path
 from fastlstm.loaders.archive import Archive
+
+if TYPE_CHECKING:
+    from fastlstm.loaders.keras_config import Told
 
 __all__ = ["WEIGHTS_CEILING", "SourceFile", "opened", "return_freed", "weights_limit"]
 
@@ -36,6 +39,7 @@ class SourceFile:
         self.size = size
         self.path = path
         self.layout = layout  # what the caller said of tensors whose names do not tell
+        self.told: Told | None = None  # what the caller said of a Keras layer of which there are weights alone
         self.external_data = False  # whether the caller wants other files to be read, too
         self.copies = ExitStack()  # files that are needed for as long as this one
         self.head = self.read(0, min(size, HEAD))
