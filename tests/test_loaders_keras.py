@@ -1003,6 +1003,18 @@ def test_weights_alone_and_what_the_caller_tells(case: str, old: bool, keras: An
     assert load(tmp_path / "x.npz")(given_input())[0].tobytes() == given.tobytes()
 
 
+def test_stacked_cells_have_a_number_in_the_old_form(keras: Any, h5py: Any, tmp_path: Path) -> None:
+    from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
+
+    L = keras.layers
+    cells = L.StackedRNNCells([L.LSTMCell(5), L.LSTMCell(5)], name="stacked_rnn_cells_7")
+    model = model_of(keras, L.RNN(cells, return_sequences=True), 3)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        save_weights_to_hdf5_group(file, model)
+    given = load(tmp_path / "x.h5")(given_input())[0]
+    np.testing.assert_allclose(given, keras.ops.convert_to_numpy(model(given_input())), rtol=0, atol=TOLERANCE)
+
+
 def test_the_version_of_hard_sigmoid_is_told_too(h5py: Any) -> None:
     def gate(file: str, name: str, activation: str) -> Activation:
         return load(GOLDEN / file, name, recurrent_activation=activation).weights.layers[0].cell.gate

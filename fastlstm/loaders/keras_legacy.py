@@ -27,7 +27,7 @@ from fastlstm.loaders.source import SourceFile
 
 __all__ = ["LegacyModel", "described", "find"]
 
-STACKED = "stacked_rnn_cells"
+STACKED = re.compile(r"stacked_rnn_cells(_\d+)?")  # Keras numbers them
 MAX_LOOKS = 1_000_000  # at steps of paths in models inside models: a crafted file could name each layer in each path
 
 NamedWeights: TypeAlias = dict[tuple[str, ...], dict[str, Dataset]]  # by path, then by the last name
@@ -141,9 +141,9 @@ def _unconfigured(name: str, cells: Sequence[NamedCell], limit: float, told: Tol
         before = _before_directions(path, cells[index + 1].path) if index + 1 < len(cells) else None
         if before is not None:
             path, count, bidirectional = before, 2, True
-        elif STACKED in path:
-            path = path[: path.index(STACKED)]
-            start = (*path, STACKED)
+        elif stack := next((step for step in path if STACKED.fullmatch(step)), None):
+            start = path[: path.index(stack) + 1]
+            path = start[:-1]
             while index + count < len(cells) and cells[index + count].path[: len(start)] == start:
                 count += 1
         own = tuple(cell.tensors for cell in cells[index : index + count])
