@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import required, run_python
+from helpers import run_python
 from safetensors.numpy import save_file
 
 import fastlstm
