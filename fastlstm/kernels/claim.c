@@ -69,8 +69,12 @@ void fl_note_crowd(void)
     atomic_store(&crowded_until, now + next);
 }
 
-/* The processor's time that the thread had had when it began its part of a call. */
-static _Thread_local int64_t clock_began;
+/* When the thread's clock was started, and the processor's time that it had had then. */
+static _Thread_local int64_t clock_began, processor_began;
+
+/* To ask for the processor's time takes 0.4 us, much of a call of 20: the answer serves the calls that follow at once, too. They may have
+ * an idle pause between them, which is then a small part of what counts as held up (FL_SLICE_NS). */
+static const int64_t CLOCK_NS = 100000;
 
 static int64_t my_processor_ns(void)
 {
@@ -79,7 +83,16 @@ static int64_t my_processor_ns(void)
     return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
 }
 
-void fl_start_clock(void) { clock_began = my_processor_ns(); }
-int64_t fl_held_up_ns(int64_t begun_ns) { return fl_now_ns() - begun_ns - (my_processor_ns() - clock_began); }
+void fl_start_clock(void)
+{
+    const int64_t now = fl_now_ns();
+
+    if (now - clock_began < CLOCK_NS)
+        return;
+    clock_began = now;
+    processor_began = my_processor_ns();
+}
+
+int64_t fl_held_up_ns(void) { return fl_now_ns() - clock_began - (my_processor_ns() - processor_began); }
 
 void fl_return_threads(int threads) { atomic_fetch_sub(&computing, threads); }

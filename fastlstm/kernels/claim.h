@@ -11,8 +11,8 @@ void fl_return_threads(int threads);
 /* Other processes kept a team waiting: if that goes on, teams leave one processor free for a while. */
 void fl_note_crowd(void);
 
-/* How much of the time since then the calling thread was ready and did not run; it must have called fl_start_clock in between. */
-int64_t fl_held_up_ns(int64_t begun_ns);
+/* How long the calling thread was ready and did not run since it began its part of this call, where it calls fl_start_clock. */
+int64_t fl_held_up_ns(void);
 void fl_start_clock(void);
 
 #endif

@@ -71,7 +71,7 @@ static inline void fl_excuse(fl_barrier *barrier, int generation, int64_t patien
 
     if (patience_ns < 0)
         atomic_store_explicit(&barrier->apart, 1, memory_order_relaxed);
-    else if (waited > FL_SLICE_NS && fl_held_up_ns(barrier->begun_ns) > waited / 2) {
+    else if (waited > FL_SLICE_NS && fl_held_up_ns() > waited / 2) {
         const int64_t lost = barrier->lost_ns += waited, elapsed = now - barrier->begun_ns;
         /* A time slice lost is much to a short call. A long one loses less than its pair is worth. */
         const int parts = !together && lost > patience_ns && lost > elapsed / 4;
