@@ -36,12 +36,13 @@ enum {
  * multiply-adds from zero, whose sum is added to acc, of int8 times the column's scale. (One chain from end to end loses twice the bits
  * at K 400: its later terms are added to a large sum.) The order depends on k alone, so every shape of tile gives the same bits.
  *   begins        acc holds nothing yet: it is set, and K is not 0
+ *   far           the panel comes from far beyond L2
  *   acc     INOUT [M][FL_VECTORS][V], aligned; a second block's accumulators stand acc_next elements behind
  *   panel   IN    [K][FL_VECTORS][V], aligned; a second block's panel, and its scales, stand panel_next bytes behind
  *   scales  IN    [FL_VECTORS][V], of int8 alone
  *   rows    IN    M pointers to K elements each, any alignment */
-typedef void fl_tile(int begins, void *acc, fl_index acc_next, const void *panel, fl_index panel_next, const void *scales,
-                     const void *const *rows, fl_index K);
+typedef void fl_tile(int begins, int far, void *acc, fl_index acc_next, const void *panel, fl_index panel_next,
+                     const void *scales, const void *const *rows, fl_index K);
 
 /* The LSTM cell for n rows of one block. The pre-activations of i, f, g, o are (x W + h R) + bias: each product is a sum of its
  * own, so that the terms of a small h R are not added one by one to a large x W, nor to a large bias.
@@ -304,6 +305,7 @@ typedef struct {
     int unit_groups;      /* threads that share one group's rows and divide its hidden units; they meet every step */
     fl_index chunk;       /* steps whose x.W is taken as one product; 0: x.W and h.R in one pass per step */
     fl_index stride;      /* steps that one layer runs before the next layer takes them */
+    int far;              /* weights come from far beyond L2 */
     int blocks_at_once;   /* 1 or 2: blocks that a single row takes together */
     int64_t expected_ns;  /* what the model in plan.c takes the call for */
     int64_t patience_ns;  /* longer waits mean that other processes need the processors; < 0, for tests: any wait does */

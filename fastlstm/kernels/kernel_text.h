@@ -88,8 +88,9 @@ INLINE void add_sum(real *acc, vec sum)
     __asm__ volatile("" : : : "memory");
 }
 
-/* sum += x[m][k] * W[k] for one element; `first` ones begin the sum, which zero would only lengthen. */
-INLINE void element(const int first, const int kind, const int M, const int N, const int from,
+/* sum += x[m][k] * W[k] for one element; `first` ones begin the sum, which zero would only lengthen. Weights that are `far` are asked for
+ * in time; from L2 they come by themselves, and asking costs 2 to 5 % (where vectors are shorter, nothing). */
+INLINE void element(const int first, const int far, const int kind, const int M, const int N, const int from,
                     vec sum[FL_MAX_TILE][2 * FL_VECTORS], const real *const *row, fl_index k, const char *panel,
                     fl_index panel_next)
 {
@@ -100,7 +101,7 @@ INLINE void element(const int first, const int kind, const int M, const int N, c
     if (M > 1 && FITS(M, N))
         EACH (v, N)
             v_keep(weight[v]);
-    if (M > 1)
+    if (M > 1 && far)
         for (fl_index line = 0; line < N * LANES * WEIGHT(kind); line += FL_ALIGNMENT)
             __builtin_prefetch(panel + (AHEAD * FL_VECTORS + from) * LANES * WEIGHT(kind) + line);
     EACH (m, M) {
@@ -111,8 +112,9 @@ INLINE void element(const int first, const int kind, const int M, const int N, c
 }
 
 /* Adds one slab of `count` elements to acc, N vectors at a time, or begins acc with it. */
-INLINE void add_slab(const int kind, const int M, const int NB, int begins, real *acc, fl_index acc_next, const char *panel,
-                     fl_index panel_next, const char *scales, const real *const *row, fl_index k, fl_index count)
+INLINE void add_slab(const int far, const int kind, const int M, const int NB, int begins, real *acc, fl_index acc_next,
+                     const char *panel, fl_index panel_next, const char *scales, const real *const *row, fl_index k,
+                     fl_index count)
 {
     const int N = VECTORS(M, NB * FL_VECTORS);
     const fl_index step = FL_VECTORS * LANES * WEIGHT(kind);
@@ -124,22 +126,22 @@ INLINE void add_slab(const int kind, const int M, const int NB, int begins, real
 
         fl_index i = 0;
 
-        if (LOADS_ARE_LINES) {
+        if (LOADS_ARE_LINES && (M < 3 || far)) {
             EACH (m, M)
                 EACH (v, N)
                     sum[m][v] = (vec){0};
         } else {
-            element(1, kind, M, N, from, sum, row, k, weights, panel_next);
+            element(1, far, kind, M, N, from, sum, row, k, weights, panel_next);
             i = 1, weights += step;
         }
         if (FITS(M, N) && !LOADS_ARE_LINES) {
             UNROLL
             for (; i < count; i++, weights += step)
-                element(0, kind, M, N, from, sum, row, k + i, weights, panel_next);
+                element(0, far, kind, M, N, from, sum, row, k + i, weights, panel_next);
         } else {
             TURN_BY_TURN
             for (; i < count; i++, weights += step)
-                element(0, kind, M, N, from, sum, row, k + i, weights, panel_next);
+                element(0, far, kind, M, N, from, sum, row, k + i, weights, panel_next);
         }
         if (kind == FL_INT8)
             EACH (m, M)
@@ -157,9 +159,9 @@ INLINE void add_slab(const int kind, const int M, const int NB, int begins, real
     }
 }
 
-/* M, NB and kind are constants after inlining. Whole slabs have a constant length, so that their loop has no remainder. */
-INLINE void tile(const int kind, const int M, const int NB, int begins, real *acc, fl_index acc_next, const char *panel,
-                 fl_index panel_next, const char *scales, const void *const *rows, fl_index K)
+/* far, kind, M and NB are constants after inlining. Whole slabs have a constant length, so that their loop has no remainder. */
+INLINE void tile(const int far, const int kind, const int M, const int NB, int begins, real *acc, fl_index acc_next,
+                 const char *panel, fl_index panel_next, const char *scales, const void *const *rows, fl_index K)
 {
     const fl_index step = FL_VECTORS * LANES * WEIGHT(kind);
     const real *row[FL_MAX_TILE];
@@ -168,16 +170,19 @@ INLINE void tile(const int kind, const int M, const int NB, int begins, real *ac
     EACH (m, M)
         row[m] = rows[m];
     for (; k + FL_SLAB <= K; k += FL_SLAB, panel += FL_SLAB * step)
-        add_slab(kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, FL_SLAB);
+        add_slab(far, kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, FL_SLAB);
     if (k < K)
-        add_slab(kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, K - k);
+        add_slab(far, kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, K - k);
 }
 
-#define TILE(name, kind, M, NB)                                                                                          \
-    static void FL_JOIN(name, FL_TYPE)(int begins, void *acc, fl_index acc_next, const void *panel, fl_index panel_next, \
-                                       const void *scales, const void *const *rows, fl_index K)                          \
-    {                                                                                                                    \
-        tile(kind, M, NB, begins, acc, acc_next, panel, panel_next, scales, rows, K);                                    \
+#define TILE(name, kind, M, NB)                                                                                      \
+    static void FL_JOIN(name, FL_TYPE)(int begins, int far, void *acc, fl_index acc_next, const void *panel,         \
+                                       fl_index panel_next, const void *scales, const void *const *rows, fl_index K) \
+    {                                                                                                                \
+        if (far || M == 1 || !LOADS_ARE_LINES)                                                                       \
+            tile(1, kind, M, NB, begins, acc, acc_next, panel, panel_next, scales, rows, K);                         \
+        else                                                                                                         \
+            tile(0, kind, M, NB, begins, acc, acc_next, panel, panel_next, scales, rows, K);                         \
     }
 #define TILES(name, kind)              \
     TILE(FL_JOIN(name, 1), kind, 1, 1) \

@@ -149,7 +149,8 @@ static void check_tile(const fl_kernels *k, int kind, int fused, int begins, fl_
     memcpy(before, acc, (size_t)(blocks * acc_next * item));
     for (fl_index m = 0; m < M; m++) /* rows at odd distances, so not aligned to vectors */
         rows[m] = inputs + (m * (K + 3) + 1) * item;
-    (blocks == 2 ? k->tile_pair[kind] : k->tiles[kind][M - 1])(begins, acc, acc_next, panel + scales, panel_next, panel, rows, K);
+    (blocks == 2 ? k->tile_pair[kind] : k->tiles[kind][M - 1])(begins, (int)K % 2, acc, acc_next, panel + scales, panel_next,
+                                                               panel, rows, K);
     for (fl_index block = 0; block < blocks; block++)
         for (fl_index m = 0; m < M + 1; m++)
             for (fl_index i = 0; i < width; i++) {
