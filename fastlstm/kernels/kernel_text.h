@@ -123,9 +123,9 @@ INLINE void add_slab(const int far, const int kind, const int M, const int NB, i
         const int from = pass * N;
         const char *weights = panel;
         vec sum[FL_MAX_TILE][2 * FL_VECTORS];
-
         fl_index i = 0;
 
+        /* A first element on its own has loads of its own: not where a processor is to see all of them coming. */
         if (LOADS_ARE_LINES && (M < 3 || far)) {
             EACH (m, M)
                 EACH (v, N)
