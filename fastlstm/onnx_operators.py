@@ -233,7 +233,10 @@ def _tile(x: Array, repeats: Array) -> Array:
     times = _sizes(repeats)
     if len(times) != x.ndim:
         raise ValueError(f"repeats {times!s:.100} of a tensor with {x.ndim} dimensions")
-    return np.tile(x, times)
+    # Not np.tile, which makes an array for each axis
+    apart = x.reshape([n for size in x.shape for n in (1, size)])
+    again = np.broadcast_to(apart, [n for pair in zip(times, x.shape, strict=True) for n in pair])
+    return again.reshape([n * size for n, size in zip(times, x.shape, strict=True)])
 
 
 def _cast(x: Array, to: np.dtype[Any]) -> Array:

@@ -6,6 +6,7 @@ The golden files are made by ``golden/make_onnx_graph.py`` with PyTorch's two ex
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from helpers import import_torch, required
 
 from fastlstm import FormatError, load_model
 from fastlstm.graph import FLOOR, Graph
+from fastlstm.onnx_operators import _tile
 
 onnx = required("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -665,3 +667,14 @@ def test_nonfinite_constants_if_asked(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(model([node("Add", "x n")], {"x": X}, {"n": np.float32(np.inf)}), path)
     assert np.isinf(load_model(path, allow_nonfinite=True)(X)).all()
+
+
+def test_a_tile_takes_no_more_than_its_result() -> None:
+    """An array for each axis would be half as much again."""
+    tracemalloc.start()
+    try:
+        result = _tile(np.ones((2, 1), np.float32), np.array([1 << 20, 2]))
+        assert tracemalloc.get_traced_memory()[1] < 1.1 * result.nbytes
+    finally:
+        tracemalloc.stop()
+    assert result.shape == (1 << 21, 2)
