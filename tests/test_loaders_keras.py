@@ -711,6 +711,7 @@ CHILDREN = {
     "speaks no JSON": ("print('hello')", ("broken description",)),
     "says something else": ("print('[]')", ("unknown way",)),
     "says something unknown": ("print('{\"a\": 1}')", ("refused HDF5 file",)),
+    "misses a list": ("print('{\"missing\": [1]}')", ("refused HDF5 file",)),
     "lists numbers": ("print('{\"entries\": [1]}')", ("unknown way",)),
     "lists a shape of texts": ("print('{\"entries\": [[\"a\", {}, [\"x\"], \"<f4\", 0, 4]]}')", ("'a' has a shape",)),
     "lists a huge shape": ("print('{\"entries\": [[\"a\", {}, [1099511627776], \"<f4\", 0, 4]]}')", ("no dimension may exceed",)),

@@ -133,7 +133,7 @@ def read_tree(stream: BinaryIO, source: SourceFile, limit: int) -> Group:
     if not isinstance(answer, dict) or len(answer) != 1:
         raise FormatError(f"{BROKEN}: its reader answered in an unknown way")
     ((kind, value),) = answer.items()
-    if kind == "missing":
+    if kind == "missing" and isinstance(value, str):
         raise ImportError(f"{INSTALL} (it is here, but could not be imported: {value})")
     if kind != "entries" or not isinstance(value, list):
         raise FormatError(f"{BROKEN if kind == 'broken' else 'refused HDF5 file'}: {value!a:.400}")
