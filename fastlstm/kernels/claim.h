@@ -11,7 +11,7 @@ void fl_return_threads(int threads);
 /* Other processes kept a team waiting: if that goes on, teams leave one processor free for a while. */
 void fl_note_crowd(void);
 
-/* How long the calling thread was ready and did not run since it began its part of this call, where it calls fl_start_clock. */
+/* How long the calling thread did not run since its clock was started: where its part of this call began, or up to 0.1 ms before. */
 int64_t fl_held_up_ns(void);
 void fl_start_clock(void);
 

@@ -11,9 +11,8 @@
 
 enum { ROUNDS = 4, MEETINGS = 4 }; /* the fastest round counts: others may have been interrupted */
 static const int64_t MEASURE_NS = 100000000, FORGET_NS = 300000000;
-static const double AT_ONCE =
-    0.33; /* of the usual price: what meetings cost that follow each other, all threads being there already */
-static const double NOTICED = 2.0; /* a lower price may be an accident */
+static const double AT_ONCE = 0.33; /* of the usual price: what a meeting costs where all are there already */
+static const double NOTICED = 2.0;  /* a lower price may be an accident */
 
 static _Atomic int64_t due, forgotten;
 static _Atomic double price;
