@@ -270,7 +270,7 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
 
     allow_nonfinite, external_data = as_flag("allow_nonfinite", allow_nonfinite), as_flag("external_data", external_data)
     with opened(path) as file:
-        file.external_data = as_flag("external_data", external_data)
+        file.external_data = external_data
         loader = _format(file)
         make = getattr(loader, "model", None)
         try:
