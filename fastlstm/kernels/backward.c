@@ -246,8 +246,8 @@ static void recur(place *p, const pass *q, processed after, fl_index t, fl_index
         char *gates = gates_at(p, q, p->tape->first[after.t] + p->rank);
         for (fl_index i = 0; i < after.n; i++)
             p->rows_at[i] = gates + i * p->rank_step * p->tape->gates_pitch;
-        fl_multiply(p->kernels, FL_FULL, p->call->plan.far, p->acc, 0, (const char *)q->weights->R + j * K * bytes, 0, 1,
-                    p->rows_at, after.n, K);
+        fl_multiply(p->kernels, FL_FULL, p->call->plan.far, fl_slab(K), p->acc, 0, (const char *)q->weights->R + j * K * bytes, 0,
+                    1, p->rows_at, after.n, K);
     }
     for (fl_index i = 0; i < fl_min(n, after.n); i++)
         if (cut(p, fl_max(t, after.t), row_of(p, i))) {
@@ -408,7 +408,7 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
     for (fl_index j = p->unit; n && j < p->unit_end; j++) {
         for (fl_index i = 0; i < n; i++)
             p->rows_at[i] = q->dh + (token + i * p->rank_step) * p->l->dh_pitch;
-        fl_multiply(p->kernels, FL_FULL, p->call->plan.far, p->acc, 0,
+        fl_multiply(p->kernels, FL_FULL, p->call->plan.far, fl_slab(net->P), p->acc, 0,
                     (const char *)q->weights->projection + j * fl_padded(net->P) * width * item, 0, 1, p->rows_at, n, net->P);
         cells(p, q, t, n, j, NULL);
         if (fl_stopped(&p->watcher, n * net->P * width))
@@ -433,8 +433,8 @@ static int input_gradient(place *p, const pass *q, fl_index first, fl_index toke
 
         for (fl_index i = 0; i < n; i++)
             p->rows_at[i] = gates_at(p, q, from + i);
-        fl_multiply(p->kernels, FL_FULL, p->call->plan.far, p->acc, 0, (const char *)q->weights->W + j * K * width * item, 0, 1,
-                    p->rows_at, n, K);
+        fl_multiply(p->kernels, FL_FULL, p->call->plan.far, fl_slab(K), p->acc, 0,
+                    (const char *)q->weights->W + j * K * width * item, 0, 1, p->rows_at, n, K);
         p->kernels->store(n, p->acc, p->acc, width);
         for (fl_index i = 0; i < n; i++)
             memcpy(q->dx + (from + i) * p->l->dx_pitch + j * width * item, p->acc + i * width * item, (size_t)(count * item));

@@ -15,9 +15,9 @@
 
 typedef ptrdiff_t fl_index;
 
-enum { FL_VECTORS = 4 };    /* vectors of one panel: the gates i, f, g, o of a block; or four of units or projected outputs */
-enum { FL_MAX_TILE = 6 };   /* the most rows of one tile */
-enum { FL_SLAB = 16 };      /* products that are summed on their own before they join the sum, see fl_tile */
+enum { FL_VECTORS = 4 };  /* vectors of one panel: the gates i, f, g, o of a block; or four of units or projected outputs */
+enum { FL_MAX_TILE = 6 }; /* the most rows of one tile */
+enum { FL_SLAB = 16, FL_LONG_SLAB = 64 }; /* products that are summed on their own before they join the sum, see fl_slab */
 enum { FL_UNITS = 16 };     /* hidden units that stand side by side in a tape, gate by gate: as many lanes as any vector has */
 enum { FL_ALIGNMENT = 64 }; /* of packed weights and scratch: a cache line, and the widest vector */
 
@@ -32,16 +32,22 @@ enum {
     FL_WEIGHTS
 };
 
-/* acc[m] += sum over k of rows[m][k] * panel[k], slab by slab of FL_SLAB elements, k ascending: each slab is one chain of fused
- * multiply-adds from zero, whose sum is added to acc, of int8 times the column's scale. (One chain from end to end loses twice the bits
- * at K 400: its later terms are added to a large sum.) The order depends on k alone, so every shape of tile gives the same bits.
+/* Elements of a slab of h R, of which K products are summed, and of a gradient's products. Slabs of s elements leave a rounding error like
+ * sqrt(K s / 2 + K^2 / 2s): of the chains, and of adding their sums. For h, which stays between -1 and 1, that is lost beside x W, whose
+ * slabs are short, as inputs may be of any size. Long ones cost fewer additions (2 to 5 %); but one row wants many short chains. */
+static inline fl_index fl_slab(fl_index K) { return K < 6 * FL_LONG_SLAB ? FL_SLAB : FL_LONG_SLAB; }
+
+/* acc[m] += sum over k of rows[m][k] * panel[k], slab by slab, k ascending: each slab is one chain of fused multiply-adds from zero,
+ * whose sum is added to acc, of int8 times the column's scale. (One chain from end to end loses twice the bits at K 400: its later terms
+ * are added to a large sum.) The order depends on k and the slab alone, so every shape of tile gives the same bits.
  *   begins        acc holds nothing yet: it is set, and K is not 0
  *   far           the panel comes from far beyond L2
+ *   slab          FL_SLAB or FL_LONG_SLAB
  *   acc     INOUT [M][FL_VECTORS][V], aligned; a second block's accumulators stand acc_next elements behind
  *   panel   IN    [K][FL_VECTORS][V], aligned; a second block's panel, and its scales, stand panel_next bytes behind
  *   scales  IN    [FL_VECTORS][V], of int8 alone
  *   rows    IN    M pointers to K elements each, any alignment */
-typedef void fl_tile(int begins, int far, void *acc, fl_index acc_next, const void *panel, fl_index panel_next,
+typedef void fl_tile(int begins, int far, fl_index slab, void *acc, fl_index acc_next, const void *panel, fl_index panel_next,
                      const void *scales, const void *const *rows, fl_index K);
 
 /* The LSTM cell for n rows of one block. The pre-activations of i, f, g, o are (x W + h R) + bias: each product is a sum of its
@@ -91,13 +97,13 @@ typedef struct {
 
 typedef void fl_cell_backward(fl_index n, const fl_cell_gradient *cell);
 
-/* As a tile, of inputs that stand in columns: acc[m][j] += sum over k of a[k][m] * panel[k][j].
+/* As a tile with long slabs, of inputs that stand in columns: acc[m][j] += sum over k of a[k][m] * panel[k][j].
  *   acc     INOUT M rows of 4V
  *   panel   IN    K times 4V
  *   a       IN    [K] rows a_pitch elements apart, of which M elements are used */
 typedef void fl_outer(void *acc, const void *panel, const void *a, fl_index a_pitch, fl_index K);
 
-/* out[j] += sum over k of a[k][j], summed likewise, for `columns` <= FL_UNITS; a has FL_UNITS readable elements a row. */
+/* out[j] += sum over k of a[k][j], in slabs of FL_SLAB, for `columns` <= FL_UNITS; a has FL_UNITS readable elements a row. */
 typedef void fl_sum_rows(fl_index K, const void *a, fl_index a_pitch, void *out, fl_index columns);
 
 /* out[j] += a[j]; any alignment. */

@@ -159,9 +159,10 @@ INLINE void add_slab(const int far, const int kind, const int M, const int NB, i
     }
 }
 
-/* far, kind, M and NB are constants after inlining. Whole slabs have a constant length, so that their loop has no remainder. */
-INLINE void tile(const int far, const int kind, const int M, const int NB, int begins, real *acc, fl_index acc_next,
-                 const char *panel, fl_index panel_next, const char *scales, const void *const *rows, fl_index K)
+/* far, kind, M and NB are constants after inlining, and so is the length of whole slabs. */
+INLINE void tile(const int far, const int kind, const int M, const int NB, int begins, fl_index slab, real *acc,
+                 fl_index acc_next, const char *panel, fl_index panel_next, const char *scales, const void *const *rows,
+                 fl_index K)
 {
     const fl_index step = FL_VECTORS * LANES * WEIGHT(kind);
     const real *row[FL_MAX_TILE];
@@ -169,20 +170,24 @@ INLINE void tile(const int far, const int kind, const int M, const int NB, int b
 
     EACH (m, M)
         row[m] = rows[m];
-    for (; k + FL_SLAB <= K; k += FL_SLAB, panel += FL_SLAB * step)
-        add_slab(far, kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, FL_SLAB);
+    if (slab == FL_SLAB)
+        for (; k + FL_SLAB <= K; k += FL_SLAB, panel += FL_SLAB * step)
+            add_slab(far, kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, FL_SLAB);
+    else
+        for (; k + FL_LONG_SLAB <= K; k += FL_LONG_SLAB, panel += FL_LONG_SLAB * step)
+            add_slab(far, kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, FL_LONG_SLAB);
     if (k < K)
         add_slab(far, kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, K - k);
 }
 
-#define TILE(name, kind, M, NB)                                                                                      \
-    static void FL_JOIN(name, FL_TYPE)(int begins, int far, void *acc, fl_index acc_next, const void *panel,         \
-                                       fl_index panel_next, const void *scales, const void *const *rows, fl_index K) \
-    {                                                                                                                \
-        if (far || M == 1 || !LOADS_ARE_LINES)                                                                       \
-            tile(1, kind, M, NB, begins, acc, acc_next, panel, panel_next, scales, rows, K);                         \
-        else                                                                                                         \
-            tile(0, kind, M, NB, begins, acc, acc_next, panel, panel_next, scales, rows, K);                         \
+#define TILE(name, kind, M, NB)                                                                                             \
+    static void FL_JOIN(name, FL_TYPE)(int begins, int far, fl_index slab, void *acc, fl_index acc_next, const void *panel, \
+                                       fl_index panel_next, const void *scales, const void *const *rows, fl_index K)        \
+    {                                                                                                                       \
+        if (far || M == 1 || !LOADS_ARE_LINES)                                                                              \
+            tile(1, kind, M, NB, begins, slab, acc, acc_next, panel, panel_next, scales, rows, K);                          \
+        else                                                                                                                \
+            tile(0, kind, M, NB, begins, slab, acc, acc_next, panel, panel_next, scales, rows, K);                          \
     }
 #define TILES(name, kind)              \
     TILE(FL_JOIN(name, 1), kind, 1, 1) \
@@ -487,7 +492,8 @@ INLINE void outer(const int M, real *acc, const real *panel, const real *a, fl_i
 {
     const int N = VECTORS(M, FL_VECTORS);
 
-    for (fl_index slab = 0; slab < K; slab += FL_SLAB, panel += FL_SLAB * FL_VECTORS * LANES, a += FL_SLAB * a_pitch)
+    for (fl_index slab = 0; slab < K;
+         slab += FL_LONG_SLAB, panel += FL_LONG_SLAB * FL_VECTORS * LANES, a += FL_LONG_SLAB * a_pitch)
         for (int first = 0; first < FL_VECTORS; first += N) {
             const real *weights = panel + first * LANES, *inputs = a;
             vec sum[FL_MAX_TILE][FL_VECTORS];
@@ -495,7 +501,7 @@ INLINE void outer(const int M, real *acc, const real *panel, const real *a, fl_i
             EACH (m, M)
                 EACH (v, N)
                     sum[m][v] = (vec){0};
-            for (fl_index k = fl_min(FL_SLAB, K - slab); k > 0; k--, inputs += a_pitch, weights += FL_VECTORS * LANES) {
+            for (fl_index k = fl_min(FL_LONG_SLAB, K - slab); k > 0; k--, inputs += a_pitch, weights += FL_VECTORS * LANES) {
                 vec weight[FL_VECTORS];
                 EACH (v, N)
                     weight[v] = v_load(weights + v * LANES);

@@ -316,7 +316,7 @@ static int project(place *p, const layout *l, const pass *q, char *h, fl_index n
         p->hidden[row] = q->state.m + row * l->c_pitch;
     for (fl_index block = p->projected; block < p->projected_end; block++) {
         const char *panel = (const char *)q->layer->projection + block * fl_panel_bytes(net, net->H);
-        fl_multiply(net->kernels, net->kind, p->call->plan.far, p->hR, 0, panel, 0, 1, p->hidden, n, net->H);
+        fl_multiply(net->kernels, net->kind, p->call->plan.far, fl_slab(net->H), p->hR, 0, panel, 0, 1, p->hidden, n, net->H);
         net->kernels->store(n, p->hR, h + block * bytes, l->h_pitch / net->item);
         if (q->layer->variant)
             net->kernels->clip(n, q->layer->variant->proj_clip, h + block * bytes, l->h_pitch / net->item);
@@ -332,7 +332,7 @@ static void input_product(const place *p, const pass *q, char *xW, fl_index bloc
     const fl_index panel = FL_VECTORS * p->net->V, bytes = fl_panel_bytes(p->net, q->layer->I);
     const char *W = (const char *)q->layer->W + block * bytes;
 
-    fl_multiply(p->net->kernels, p->net->kind, p->call->plan.far, xW, rows * panel, W, bytes, count, p->inputs, rows,
+    fl_multiply(p->net->kernels, p->net->kind, p->call->plan.far, FL_SLAB, xW, rows * panel, W, bytes, count, p->inputs, rows,
                 q->layer->I);
 }
 
@@ -348,7 +348,8 @@ static void recur(const place *p, const layout *l, const pass *q, const char *xW
     char *to = net->has_projection ? q->state.m : h_new;
     const fl_index to_pitch = net->has_projection ? l->c_pitch : l->h_pitch;
 
-    fl_multiply(net->kernels, net->kind, p->call->plan.far, p->hR, n * panel, R, bytes, count, p->hidden, n, net->P);
+    fl_multiply(net->kernels, net->kind, p->call->plan.far, fl_slab(net->P), p->hR, n * panel, R, bytes, count, p->hidden, n,
+                net->P);
     for (fl_index i = 0; i < count; i++) {
         const char *b = bias + (block + i) * panel * item, *x = xW + i * xW_next * item;
         char *r = p->hR + i * n * panel * item, *c_new = q->state.c + (block + i) * block_bytes,

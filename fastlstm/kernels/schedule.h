@@ -7,7 +7,7 @@
 
 /* acc = n rows, at least one, times panels of weights of a kind, for one block or two neighbouring ones (then n is 1), as fl_tile has
  * them; int8's scales stand before the weights. */
-void fl_multiply(const fl_kernels *kernels, int kind, int far, char *acc, fl_index acc_next, const char *panel,
+void fl_multiply(const fl_kernels *kernels, int kind, int far, fl_index slab, char *acc, fl_index acc_next, const char *panel,
                  fl_index panel_next, fl_index blocks, const void **rows, fl_index n, fl_index K);
 
 /* Rows by falling length, and of equal ones by number. */

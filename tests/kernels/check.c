@@ -133,7 +133,8 @@ static void *pack_numbers(const fl_kernels *k, int kind, fl_index K, char *panel
     return weights;
 }
 
-static void check_tile(const fl_kernels *k, int kind, int fused, int begins, fl_index M, fl_index blocks, fl_index K)
+static void check_tile(const fl_kernels *k, int kind, int fused, int begins, fl_index slab, fl_index M, fl_index blocks,
+                       fl_index K)
 {
     const fl_index item = k->item, width = FL_VECTORS * k->V, acc_next = (M + 1) * width;
     const fl_index scales = fl_scales_bytes(kind, k->V);
@@ -149,16 +150,16 @@ static void check_tile(const fl_kernels *k, int kind, int fused, int begins, fl_
     memcpy(before, acc, (size_t)(blocks * acc_next * item));
     for (fl_index m = 0; m < M; m++) /* rows at odd distances, so not aligned to vectors */
         rows[m] = inputs + (m * (K + 3) + 1) * item;
-    (blocks == 2 ? k->tile_pair[kind] : k->tiles[kind][M - 1])(begins, (int)K % 2, acc, acc_next, panel + scales, panel_next,
-                                                               panel, rows, K);
+    (blocks == 2 ? k->tile_pair[kind] : k->tiles[kind][M - 1])(begins, (int)K % 2, slab, acc, acc_next, panel + scales,
+                                                               panel_next, panel, rows, K);
     for (fl_index block = 0; block < blocks; block++)
         for (fl_index m = 0; m < M + 1; m++)
             for (fl_index i = 0; i < width; i++) {
                 const fl_index at = block * acc_next + m * width + i;
                 double sum = begins && m < M ? 0 : get(before, item, at);
-                for (fl_index slab = 0; m < M && slab < K; slab += FL_SLAB) {
+                for (fl_index first = 0; m < M && first < K; first += slab) {
                     double part = 0;
-                    for (fl_index n = slab; n < fl_min(slab + FL_SLAB, K); n++)
+                    for (fl_index n = first; n < fl_min(first + slab, K); n++)
                         part = multiply_add(get(rows[m], item, n), get(weights[block], item, n * width + i), part, item, fused);
                     if (scales)
                         part = (float)part * ((const float *)(panel + block * panel_next))[i];
@@ -171,6 +172,16 @@ static void check_tile(const fl_kernels *k, int kind, int fused, int begins, fl_
     for (fl_index block = 0; block < blocks; block++)
         free(weights[block]);
     free(acc), free(before), free(panel), free(inputs);
+}
+
+static void check_tiles(const fl_kernels *k, int kinds, int fused, fl_index slab, fl_index K)
+{
+    for (int kind = FL_FULL; kind < kinds; kind++)
+        for (int begins = 0; begins <= (K > 0); begins++) {
+            for (fl_index M = 1; M <= FL_MAX_TILE; M++)
+                check_tile(k, kind, fused, begins, slab, M, 1, K);
+            check_tile(k, kind, fused, begins, slab, 1, 2, K);
+        }
 }
 
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
@@ -366,12 +377,12 @@ static void spoil(void *array, fl_index item, fl_index count)
 }
 
 /* `sum` + K products, slab by slab, or b alone where a is NULL: what the kernels over tokens do to one element. */
-static double slabs(double sum, fl_index K, const void *a, fl_index a_pitch, const void *const *b, fl_index at, fl_index item,
-                    int fused)
+static double slabs(double sum, fl_index slab, fl_index K, const void *a, fl_index a_pitch, const void *const *b, fl_index at,
+                    fl_index item, int fused)
 {
-    for (fl_index slab = 0; slab < K; slab += FL_SLAB) {
+    for (fl_index first = 0; first < K; first += slab) {
         double part = 0;
-        for (fl_index n = slab; n < fl_min(slab + FL_SLAB, K); n++)
+        for (fl_index n = first; n < fl_min(first + slab, K); n++)
             part = a ? multiply_add(get(a, item, n * a_pitch), get(b[n], item, at), part, item, fused)
                      : add(part, get(b[n], item, at), item);
         sum = add(sum, part, item);
@@ -395,7 +406,8 @@ static void check_outer(const fl_kernels *k, int fused, fl_index M, fl_index K, 
     for (fl_index m = 0; m < M; m++)
         for (fl_index j = 0; j < width; j++) {
             const double found = get(acc, item, m * width + j);
-            const double sum = slabs(get(before, item, m * width + j), K, (char *)a + m * item, a_pitch, rows, j, item, fused);
+            const double sum =
+                slabs(get(before, item, m * width + j), FL_LONG_SLAB, K, (char *)a + m * item, a_pitch, rows, j, item, fused);
             EXPECT(same(found, sum), "outer M %td, K %td: acc[%td][%td] is %.17g, not %.17g", M, K, m, j, found, sum);
         }
     free(a), free(panel), free(acc), free(before), free(rows);
@@ -415,7 +427,8 @@ static void check_sum_rows(const fl_kernels *k, fl_index K, fl_index columns, in
     memcpy(before, out, (size_t)((FL_UNITS + 1) * item));
     k->sum_rows(K, a, pitch, out, columns);
     for (fl_index j = 0; j < FL_UNITS + 1; j++) {
-        const double was = get(before, item, j), sum = j < columns ? add(was, slabs(0, K, NULL, 0, rows, j, item, 0), item) : was;
+        const double was = get(before, item, j),
+                     sum = j < columns ? add(was, slabs(0, FL_SLAB, K, NULL, 0, rows, j, item, 0), item) : was;
         EXPECT(same(get(out, item, j), sum), "sum_rows K %td, columns %td: %td is %.17g, not %.17g", K, columns, j,
                get(out, item, j), sum);
     }
@@ -1015,6 +1028,7 @@ int main(int argc, char **argv)
         {6, 7, 5, 70, 2, 2, 0, 1, 1, 4, 0, 0, 0, 0, 1},    /* a plain RNN, tanh; one block of AVX-512 and a part */
         {9, 3, 9, 33, 3, 1, 0, 0, 1, 3, 0, 0, 4, 0, 2},    /* relu; three layers handed on in strides; truncated */
         {4, 1, 7, 300, 1, 1, 0, 0, 0, 2, 0, 0, 0, 0, 1},   /* one row takes blocks in pairs */
+        {3, 9, 5, 390, 1, 1, 0, 1, 0, 2, 0, 0, 0, 0, 0},   /* long slabs, the last one in part */
     };
     const fl_isa *isa = fl_isas();
 
@@ -1033,15 +1047,11 @@ int main(int argc, char **argv)
         const fl_kernels *k = tables[type];
         EXPECT(k->item == (type ? 8 : 4), "item is %td", k->item);
         seed = 1;
-        for (fl_index K = 0; K < 3 * FL_SLAB; K++) {
-            for (int kind = FL_FULL; kind < (type ? FL_FLOAT16 : FL_WEIGHTS); kind++) {
-                for (int begins = 0; begins <= (K > 0); begins++) {
-                    for (fl_index M = 1; M <= FL_MAX_TILE; M++)
-                        check_tile(k, kind, fused, begins, M, 1, K);
-                    check_tile(k, kind, fused, begins, 1, 2, K);
-                }
-            }
-        }
+        for (fl_index K = 0; K < 3 * FL_SLAB; K++)
+            check_tiles(k, type ? FL_FLOAT16 : FL_WEIGHTS, fused, FL_SLAB, K);
+        for (fl_index K = 1; K < 3 * FL_LONG_SLAB; K += FL_SLAB - 1)
+            check_tiles(k, type ? FL_FLOAT16 : FL_WEIGHTS, fused, FL_LONG_SLAB, K);
+        check_tiles(k, type ? FL_FLOAT16 : FL_WEIGHTS, fused, FL_LONG_SLAB, 2 * FL_LONG_SLAB);
         for (fl_index n = 1; n < 60; n += 7)
             check_cell(k, n), check_rnn(k, 0, n), check_rnn(k, 1, n);
         for (fl_index n = 1; n < 60; n += 7) {
@@ -1049,7 +1059,7 @@ int main(int argc, char **argv)
             for (int with = 0; with < 4; with++)
                 check_cell_backward(k, n, with % 2, with / 2);
         }
-        for (fl_index K = 0; K < 3 * FL_SLAB; K += K < FL_SLAB + 2 ? 1 : 7) {
+        for (fl_index K = 0; K < 3 * FL_LONG_SLAB; K += K < FL_SLAB + 2 ? 1 : 11) {
             for (fl_index M = 1; M <= FL_MAX_TILE; M++)
                 check_outer(k, fused, M, K, (int)(K + M) % 3 == 0);
             for (fl_index columns = 1; columns <= FL_UNITS; columns++)
