@@ -135,7 +135,7 @@ class LSTM(torch.nn.RNNBase):
             If a tensor has another dtype than the parameters, is not on the CPU, or autocast is on; the message says what to do.
         """
         weights = [getattr(self, name) for name in self._flat_weights_names]
-        dtype = _check_weights(weights[0])
+        dtype = _check_weights(self._flat_weights_names, weights)
         packed = isinstance(input, torch.nn.utils.rnn.PackedSequence)
         x, batch_sizes, order, back = input if packed else (input, *[None] * 3)
         _check_tensor("input", x, dtype)
@@ -231,8 +231,9 @@ class LSTMCell(torch.nn.LSTMCell):
         ValueError, TypeError
             As :meth:`LSTM.forward`.
         """
-        weights = [self.weight_ih, self.weight_hh] + ([self.bias_ih, self.bias_hh] if self.bias else [])
-        dtype = _check_weights(weights[0])
+        names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"][: 4 if self.bias else 2]
+        weights = [getattr(self, name) for name in names]
+        dtype = _check_weights(names, weights)
         _check_tensor("input", input, dtype)
         single = input.dim() == 1
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
@@ -355,20 +356,26 @@ _frozen: contextvars.ContextVar[bool] = contextvars.ContextVar("fastlstm.torch.f
 # ---- Checks --------------------------------------------------------------------------------------------------------------------
 
 
-def _check_weights(weight: Tensor) -> Any:
-    """The dtype of the parameters, which is that of everything else."""
-    if weight.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"the parameters are {weight.dtype}; fastlstm computes in float32 and float64: call module.float()")
-    if weight.device.type == "meta":
-        raise TypeError("the parameters are on the meta device, without values: call module.to_empty(device='cpu') and load them")
-    if weight.device.type != "cpu":
-        raise TypeError(f"the parameters are on {weight.device}; fastlstm runs on CPUs: call module.cpu(), or use torch.nn.LSTM")
+def _check_weights(names: list[str], weights: list[Tensor]) -> Any:
+    """The dtype of the first parameter, which is that of everything else.
+
+    Every one is looked at: PyTorch would hand a call with one on the meta device to what knows shapes alone, and its output
+    would be whatever memory held.
+    """
+    for name, weight in zip(names, weights, strict=True):
+        if weight.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{name} is {weight.dtype}; fastlstm computes in float32 and float64: call module.float()")
+        device = weight.device.type
+        if device == "meta":
+            raise TypeError(f"{name} is on the meta device, without values: call module.to_empty(device='cpu') and load them")
+        if device != "cpu":
+            raise TypeError(f"{name} is on {weight.device}; fastlstm runs on CPUs: call module.cpu(), or use torch.nn.LSTM")
     if torch.is_autocast_enabled("cpu"):
         raise TypeError(
             "autocast is on, which would compute in another dtype; call this module with tensors of its own dtype "
             "inside torch.autocast('cpu', enabled=False)"
         )
-    return weight.dtype
+    return weights[0].dtype
 
 
 def _check_tensor(name: str, value: Any, dtype: Any) -> None:

@@ -768,6 +768,14 @@ def test_errors_of_the_parameters() -> None:
     ):
         with pytest.raises(TypeError, match=message):
             change(bridge.LSTM(4, 6))(x)
+    for module, given in ((bridge.LSTM(4, 6), x), (bridge.LSTMCell(4, 6), x[0])):  # a state dict that had not all
+        name = list(module.state_dict())[-1]
+        setattr(module, name, torch.nn.Parameter(getattr(module, name).to("meta")))
+        with pytest.raises(TypeError, match=f"{name} is on the meta device"):
+            module(given)
+        setattr(module, name, torch.nn.Parameter(torch.zeros(24, dtype=torch.bfloat16)))
+        with pytest.raises(TypeError, match=rf"{name} is torch\.bfloat16; .* call module\.float\(\)"):
+            module(given)
     with torch.autocast("cpu"), pytest.raises(TypeError, match=r"torch\.autocast\('cpu', enabled=False\)"):
         bridge.LSTM(4, 6)(x)
     if torch.cuda.is_available():
