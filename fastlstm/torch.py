@@ -282,7 +282,7 @@ def replace(model: Any) -> Replaced:
     -------
     Replaced
         What was swapped, and what was left and why: subclasses, whose calls may differ; quantised, scripted and compiled modules;
-        parameters that are not on the CPU, or neither float32 nor float64.
+        a ``forward`` of the module's own; parameters that are not on the CPU, or neither float32 nor float64.
 
     Raises
     ------
@@ -308,20 +308,23 @@ def replace(model: Any) -> Replaced:
 
 def _is_lstm(module: Any) -> bool:
     names = ("LSTM", "LSTMCell", "QuantizableLSTM")  # those of torch.ao, which are no subclasses; a script remembers its class
-    foreign = type(module).__name__ in names or getattr(module, "original_name", None) in names
-    return isinstance(module, (torch.nn.LSTM, torch.nn.LSTMCell)) or foreign
+    kind = type(module)
+    foreign = kind.__module__.startswith("torch.") and kind.__name__ in names  # many models are called LSTM, too
+    return isinstance(module, (torch.nn.LSTM, torch.nn.LSTMCell)) or foreign or getattr(module, "original_name", None) in names
 
 
 def _reason_to_leave(module: Any) -> str:
     kind = type(module)
     if kind not in (torch.nn.LSTM, torch.nn.LSTMCell):
         if isinstance(module, torch.jit.ScriptModule):
-            return "scripted: replace the LSTMs of the model before torch.jit.script"
+            return "scripted, which fastlstm's modules cannot be: replace the LSTMs of the model it was made of"
         if ".quantiz" in kind.__module__ or ".ao." in kind.__module__:
             return f"quantised ({kind.__module__}.{kind.__qualname__})"
         return f"{kind.__module__}.{kind.__qualname__} is not torch.nn's own class: its calls may differ"
     if getattr(module, "_compiled_call_impl", None) is not None:
         return "compiled: replace before compile()"
+    if "forward" in vars(module):  # a wrapper's, which would go on calling torch.nn's
+        return "forward was set on the module itself: replace before that"
     for name, parameter in module.named_parameters():
         if parameter.device.type not in ("cpu", "meta"):
             return f"{name} is on {parameter.device}; fastlstm runs on CPUs: call model.cpu() first"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import importlib.util
 import io
@@ -851,6 +852,8 @@ def test_what_replace_leaves() -> None:
 
     compiled = torch.nn.LSTM(4, 6)
     compiled.compile()
+    wrapped = torch.nn.LSTM(4, 6)
+    wrapped.forward = functools.partial(torch.nn.LSTM.forward, wrapped)
     quantised = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(torch.nn.LSTM(4, 6)), {torch.nn.LSTM})
     normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.LSTM(4, 6), "weight_hh_l0")
     model = torch.nn.ModuleDict(
@@ -862,6 +865,7 @@ def test_what_replace_leaves() -> None:
             "a_quantised": quantised,
             "a_normed": normed,
             "a_compiled": compiled,
+            "a_wrapped": wrapped,
             "a_gru": torch.nn.GRU(4, 6),
             "a_plain": torch.nn.LSTM(4, 6),
         }
@@ -873,14 +877,24 @@ def test_what_replace_leaves() -> None:
         "a_custom": "Custom is not torch.nn's own",
         "a_half": "call model.float()",
         "a_brain": "call model.float()",
-        "a_scripted": "before torch.jit.script",
+        "a_scripted": "modules cannot be: replace the LSTMs",
         "a_quantised.0": "quantised",
         "a_normed": "ParametrizedLSTM is not torch.nn's own",
         "a_compiled": "before compile()",
+        "a_wrapped": "forward was set on the module itself",
     }.items():
         assert word in done.left.pop(name), name
     assert done.left == {}
     assert all(type(module) is kinds[name] for name, module in model.named_modules() if name != "a_plain")
+
+    class LSTM(torch.nn.Module):
+        """A model around one, called as many are."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = torch.nn.LSTM(4, 6)
+
+    assert bridge.replace(LSTM()) == bridge.Replaced(("lstm",), {})
 
 
 # ---- torch.compile and operators -----------------------------------------------------------------------------------------------
