@@ -388,13 +388,17 @@ def _check_tensor(name: str, value: Any, dtype: Any) -> None:
         raise TypeError(f"{name} must be on the CPU as the parameters are, got {value.device}; pass {name}.cpu()")
     if value.dtype != dtype:
         raise TypeError(f"{name} must be {dtype} as the parameters are, got {value.dtype}; pass {name}.to({dtype})")
+    if not torch.compiler.is_compiling() and value.is_nested:  # older compilers do not know it
+        packed = f"torch.nn.utils.rnn.pack_sequence({name}.unbind(), enforce_sorted=False)"
+        raise TypeError(f"{name} must be a dense tensor, got a nested tensor; an LSTM takes {packed}")
     if value.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got {value.layout}; pass {name}.to_dense()")
 
 
 def _pair(hx: Any) -> State:
     if not isinstance(hx, (tuple, list)) or len(hx) != 2:
-        raise TypeError(f"hx must be a pair (h_0, c_0), got {type(hx).__name__}")
+        given = f"{type(hx).__name__} of {len(hx)}" if isinstance(hx, (tuple, list)) else type(hx).__name__
+        raise TypeError(f"hx must be a pair (h_0, c_0), got {given}")
     return hx[0], hx[1]
 
 

@@ -724,6 +724,7 @@ def lstm_errors() -> list[Any]:
         (ValueError, r"h_0 must have shape \(2, 5, 6\), got \(2, 3, 6\)", (x, (h, c))),
         (ValueError, r"c_0 must have shape \(2, 6\), got \(2, 3, 6\)", (x[0], (h[:, 0], c))),
         (TypeError, r"hx must be a pair \(h_0, c_0\), got Tensor", (x, h)),
+        (TypeError, r"hx must be a pair \(h_0, c_0\), got tuple of 3", (x, (h, c, c))),
         (TypeError, r"h_0 must be a tensor, got NoneType", (x, (None, c))),
         (TypeError, r"input must be a tensor, got ndarray", (x.numpy(),)),
         (TypeError, r"input must be torch\.float32.*got torch\.float64; pass input\.to\(torch\.float32\)", (x.double(),)),
@@ -737,6 +738,16 @@ def lstm_errors() -> list[Any]:
         (TypeError, r"input must be on the CPU.*got meta; pass input\.cpu\(\)", (x.to("meta"),)),
         (TypeError, r"input must be a dense tensor.*to_dense", (x.to_sparse(),)),
     ]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_to_be_packed(layout: Any) -> None:
+    module, sequences = bridge.LSTM(4, 6), [torch.randn(n, 4) for n in (2, 5)]
+    nested = torch.nested.nested_tensor(sequences, layout=layout)
+    with pytest.raises(TypeError, match=r"nested tensor; an LSTM takes torch\.nn\.utils\.rnn\.pack_sequence\(input\.unbind\(\)"):
+        module(nested)
+    module(rnn.pack_sequence(nested.unbind(), enforce_sorted=False))
 
 
 @pytest.mark.parametrize("case", range(len(lstm_errors())))
