@@ -7,7 +7,7 @@ makes the list and nothing else. What no step does is refused by the loader, by 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -128,7 +128,7 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Recurrent(Step):
-    """An LSTM; its learned initial state, if it has one, begins every sequence.
+    """An LSTM; its weights' initial state, if they have one, begins every sequence.
 
     Attributes
     ----------
@@ -140,29 +140,13 @@ class Recurrent(Step):
     weights: Weights
     batch_first: bool = False
     lstm: LSTM = field(init=False, repr=False)
-    initial: State | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        plain = tuple(replace(layer, h_0=None, c_0=None) for layer in self.weights.layers)
-        object.__setattr__(self, "lstm", LSTM.from_weights(replace(self.weights, layers=plain), self.batch_first))
-        initial = [(layer.h_0, layer.c_0) for layer in self.weights.layers if layer.h_0 is not None and layer.c_0 is not None]
-        pair = tuple(np.stack([np.asarray(state[k]) for state in initial]) for k in (0, 1)) if initial else None
-        object.__setattr__(self, "initial", pair)
-
-    def begin(self, batch: int) -> State | None:
-        """The initial state of a batch, None for zeros."""
-        if self.initial is None:
-            return None
-        h, c = (np.repeat(part[:, None], batch, axis=1) for part in self.initial)
-        return h, c
+        object.__setattr__(self, "lstm", LSTM.from_weights(self.weights, self.batch_first))
 
     def run(self, *values: Array) -> Array:
-        output, _ = self.advance(values[0], self.begin(values[0].shape[0 if self.batch_first else 1]))
+        output: Array = self.lstm(values[0])[0]
         return output
-
-    def advance(self, x: Array, state: State | None) -> tuple[Array, State]:
-        """Go on from a state."""
-        return self.lstm(x, state)
 
     def arrays(self) -> Iterator[tuple[str, Array]]:
         for name, tensor in self.weights.named_tensors():
@@ -319,7 +303,7 @@ class WholeSequence(Recurrent):
     def run(self, *values: Array) -> Array:
         x, mask = values[0], values[1] if len(values) > 1 else None
         steps_first = mask.T if mask is not None and self.batch_first else mask
-        output, (h_n, _) = self.lstm(x, self.begin(x.shape[0 if self.batch_first else 1]), mask=steps_first)
+        output, (h_n, _) = self.lstm(x, mask=steps_first)
         if self.last:
             return self._merged(h_n)
         if mask is None or not self.hold:
@@ -485,9 +469,9 @@ class Model:
         """
         array, single = self._checked(x)
         result = self._run(array, {})
-        return (
-            (result[0] if self.batch_first else result[:, 0]) if single and self._keeps_time else result[0] if single else result
-        )
+        if not single:
+            return result
+        return result[:, 0] if self._keeps_time and not self.batch_first else result[0]
 
     @property
     def _keeps_time(self) -> bool:
@@ -541,16 +525,11 @@ class ModelStream:
         self._special: dict[str, Callable[[Array], Array]] = {name: stream.step for name, stream in self._streams.items()}
         self._engines = [stream._engine for stream in self._streams.values()]
         self.batch_size = batch_size
-        self.reset()
 
     def reset(self) -> None:
         """Begin anew, from the initial states."""
-        for step in self._recurrent:
-            initial = step.begin(self.batch_size)
-            if initial is None:
-                self._streams[step.name].reset()
-            else:
-                self._streams[step.name].state = initial
+        for stream in self._streams.values():
+            stream.reset()
 
     def step(self, x: Any) -> Array:
         """Take one step.
@@ -612,7 +591,8 @@ class ModelStream:
 
         def advance(step: Recurrent) -> Callable[[Array], Array]:
             def run(values: Array) -> Array:
-                output, after[step.name] = step.advance(values, before[step.name])
+                output: Array
+                output, after[step.name] = step.lstm(values, before[step.name])
                 return output
 
             return run
