@@ -20,6 +20,8 @@ from fastlstm.weights import Weights
 __all__ = [
     "ACTIVATIONS",
     "INPUT",
+    "SELU_ALPHA",
+    "SELU_SCALE",
     "SMALL",
     "Activate",
     "Add",

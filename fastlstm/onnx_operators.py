@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fastlstm.arrays import Array
-from fastlstm.model import ACTIVATIONS, SMALL, small_product
+from fastlstm.model import ACTIVATIONS, SELU_ALPHA, SELU_SCALE, SMALL, small_product
 
 __all__ = ["OPERATORS", "Operator", "product"]
 
@@ -348,28 +348,18 @@ def _layer_normalization(
 # ---- Activations ---------------------------------------------------------------------------------------------------------------
 
 
-def _softmax(x: Array, axis: int, flat: bool) -> Array:
-    x, shape = _along(x, axis, flat)
-    return _back(ACTIVATIONS["softmax"](x), shape, axis, flat)
+def _along_axis(function: Callable[[Array], Array]) -> Callable[..., Array]:
+    """Of an axis instead of the last one; before operator set 13 (`flat`) of all axes from it on, as if they were one."""
 
+    def run(x: Array, axis: int, flat: bool) -> Array:
+        axis = _axis(axis, x.ndim)
+        turned = x.reshape(*x.shape[:axis], math.prod(x.shape[axis:])) if flat else np.moveaxis(x, axis, -1)
+        if not turned.shape[-1]:  # there is no maximum of nothing
+            raise ValueError(f"axis {axis} of a tensor of shape {x.shape} is empty")
+        y = function(turned)
+        return y.reshape(x.shape) if flat else np.moveaxis(y, -1, axis)
 
-def _log_softmax(x: Array, axis: int, flat: bool) -> Array:
-    x, shape = _along(x, axis, flat)
-    x = x - x.max(axis=-1, keepdims=True)
-    return _back(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)), shape, axis, flat)
-
-
-def _along(x: Array, axis: int, flat: bool) -> tuple[Array, tuple[int, ...]]:
-    """With the axis last; before operator set 13 that is all axes from it on, flattened."""
-    axis = _axis(axis, x.ndim)
-    turned = x.reshape(*x.shape[:axis], math.prod(x.shape[axis:])) if flat else np.moveaxis(x, axis, -1)
-    if not turned.shape[-1]:  # there is no maximum of nothing
-        raise ValueError(f"axis {axis} of a tensor of shape {x.shape} is empty")
-    return turned, x.shape
-
-
-def _back(y: Array, shape: tuple[int, ...], axis: int, flat: bool) -> Array:
-    return y.reshape(shape) if flat else np.moveaxis(y, -1, axis)
+    return run
 
 
 def _softmax_axis(given: Given, opset: int, outputs: int) -> Given:
@@ -401,7 +391,7 @@ def _elu(x: Array, alpha: float = 1.0) -> Array:
     return np.where(x < 0, x.dtype.type(alpha) * np.expm1(np.minimum(x, 0)), x)
 
 
-def _selu(x: Array, alpha: float = 1.6732632423543772, gamma: float = 1.0507009873554805) -> Array:
+def _selu(x: Array, alpha: float = SELU_ALPHA, gamma: float = SELU_SCALE) -> Array:
     return np.asarray(x.dtype.type(gamma) * _elu(x, alpha))
 
 
@@ -434,6 +424,10 @@ def _many(function: Callable[[Array, Array], Array]) -> Operator:
 
 def _over_axes(function: Callable[..., Array], floats: bool = False) -> Operator:
     return Operator(_reduce(function), (1, 2), {"axes": "ints", "keepdims": "i", "noop_with_empty_axes": "i"}, floats=floats)
+
+
+def _softmax(function: Callable[[Array], Array]) -> Operator:
+    return Operator(_along_axis(function), attributes={"axis": "i"}, prepare=_softmax_axis, floats=True)
 
 
 OPERATORS: dict[str, Operator] = {
@@ -500,11 +494,11 @@ OPERATORS: dict[str, Operator] = {
     "HardSigmoid": _unary(_hard_sigmoid, alpha="f", beta="f"),
     "HardSwish": _unary(_hard_swish),
     "LeakyRelu": _unary(_leaky_relu, alpha="f"),
-    "LogSoftmax": Operator(_log_softmax, attributes={"axis": "i"}, prepare=_softmax_axis, floats=True),
+    "LogSoftmax": _softmax(ACTIVATIONS["log_softmax"]),
     "Relu": _unary(ACTIVATIONS["relu"], floats=False),
     "Selu": _unary(_selu, alpha="f", gamma="f"),
     "Sigmoid": _unary(ACTIVATIONS["sigmoid"]),
-    "Softmax": Operator(_softmax, attributes={"axis": "i"}, prepare=_softmax_axis, floats=True),
+    "Softmax": _softmax(ACTIVATIONS["softmax"]),
     "Softplus": _unary(ACTIVATIONS["softplus"]),
     "Softsign": _unary(ACTIVATIONS["softsign"]),
     "Tanh": _unary(ACTIVATIONS["tanh"]),
