@@ -55,7 +55,7 @@ def step(
     network: Network, x: Any, state: tuple[Any, ...], dtype: Any, batch_first: bool, threads: int, limit: int
 ) -> tuple[_Array, tuple[_Array, _Array]] | None: ...
 
-_Rows = list[tuple[_Array, _Array, _Array | None, _Array | None, _Array | None]]
+_Rows = list[tuple[_Array | None, ...]]  # weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, weight_peephole, h_0, c_0
 
 @final
 class Transposed:
@@ -103,7 +103,7 @@ class _Backward:
         d_x: _Array | None,
         d_h_0: _Array,
         d_c_0: _Array,
-        gradients: list[tuple[_Array, _Array, _Array | None, _Array | None]],
+        gradients: list[tuple[_Array | None, ...]],  # weight_ih, weight_hh, bias, weight_hr, weight_peephole, h_0, c_0
         adds: bool,
         threads: int,
         limit: int,

@@ -1,6 +1,6 @@
 """The typed boundary between Python and the kernels: packed weights, calls, threads. No arithmetic.
 
-Checks that talk to the user are in lstm.py; sizes are checked once more here before a pointer leaves.
+Checks that talk to the user are in network.py and tape.py; sizes are checked once more here before a pointer leaves.
 """
 
 cimport cython
@@ -271,7 +271,7 @@ cdef class Network:
         if len(variants) != num_layers * num_directions or (reverse and num_directions > 1):
             raise ValueError("variants: one for each layer and direction")
         if nonlinearity not in (None, "tanh", "relu") or (nonlinearity is not None and proj_size):
-            raise ValueError("a nonlinearity that rnn.py should have refused")
+            raise ValueError("a nonlinearity that weights.py should have refused")
         if weight_dtype not in WEIGHTS or (weight_dtype is not None and item != 4):
             raise ValueError("a weight_dtype that weights.py should have refused")
         net.kernels = chosen_isa.f32 if item == 4 else chosen_isa.f64
@@ -367,7 +367,7 @@ cdef int read_variant(fl_variant *cell, tuple variant) except -1:
     cdef int k
     for k in range(3):
         if not 0 <= variant[k][0] < FL_ACTIVATIONS:
-            raise ValueError("an activation that lstm.py should have refused")
+            raise ValueError("an activation that cell.py should have refused")
     cell.gate.kind, cell.gate.alpha, cell.gate.beta = variant[0]
     cell.candidate.kind, cell.candidate.alpha, cell.candidate.beta = variant[1]
     cell.hidden.kind, cell.hidden.alpha, cell.hidden.beta = variant[2]
@@ -571,7 +571,7 @@ def forward(
             or (resets is not None and (resets.shape[0] != T or resets.shape[1] != B))
             or (net.I > 1 and T > 0 and B > 0 and x.strides[2] != net.item)
             or (net.D * net.P > 1 and T > 0 and B > 0 and output.strides[2] != net.item)):
-        raise ValueError("shapes or strides that lstm.py should have refused")
+        raise ValueError("shapes or strides that network.py should have refused")
 
     call.net = net
     call.T, call.B = T, B
@@ -591,7 +591,7 @@ def forward(
     call.tape = NULL
     if tape is not None:
         if tape.network is not network or tape.tape.T != T or tape.tape.B != B:
-            raise ValueError("a tape that lstm.py should have made for this call")
+            raise ValueError("a tape that tape.py should have made for this call")
         call.tape = &tape.tape
     if B:  # else there is nothing to do at any of the steps, however many there are
         run_team(&job, threads, limit)
@@ -693,7 +693,7 @@ cdef class Tape:
 
         if ((lengths is not None and lengths.shape[0] != B) or (h_0 is not None and h_0.shape[0] != rows * net.P)
                 or (c_0 is not None and c_0.shape[0] != rows * net.C)):
-            raise ValueError("shapes that lstm.py should have refused")
+            raise ValueError("shapes that tape.py should have refused")
         self.network = network
         if B:
             lengths_at = &lengths[0] if lengths is not None else NULL
@@ -768,7 +768,7 @@ def backward(
             or (d_h_n is not None and (d_h_n.shape[0] != states or d_h_n.shape[1] != B or d_h_n.shape[2] != net.P))
             or (d_c_n is not None and (d_c_n.shape[0] != states or d_c_n.shape[1] != B or d_c_n.shape[2] != net.C))
             or (resets is not None and (resets.shape[0] != T or resets.shape[1] != B))):
-        raise ValueError("shapes that lstm.py should have refused")
+        raise ValueError("shapes that tape.py should have refused")
     call.d_output = in_place(d_output, T, B, net.D * net.P, net.item)
     call.d_x = in_place(d_x, T, B, net.I, net.item)
     call.net, call.transposed, call.tape = net, &transposed.weights, &tape.tape
@@ -858,7 +858,7 @@ cdef fl_array in_place(const floating[:, :, :] array, Py_ssize_t T, Py_ssize_t B
         return found
     if (array.shape[0] != T or array.shape[1] != B or array.shape[2] != columns
             or (columns > 1 and T > 0 and B > 0 and array.strides[2] != item)):
-        raise ValueError("shapes or strides that lstm.py should have refused")
+        raise ValueError("shapes or strides that tape.py should have refused")
     if T and B:
         found.data = <char *>&array[0, 0, 0]
         found.strides[0], found.strides[1], found.strides[2] = array.strides[0], array.strides[1], item
