@@ -9,6 +9,7 @@ import numpy as np
 __all__ = [
     "Array",
     "as_array",
+    "as_bytes",
     "as_flag",
     "as_floats",
     "as_integer",
@@ -80,6 +81,11 @@ def in_place(array: Array) -> Array:
     """The array itself if the kernels can work on it (aligned, last axis contiguous), else a copy."""
     last_axis_fits = array.shape[-1] == 1 or array.strides[-1] == array.itemsize
     return array if last_axis_fits and array.flags.aligned else contiguous(array)
+
+
+def as_bytes(array: Array | None) -> Array | None:
+    """The same memory as flat bytes, as the engine takes tensors that may be missing; the array is contiguous."""
+    return None if array is None else array.reshape(-1).view(np.uint8)
 
 
 def as_lengths(value: Any, T: int, B: int) -> Array:

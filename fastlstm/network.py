@@ -14,6 +14,7 @@ from fastlstm import threads as _threads
 from fastlstm.arrays import (
     Array,
     as_array,
+    as_bytes,
     as_flag,
     as_floats,
     as_integer,
@@ -607,13 +608,9 @@ def _owned(layer: LayerWeights) -> LayerWeights:
     return replace(layer, **{kind: own(getattr(layer, kind)) for kind in TENSORS})  # type: ignore[arg-type]
 
 
-def _rows(weights: Weights) -> list[Any]:
+def _rows(weights: Weights) -> list[tuple[Array | None, ...]]:
     """Each record's tensors as flat bytes, as the engine packs them."""
-    return [tuple(_bytes(getattr(layer, kind)) for kind in TENSORS) for layer in weights.layers]
-
-
-def _bytes(tensor: Array | None) -> Array | None:
-    return None if tensor is None else tensor.reshape(-1).view(np.uint8)
+    return [tuple(as_bytes(getattr(layer, kind)) for kind in TENSORS) for layer in weights.layers]
 
 
 def _variant(layer: LayerWeights) -> tuple[Any, ...] | None:

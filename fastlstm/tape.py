@@ -11,7 +11,7 @@ import numpy as np
 
 from fastlstm import _engine
 from fastlstm import threads as _threads
-from fastlstm.arrays import Array, as_flag, as_floats, contiguous, in_order, in_place, shape_error
+from fastlstm.arrays import Array, as_bytes, as_flag, as_floats, contiguous, in_order, in_place, shape_error
 from fastlstm.weights import Weights, suffix
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ __all__ = ["Gradients", "Tape"]
 S = TypeVar("S")  # the state as callers see it: (h, c), or h alone of a plain RNN
 State = tuple[Array, Array]  # as the engine sees it: c has no columns in a plain RNN
 Maybe = tuple["Array | None", "Array | None"]
-Records = list[Any]  # of each layer and direction: the memory of its parameters' gradients
+Record = tuple["Array | None", ...]  # of one layer and direction: the memory of its parameters' gradients
 
 _FORWARD = {"float32": _engine.forward["float"], "float64": _engine.forward["double"]}
 _BACKWARD = {"float32": _engine.backward["float"], "float64": _engine.backward["double"]}
@@ -106,7 +106,7 @@ class Tape(Generic[S]):
     def _record(self, x: Array, state: Maybe, output: Array, final: State, threads: tuple[int, int]) -> None:
         """The forward pass; everything in the engine's shapes."""
         self._transposed = self._net._transposed_weights()
-        self._arguments = (*self._sizes, self._lengths, *map(_bytes, state), self.dropout, self.seed)
+        self._arguments = (*self._sizes, self._lengths, *map(as_bytes, state), self.dropout, self.seed)
         self._engine: _engine.Tape | None = _engine.Tape(self._net._network, *self._arguments)
         run = _FORWARD[output.dtype.name]
         run(self._net._network, x, *state, output, *final, self._lengths, self._resets, *threads, self._engine)
@@ -118,7 +118,7 @@ class Tape(Generic[S]):
         steps: int,
         d_x: Array | None,
         d_state: State,
-        records: Records,
+        records: list[Record],
         threads: tuple[int, int],
     ) -> None:
         """The backward pass; everything in the engine's shapes. `d_x` (None: not wanted), `d_state` and `records` are written."""
@@ -213,11 +213,11 @@ class Tape(Generic[S]):
         d_initial = _copies(d_final, net._new_state(B))  # a row without a step hands on what it is given
         shapes = self._weights.expected_shapes()
         parameters = _room_of(shapes, net.dtype, T * B)
-        records: Records = []
+        records: list[Record] = []
         for index in range(len(self._weights.layers)):
             end = suffix(index, net.num_directions)
             kinds = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_peephole", "h_0", "c_0")
-            records.append(tuple(_bytes(parameters.get(kind + end)) for kind in kinds))
+            records.append(tuple(as_bytes(parameters.get(kind + end)) for kind in kinds))
         try:
             self._turns.pop()
         except IndexError:
@@ -312,7 +312,7 @@ class RecomputedTape(Tape[S]):
         steps: int,
         d_x: Array | None,
         d_state: State,
-        records: Records,
+        records: list[Record],
         threads: tuple[int, int],
     ) -> None:
         D, dtype = self._net.num_directions, d_state[0].dtype
@@ -335,7 +335,14 @@ class RecomputedTape(Tape[S]):
         self._inputs, self._states = [], []
 
     def _part_back(
-        self, index: int, d_x: Array | None, d_y: Array | None, d_after: Maybe, steps: int, record: Any, threads: tuple[int, int]
+        self,
+        index: int,
+        d_x: Array | None,
+        d_y: Array | None,
+        d_after: Maybe,
+        steps: int,
+        record: Record,
+        threads: tuple[int, int],
     ) -> State:
         """One layer and direction, segment by segment from its end; the gradient of its initial state."""
         part, x = self._parts[index], self._inputs[index // self._net.num_directions]
@@ -345,7 +352,7 @@ class RecomputedTape(Tape[S]):
         adds = False
         for begin, end in reversed(self._segments(part)):
             state, (lengths, resets) = self._states[index][begin], self._cut(begin, end)
-            tape = _engine.Tape(part._network, end - begin, B, lengths, _bytes(state[0]), _bytes(state[1]))
+            tape = _engine.Tape(part._network, end - begin, B, lengths, as_bytes(state[0]), as_bytes(state[1]))
             output, after = _engine.new_array((end - begin, B, part._width), x.dtype), part._new_state(B)
             forward(part._network, x[begin:end], *state, output, *after, lengths, resets, *threads, tape)
             d_before = _copies(d_after, part._new_state(B))
@@ -452,7 +459,3 @@ def _like(name: str, value: Any, like: Array) -> Array:
     if array.shape != like.shape:
         raise shape_error(name, like.shape, array.shape)
     return array
-
-
-def _bytes(array: Array | None) -> Array | None:
-    return None if array is None else array.reshape(-1).view(np.uint8)
