@@ -27,7 +27,6 @@ typedef struct {
 typedef struct {
     fl_call *call;
     const fl_network *net;
-    int thread;
     fl_index layer, layer_end;         /* its layers */
     int direction, directions;         /* first direction it runs, and how many */
     fl_index row, rows;                /* its group's rows in call->order */
@@ -483,7 +482,6 @@ static place take_place(fl_call *call, const layout *l, int thread)
     place p = {
         .call = call,
         .net = net,
-        .thread = thread,
         .layer = fl_share(net->L, plan->layer_groups, layers),
         .layer_end = fl_share(net->L, plan->layer_groups, layers + 1),
         .direction = side % plan->directions,
