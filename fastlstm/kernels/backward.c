@@ -9,15 +9,14 @@
  *       dy of the layer below = dX of both directions
  *
  * As in the forward pass a thread owns outputs: columns of dh and dX, gate rows of dW and dR. A block's tokens are summed on their own,
- * 16 by 16, before they join the gradient: the order depends on T, B and the lengths alone. No vector code here.
+ * slab by slab, before they join the gradient: the order depends on T, B and the lengths alone. No vector code here.
  */
 #include "schedule.h"
 
 #include <string.h>
 
-enum {
-    BLOCK_TOKENS = 384
-}; /* rows of one panel of inputs, 96 KiB, that all gate rows pass by; fewer touch the sums more often */
+/* Rows of one panel of inputs, 96 KiB, that all gate rows pass by; fewer touch the sums more often. */
+enum { BLOCK_TOKENS = 384 };
 enum { BLOCK_STEPS = 192 }; /* what a recomputing tape holds at once is whole blocks */
 enum { RUNS = 16 };         /* runs of FL_UNITS gate rows whose part of dG, 384 KiB, stays in L2 while all inputs pass */
 enum { DX_ROWS = 48 };      /* rows that reuse a panel of W */
@@ -76,7 +75,7 @@ typedef struct {
 
 fl_index fl_block_steps(fl_index B) { return fl_max(1, fl_min(BLOCK_STEPS, BLOCK_TOKENS / fl_max(B, 1))); }
 
-/* Whether any record has a state of its own, or peepholes. */
+/* Whether any record has a state of its own. */
 static int has_own(const fl_network *net)
 {
     int found = 0;
@@ -85,6 +84,7 @@ static int has_own(const fl_network *net)
     return found;
 }
 
+/* Or peepholes. */
 static int has_peephole(const fl_network *net)
 {
     int found = 0;
@@ -589,7 +589,7 @@ static void peephole_weights(const place *p, const pass *q, fl_index t, fl_index
     }
 }
 
-/* All products over the tokens of the steps [t, end). The first tokens of a call begin the gradients of weights: `begins` is 0 then. */
+/* All products over the tokens of the steps [t, end). The first tokens of a call begin the gradients of weights; then `begins` is 0. */
 static int products(place *p, const pass *q, int *begins, fl_index t, fl_index end)
 {
     const fl_index first = p->tape->first[t], last = p->tape->first[end];
@@ -615,8 +615,6 @@ static int products(place *p, const pass *q, int *begins, fl_index t, fl_index e
     }
     return FL_OK;
 }
-
-/* ---- The call ------------------------------------------------------------------------------------------------------------------ */
 
 /* ---- The network's own initial state ------------------------------------------------------------------------------------------- */
 
@@ -681,6 +679,8 @@ static int sum_own(place *p, const pass *q)
     }
     return FL_OK;
 }
+
+/* ---- The call ------------------------------------------------------------------------------------------------------------------ */
 
 /* One direction of one layer, from its end to its beginning. */
 static int run(place *p, const pass *q)
@@ -864,7 +864,6 @@ int fl_prepare_backward(fl_backward_call *call)
 {
     const layout l = make_layout(call);
 
-    call->scratch_bytes = l.bytes;
     call->scratch = fl_borrow((size_t)l.bytes);
     if (!call->scratch)
         return FL_NO_MEMORY;

@@ -279,8 +279,7 @@ typedef struct {
     fl_index *order; /* [B]: the row of each rank */
     char *x;         /* [tokens][I] */
     char *y;         /* [L][tokens][D*P]: outputs of the layers */
-    char *
-        gates; /* [L*D][tokens][H / FL_UNITS][gates][FL_UNITS]: i, f, g, o; backward leaves the gradients of their pre-activations */
+    char *gates;  /* [L*D][tokens][H / FL_UNITS][gates][FL_UNITS]: i, f, g, o; backward leaves their pre-activations' gradients */
     char *c;      /* [L*D][tokens][C]; with a projection backward leaves o tanh(c) */
     char *inputs; /* [L - 1][tokens][D*P]: what the layers above the first read, y with elements dropped; NULL without dropout */
     char *h_0, *c_0; /* [L*D][B][P] and [L*D][B][C]; NULL: zeros */
@@ -393,7 +392,6 @@ typedef struct {
 
     /* Set by fl_prepare_backward: */
     char *scratch;
-    fl_index scratch_bytes;
     int begun; /* as in fl_call */
 } fl_backward_call;
 

@@ -37,7 +37,7 @@
 
 enum { AHEAD = 32 }; /* elements whose weights are fetched before they are needed */
 
-/* The 15 elements of a slab after the first: a third of the turns. Or as many turns as elements, which GCC would unroll whole. */
+/* The 15 elements of a short slab after the first in three turns. Or as many turns as elements, which GCC would unroll whole. */
 #ifdef FL_PLAIN_LOOPS
 #define UNROLL
 #define TURN_BY_TURN
