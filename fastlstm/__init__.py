@@ -1,4 +1,12 @@
-"""fastlstm: fast, exactly reproducible LSTM networks on CPUs."""
+"""fastlstm: fast, exactly reproducible LSTM networks on CPUs.
+
+>>> lstm = fastlstm.load("model.safetensors")  # or from_torch(module), from_keras(model), from_onnx(path), LSTM(64, 128)
+>>> output, (h_n, c_n) = lstm(x)  # x: (T, B, I), or (B, T, I) if batch_first
+>>> stream = lstm.stream()  # step by step: the same bits
+>>> y_t = stream.step(x_t)
+>>> tape = lstm.record(x)  # training
+>>> grads = tape.backward(d_output)
+"""
 
 from typing import TYPE_CHECKING, Any
 
