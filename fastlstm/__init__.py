@@ -8,7 +8,18 @@
 >>> grads = tape.backward(d_output)
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+try:
+    import_module("fastlstm._engine")
+except ModuleNotFoundError as error:
+    if error.name != "fastlstm._engine":
+        raise
+    raise ImportError(
+        f"{__path__[0]} holds sources that are not compiled; to use what is installed, run Python in another folder or as "
+        "python -I; to work on these: python setup.py build_ext --inplace"
+    ) from None
 
 from fastlstm.config import show_config
 from fastlstm.errors import FormatError

@@ -626,6 +626,15 @@ def test_an_unknown_instruction_set_is_an_import_error(name: str) -> None:
     assert len(last) < 300
 
 
+def test_sources_that_are_not_compiled_say_so() -> None:
+    """As in a clone, whose folder Python asks before it looks for what is installed."""
+    done = run_python("import sys; sys.modules['fastlstm._engine'] = None; import fastlstm", check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: "), last
+    for wanted in ("not compiled", "python -I", "build_ext --inplace"):
+        assert wanted in last
+
+
 def test_show_config(capsys: pytest.CaptureFixture[str]) -> None:
     """It prints what a bug report needs."""
     fastlstm.show_config()
