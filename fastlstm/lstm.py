@@ -59,7 +59,8 @@ class LSTM(Network[State]):
     Raises
     ------
     ValueError, TypeError
-        If a size is not a positive integer or does not fit the others.
+        If a size is not a positive integer or does not fit the others, a flag is neither true nor false, `dtype` is another one,
+        or `seed` is not an integer of 0 or more.
 
     References
     ----------
@@ -183,7 +184,8 @@ class LSTM(Network[State]):
             call; ``tape.seed`` tells.
         recompute : bool
             Keep only the inputs of each layer and a state now and then, and run the steps between a second time for the
-            gradients [1]_: the same bits, for a third more time and a fraction of the memory.
+            gradients [1]_: the same bits, for a third more time and a fraction of the memory. Not for a network with an initial
+            state of its own.
 
         Returns
         -------
@@ -194,7 +196,7 @@ class LSTM(Network[State]):
         Raises
         ------
         ValueError, TypeError, MemoryError
-            As :meth:`__call__`.
+            As :meth:`__call__`; and if `dropout` or `seed` is out of range, or the weights' ``merge_mode`` is not ``"concat"``.
 
         References
         ----------
@@ -225,7 +227,7 @@ class LSTM(Network[State]):
         Raises
         ------
         ValueError, TypeError, MemoryError
-            As :meth:`__call__`.
+            As :meth:`record`.
         """
         from fastlstm.trace import Trace
 

@@ -413,7 +413,7 @@ class Network(Generic[S]):
         Parameters
         ----------
         batch_size : int
-            Rows B of every step.
+            Rows B of every step, 0 or more.
 
         Returns
         -------
@@ -421,8 +421,9 @@ class Network(Generic[S]):
 
         Raises
         ------
-        ValueError
-            If the network is bidirectional, which needs the whole sequence.
+        ValueError, TypeError
+            If the network is bidirectional or reverse, and so needs the whole sequence, or `batch_size` is not an integer of 0 or
+            more.
         """
         return Stream(self, batch_size)
 

@@ -47,7 +47,8 @@ class RNN(Network[Array]):
     Raises
     ------
     ValueError, TypeError
-        If a size is not a positive integer, or there is no such nonlinearity.
+        If a size is not a positive integer, there is no such nonlinearity, a flag is neither true nor false, `dtype` is another
+        one, or `seed` is not an integer of 0 or more.
 
     References
     ----------
@@ -148,7 +149,7 @@ class RNN(Network[Array]):
         Raises
         ------
         ValueError, TypeError, MemoryError
-            As :meth:`__call__`.
+            As :meth:`__call__`; and if `dropout` or `seed` is out of range.
         """
         return self._record(x, h_0, lengths, resets, dropout, seed, recompute, threads)
 

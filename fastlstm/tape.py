@@ -67,7 +67,7 @@ class Tape(Generic[S]):
 
     Attributes
     ----------
-    output, state : as a call returns them, bit for bit
+    output, state : as a call returns them, bit for bit if nothing is dropped
     dropout : float
         Probability that an element between two layers is dropped.
     seed : int

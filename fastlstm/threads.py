@@ -24,12 +24,12 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1. Small calls use fewer, where more would not pay.
+        From 1 to 1024. Small calls use fewer, where more would not pay.
 
     Raises
     ------
     TypeError, ValueError
-        If `n` is not a positive integer.
+        If `n` is not an integer in that range.
     """
     global _num_threads, _usual
     _num_threads = check_threads("n", n)

@@ -942,6 +942,17 @@ def test_masks_on_the_right_are_lengths(bidirectional: bool, keras: Any) -> None
         assert not output[~mask].any()
 
 
+def test_other_masks_are_passed_with_time_first(keras: Any) -> None:
+    """As the docstring of ``from_keras`` says."""
+    layer = keras.layers.LSTM(4, return_sequences=True, return_state=True)
+    x = given_input()
+    mask = np.array([[True, False, True, True, False, True], [False, True, True, False, False, False]])
+    output, h, c = (keras.ops.convert_to_numpy(value) for value in layer(x, mask=mask))
+    given, (h_n, c_n) = from_keras(layer)(x, mask=mask.T)
+    for a, b in ((given[mask], output[mask]), (h_n[0], h), (c_n[0], c)):
+        np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE)
+
+
 def test_live_models(keras: Any) -> None:
     L = keras.layers
     inner = keras.Sequential([keras.Input((None, 3)), L.LSTM(4, return_sequences=True, name="lstm")], name="encoder")

@@ -348,7 +348,7 @@ def from_keras(layer_or_model: Any, name: str | None = None, *, batch_first: boo
     A mask in Keras that is true for the first steps of each row and false for the rest (padding on the right) is
     ``lengths=mask.sum(axis=1)``. Final states are then the same, and the outputs of real steps; in the padding, outputs here are
     zero, as with ``zero_output_for_mask`` and as Bidirectional has them, where other layers of Keras repeat the last real one.
-    Other masks cannot be expressed.
+    Any other mask is passed with time first, ``mask=mask.T``, whether the network is ``batch_first`` or not.
     """
     from fastlstm.loaders import keras_live
 
