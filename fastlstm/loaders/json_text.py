@@ -30,7 +30,6 @@ NUMBER = re.compile(LITERAL)
 NUMBERS = re.compile(rb"\s*" + LITERAL + rb"(?:\s*,\s*" + LITERAL + rb")*\s*")
 LIST = re.compile(rb"\[[-+0-9.eE, \t\r\nNaInfity]*\]")  # perhaps one of numbers alone
 WORDS = {b"true": True, b"false": False, b"null": None}
-CONTROL = re.compile(rb"[\x00-\x1f]")
 
 
 @dataclass(frozen=True, eq=False)
