@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 import fastlstm
+from fastlstm.arrays import Array
 from fastlstm.files import replacing
 from fastlstm.rounding import TYPES
 
 __all__ = ["main"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 CHUNK_BYTES = 16 << 20  # of input and output that `run` works on at a time, unless --chunk says otherwise
 
 # What messages say to who calls Python functions, and what they say here

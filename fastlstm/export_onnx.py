@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.cell import SIGMOID, TANH, Activation
 from fastlstm.files import write_whole
 from fastlstm.loaders import metadata
@@ -23,7 +24,6 @@ from fastlstm.weights import LayerWeights, Weights
 
 __all__ = ["onnx_model", "write_onnx"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 OPSET, IR_VERSION = 17, 8  # of 2022: what every runtime in use reads
 MAX_BYTES = 2**31 - 2**20  # protobuf has no larger messages; the rest is for all but the weights

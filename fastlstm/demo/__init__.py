@@ -13,16 +13,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 
 import fastlstm
+from fastlstm.arrays import Array
 from fastlstm.demo import rivals
 
 __all__ = ["TOLERANCE", "Forecast", "forecast", "run"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 FOLDER = Path(__file__).parent
 TOLERANCE = 3e-6  # of the output against PyTorch's: both are float32, and each rounds in its own order
 LEADS = (1, 12)  # months ahead

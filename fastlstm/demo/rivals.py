@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastlstm
+from fastlstm.arrays import Array
 
 __all__ = ["Contender", "gather", "one_thread"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Contender(NamedTuple):

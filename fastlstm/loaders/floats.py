@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from fastlstm.arrays import Array
+
 __all__ = ["STORED", "fill", "to_floats"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # How the bytes are read; NumPy has no bfloat16, so its bits are
 STORED: dict[str, np.dtype[Any]] = {

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders import strict_json
 from fastlstm.loaders.floats import STORED
@@ -30,7 +31,6 @@ from fastlstm.weights import MAX_SIZE
 
 __all__ = ["SIGNATURE", "Dataset", "Group", "read_tree"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 WORKER = Path(__file__).with_name("hdf5_worker.py")

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
+from fastlstm.arrays import Array
 from fastlstm.cell import Cell
 from fastlstm.weights import Weights
 
 __all__ = ["keras_weights"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def keras_weights(weights: Weights) -> list[Array]:

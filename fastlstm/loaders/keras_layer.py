@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.cell import PLAIN
 from fastlstm.errors import FormatError
 from fastlstm.loaders.floats import STORED, to_floats
@@ -26,8 +27,6 @@ from fastlstm.loaders.keras_config import NOTHING, CellPlan, Plan, Told, plain_p
 from fastlstm.weights import LayerWeights, Weights, check_sizes
 
 __all__ = ["CellTensors", "Layout", "Tensor", "found"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Tensor(Protocol):

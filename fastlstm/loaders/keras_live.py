@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders import keras_config
 from fastlstm.loaders.floats import STORED
@@ -16,8 +17,6 @@ from fastlstm.loaders.found import Contents, Found, quoted
 from fastlstm.loaders.keras_layer import CellTensors, Layout, found
 
 __all__ = ["find"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)

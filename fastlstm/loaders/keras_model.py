@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders import keras_config, keras_layer
 from fastlstm.loaders.floats import STORED, to_floats
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Pending", "read"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Shape: TypeAlias = tuple[int | None, ...]  # of one row, without the batch
 
 MAX_AXES = 8

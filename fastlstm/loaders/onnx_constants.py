@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import quoted
@@ -28,7 +29,6 @@ from fastlstm.weights import MAX_SIZE
 
 __all__ = ["Call", "Constants", "RunTime", "Value", "check_inside", "dequantized", "is_outside", "read"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 INTEGERS = {name: np.dtype(name) for name in ("int8", "uint8", "int32", "int64", "bool")}
 DTYPES = {**STORED, **INTEGERS}

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.cell import Activation, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.floats import STORED, to_floats
@@ -26,7 +27,6 @@ from fastlstm.weights import MAX_SIZE, LayerWeights, Weights
 
 __all__ = ["ACTIVATIONS", "TAKES_ALPHA", "TAKES_BOTH", "Layer", "chains", "found", "layer"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 GATES = (0, 2, 3, 1)  # where i, f, g, o are in ONNX's i, o, f, c
 PEEPHOLES = (0, 2, 1)  # where i, f, o are in ONNX's i, o, f

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders.onnx_graph import Scope, attributes
 from fastlstm.onnx_operators import OPERATORS
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Open", "Size", "Sizes"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # What exporters make shapes with; run on arrays of objects
 OPERATIONS = ("Concat", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Unsqueeze")

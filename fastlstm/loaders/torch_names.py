@@ -19,13 +19,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Found, LSTMInfo, distinct, listing, quoted
 from fastlstm.weights import Weights, check_sizes, parameter_shapes
 
 __all__ = ["Array", "Group", "LazyTensor", "Reader", "find"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # Module paths have 30 to 100 characters; longer ones would make the look-up of every prefix slow.
 MAX_NAME = 500
