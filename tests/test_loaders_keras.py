@@ -225,6 +225,21 @@ def test_subclassed_model(h5py: Any) -> None:
         assert_gives(weights_of(path, name), expected(f"keras3_subclassed|{key}"))
 
 
+@pytest.mark.parametrize(("place", "name"), [("", "first"), ("layers/own/", "layers/own")])
+def test_an_attribute_called_cell(place: str, name: str, tmp_path: Path, h5py: Any) -> None:
+    """Of a model or a layer of one's own: it is not all that is in there."""
+
+    def beside(file: Any) -> None:
+        file.move("layers/lstm_cell", f"{place}cell")
+        file.move("layers/lstm", f"{place}reader")
+
+    path = tmp_path / "x.keras"
+    path.write_bytes(edited(GOLDEN / "keras3_subclassed.keras", beside))
+    assert {item.name for item in scan(path)} == {"reading", name, "second"}
+    for given, key in (("reading", "reading"), (name, "steps"), ("second", "second")):
+        assert_gives(weights_of(path, given), expected(f"keras3_subclassed|{key}"))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_dtypes(dtype: str, h5py: Any) -> None:
     path = GOLDEN / f"keras3_{dtype}.weights.h5"

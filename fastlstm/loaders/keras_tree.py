@@ -237,11 +237,14 @@ def _layouts(tree: Group) -> Iterator[tuple[Names, Group, Layout]]:
         names, group = waiting.pop()
         own = _stored_name(group) if group is not tree else ""
         names = (*names, own) if own else names
-        layout = _layout(group)
+        inner = group.groups
+        # The file itself is a model: a "cell" in it is an attribute of that name, as others are
+        layout = None if group is tree and "cell" in inner else _layout(group)
         if layout:
             yield names if own else (), group, layout
-        else:  # what lies inside an LSTM belongs to it
-            waiting += [(names, inner) for inner in reversed(group.groups.values())]
+            # What lies inside an LSTM belongs to it; what lies beside the "cell" of a layer of one's own does not
+            inner = {key: each for key, each in inner.items() if key != "cell"} if "cell" in inner else {}
+        waiting += [(names, each) for each in reversed(inner.values())]
 
 
 def _layout(group: Group) -> Layout | None:
