@@ -435,11 +435,15 @@ TENSORS: dict[str, tuple[dict[str, bytes], tuple[str, ...]]] = {
     "integers": ({"weight_ih_l0": tensor("0", (8, 3), kind="IntStorage")}, ("must be one of float16", "int32")),
     "quantized": (
         {"weight_ih_l0": call(named("torch._utils", "_rebuild_qtensor"), tensor("0", (8, 3)))},
-        ("'weight_ih_l0'", "2 dimensions"),
+        ("'weight_ih_l0' must be one of float16", "got quantized"),
+    ),
+    "without values": (
+        {"weight_ih_l0": call(named("torch._utils", "_rebuild_meta_tensor_no_storage"), b"N", b")", b")", b"\x89")},
+        ("'weight_ih_l0' must be one of float16", "got meta (without values)"),
     ),
     "a bias that is quantized": (
         {"bias_ih_l0": call(named("torch._utils", "_rebuild_qtensor"), tensor("0", (8, 3)))},
-        ("'bias_ih_l0' must have shape (8,)",),
+        ("'bias_ih_l0' must be one of float16", "got quantized"),
     ),
     "many rows": ({"weight_hh_l0": tensor("1", (2**40, 8), (0, 0), size=16)}, ("'weight_hh_l0' has shape (1099511627776, 8)",)),
     "a name of 501 characters": ({"n" * 501: tensor("0", (8, 3))}, ("501 characters",)),

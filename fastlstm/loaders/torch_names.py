@@ -258,6 +258,9 @@ def _check(candidate: Candidate, limit: float) -> tuple[LSTMInfo, dict[str, Para
         raise FormatError(f"{quoted(candidate.foreign)} belongs to an LSTM and is not understood: no parameter of nn.LSTM")
     for parameter in given.values():
         parameter.check()
+        for name, tensor in parameter.stored.values():  # before shapes: what is sparse, quantized or without values has none here
+            if tensor.dtype not in FLOATS:
+                raise FormatError(f"{quoted(name)} must be one of {', '.join(FLOATS)}, got {tensor.dtype:.100}")
 
     sizes = {}
     for kind in ("weight_ih", "weight_hh"):
@@ -319,12 +322,10 @@ def _key(canonical: str, is_cell: bool) -> tuple[int | None, int, str]:
 
 
 def _check_stored(parameters: Sequence[Parameter], limit: float) -> None:
-    """Refuse dtypes that are no floats or do not go together, scales for some parameters only, and more bytes than ``limit``."""
+    """Refuse dtypes that do not go together, scales for some parameters only, and more bytes than ``limit``."""
     stored = [entry for parameter in parameters for entry in parameter.stored.values()]
     first_name, first = stored[0]
     for name, tensor in stored:
-        if tensor.dtype not in FLOATS:
-            raise FormatError(f"{quoted(name)} must be one of {', '.join(FLOATS)}, got {tensor.dtype:.100}")
         if (tensor.dtype == "float64") != (first.dtype == "float64"):
             raise FormatError(f"{quoted(name)} is {tensor.dtype}, {quoted(first_name)} is {first.dtype}: one precision expected")
     scaled = [parameter for parameter in parameters if "scale" in parameter.stored]
