@@ -124,10 +124,9 @@ def test_flat_and_nested(separator: str | None, prefix: tuple[str, ...]) -> None
     keyed = flat if separator is None else {separator.join(path): array for path, array in flat.items()}
     for source in (keyed, nested):
         assert_same(from_flax(source), from_flax(tree))
-        if "encoder" in prefix:
-            names = {"encoder", "/".join(prefix), ".".join(prefix)} - {"encoder/cell"}
-            for name in names:
-                assert_same(from_flax(source, name.removesuffix("/cell").removesuffix(".cell")), from_flax(tree))
+        for name in ("/".join(prefix), ".".join(prefix), "/".join(prefix).removeprefix("params/")):
+            assert_same(from_flax(source, name), from_flax(tree))
+            assert_same(from_flax(source, name.removesuffix("/cell").removesuffix(".cell")), from_flax(tree))
     refused(lambda: from_flax(nested, "decoder"), "no LSTM is named 'decoder'")
 
 

@@ -204,7 +204,7 @@ def split_name(name: str) -> tuple[str, ...]:
 
 
 def uniquely_named(found: Iterable[tuple[tuple[str, ...], tuple[str, ...], Found]]) -> list[Found]:
-    """Name each by its short path, or by the long one where several share the short one; the other spellings mean it too.
+    """Name each by its short path, or by the long one where several share the short one; the others and its aliases mean it, too.
 
     Parameters
     ----------
@@ -215,7 +215,7 @@ def uniquely_named(found: Iterable[tuple[tuple[str, ...], tuple[str, ...], Found
     result = []
     for long, short, item in every:
         name = "/".join(short if shorts[short] == 1 else long)
-        spellings = {separator.join(path) for path in (long, short) for separator in "/."}
+        spellings = {*item.aliases, *(separator.join(path) for path in (long, short) for separator in "/.")}
         info = replace(item.info, name=name) if item.info else None
         result.append(replace(item, name=name, info=info, aliases=tuple(sorted(spellings - {name}))))
     return distinct(result)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders.assembly import MAX_TENSORS, Named, Part, Read, Sizes, network, split_name, uniquely_named
@@ -121,6 +121,9 @@ def find(tensors: Mapping[str, LazyTensor], read: Read, limit: float = math.inf,
             found = Found("", problem=f"{quoted('/'.join(at))}: this is {other}, not an LSTM", is_lstm=False)
         else:
             found = _examine(both, read, limit, batch_first)
+        if not pair:
+            whole = (separator.join(each) for each in (path, _without_params(path)) for separator in "/.")
+            found = replace(found, aliases=tuple(whole))
         result.append((at, _without_params(at), found))
     return uniquely_named(result)
 
