@@ -644,6 +644,8 @@ JOINED: dict[str, Callable[[], Any]] = {
     "features follow": lambda: sized(sizes={"shape": [0, 0, -1]}),
     "rows must be as many": lambda: sized(sizes={"shape": [0, 3, 8]}),
     "of the state": lambda: with_state(sized(shape=("T", "B", I), sizes={"shape": [-1, 3, 8]}), 3),
+    "one direction, without a Transpose": lambda: untransposed(sized(D=1, shape=(5, 3, I), sizes={"shape": [5, 3, 4]})),
+    "steps copied, without a Transpose": lambda: untransposed(sized(D=1, shape=("T", 3, I), sizes={"shape": [0, 3, 4]})),
 }
 APART: dict[str, Callable[[], Any]] = {
     "steps and rows change places": lambda: sized(*AS_EXPORTED[:-1], concat("rows", "steps", "last")),
@@ -652,6 +654,8 @@ APART: dict[str, Callable[[], Any]] = {
     "steps and rows unknown": lambda: sized(sizes={"shape": [-1, 3, 8]}),
     "another size for rows": lambda: sized(step("Shape", "t", "s"), cut("2", "3", "ways"), concat("0", "ways", "-1")),
     "features and rows": lambda: sized(sizes={"shape": [0, -1, 4]}),
+    "two directions, without a Transpose": lambda: untransposed(sized(shape=(5, 3, I), sizes={"shape": [5, 3, 8]})),
+    "a direction copied for rows": lambda: untransposed(sized(D=1, sizes={"shape": [-1, 0, 4]})),
     "features that do not fit": lambda: sized(sizes={"shape": [0, 0, 4]}),
     "zero is zero": lambda: sized(sizes={"shape": [0, 0, -1]}, allowzero=1),
     "twice the rows": lambda: sized(
@@ -671,6 +675,13 @@ APART: dict[str, Callable[[], Any]] = {
 }
 
 
+def untransposed(one: Any) -> Any:
+    """Y goes into the Reshape as it is."""
+    del one.graph.node[1]
+    next(each for each in one.graph.node if each.op_type == "Reshape").input[0] = "Y"
+    return one
+
+
 def with_state(one: Any, rows: int) -> Any:
     """A state of zeros for so many rows in the first node."""
     one.graph.initializer.append(numpy_helper.from_array(np.zeros((2, rows, H), np.float32), "h"))
@@ -686,6 +697,15 @@ def test_sizes_of_run_time_that_join_layers(case: str) -> None:
     x = numbers((5, 3, I))
     output = run(one, {"X": x})[0].transpose(0, 2, 1, 3).reshape(5, 3, -1)
     assert np.abs(from_onnx(one)(x)[0] - output).max() < TOLERANCE
+
+
+def test_the_sizes_of_an_embedding_join_layers() -> None:
+    one = sized(shape=(5, 3), sizes={"shape": [5, 3, 8]})
+    one.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    next(each for each in one.graph.node if each.name == "a").input[0] = "embedded"
+    one.graph.initializer.append(numpy_helper.from_array(numbers((7, I)), "words"))
+    one.graph.node.insert(0, step("Gather", "words", "X", "embedded"))
+    assert [info.num_layers for info in onnx_file.find_live(one).infos()] == [2]
 
 
 @pytest.mark.parametrize("case", APART)

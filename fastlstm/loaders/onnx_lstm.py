@@ -381,18 +381,22 @@ def _axes(call: Call, axes: list[str], below: Layer) -> list[str]:
 def _joined(node: Any, axes: list[str], sizes: Mapping[str, Size], scope: Scope, constants: Constants) -> list[str]:
     """The axes after a Reshape that joins D and H; none if it is not certain that it does just that.
 
+    A D of size 1 may stand anywhere: simplifiers leave out the Squeeze or Transpose before.
     A Reshape keeps the number of elements. So if all sizes but one are certain, that one is, too.
     """
     zeros = attributes(node, {"allowzero": "i"}).get("allowzero")
     given = constants.sizes.numbers(scope, node.input[1]) if len(node.input) == 2 else None
+    before = axes
+    if sizes["D"] == 1 and len(axes) == 4 and axes[3] == "H":
+        axes = [*(axis for axis in axes if axis not in ("D", "H")), "D", "H"]
     if axes[2:] != ["D", "H"] or given is None or given.shape != (3,):
         return []
     expected = [sizes[axes[0]], sizes[axes[1]], sizes["D"] * sizes["H"]]
-    copied = 0 if zeros else 2  # how many sizes of 0 stand for those before
+    copied = [not zeros and each == axis for each, axis in zip(before, axes[:2], strict=False)]  # by a size of 0
     others = [
         (size, wanted)
         for place, (size, wanted) in enumerate(zip(given, expected, strict=True))
-        if size != wanted and not (size == 0 and place < copied)
+        if size != wanted and not (size == 0 and place < 2 and copied[place])
     ]
     certain = all(size == -1 or isinstance(size, Open) or (size > 0 and isinstance(wanted, Open)) for size, wanted in others)
     return [*axes[:2], "DH"] if len(others) < 2 and certain else []

@@ -101,6 +101,10 @@ class Sizes:
                 wanted = self.numbers(scope, node.input[1], depth + 1)
                 keep = attributes(node, {"allowzero": "i"}).get("allowzero")
                 return None if wanted is None else _reshaped(inner, list(wanted), bool(keep))
+            if node.op_type == "Gather":  # an embedding
+                axis = attributes(node, {"axis": "i"}).get("axis", 0) % len(inner)
+                places = self.shape(scope, node.input[1], depth + 1)
+                return None if places is None else (*inner[:axis], *places, *inner[axis + 1 :])
             if node.op_type == "Slice" and len(node.input) > 3 and node.input[3]:
                 cut = {int(axis) % len(inner) for axis in self._integers(scope, node.input[3], depth + 1).reshape(-1)}
                 return tuple(Open(1, ((id(scope), name, axis),)) if axis in cut else size for axis, size in enumerate(inner))
