@@ -696,6 +696,16 @@ def names(count: int, prefix: str) -> bytes:
     return zipped(matrices + b"}(" + b"".join(keys) + b"u")
 
 
+def numbered(count: int) -> bytes:
+    return b"".join(b"J" + struct.pack("<i", index) + b"N" for index in range(count))
+
+
+def sizes(of: bytes, count: int) -> bytes:
+    """A network beside so many torch.Size of one value."""
+    made = b"]\x94(" + of + b"\x940" + (named("torch", "Size") + b"h\1\x85R") * count + b"e"
+    return zipped(network(sizes=made), method=zipfile.ZIP_DEFLATED)
+
+
 def directory(count: int) -> bytes:
     """A zip file whose directory has many members, all of them the same."""
     good = good_zip()
@@ -939,6 +949,9 @@ BOMBS: dict[str, tuple[Build, bool]] = {
     "strides of 0, 2^30 inputs": (lambda: expanded_network(2**30, 8), False),
     "strides of 0, 2^40 rows": (lambda: expanded_network(8, 2**40), False),
     "a storage much larger than its tensors": (distant_network, False),
+    "torch.Size of a text": (lambda: sizes(text("\u4e00" * 2_000_000), 1), False),
+    "torch.Size of bytes": (lambda: sizes(b"B" + struct.pack("<I", 4_000_000) + bytes(4_000_000), 12), False),
+    "torch.Size of a dictionary": (lambda: sizes(b"}(" + numbered(50_000) + b"u", 400), False),
     "LSTMs": (lambda: names(10_000, ""), False),
     "too many LSTMs": (lambda: names(60_000, ""), False),
     "LSTMs with long names": (lambda: names(10_000, "a." * 45 + "b" * 300), False),

@@ -128,6 +128,13 @@ def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
     return result
 
 
+def _size(items: Any) -> tuple[Any, ...]:
+    # Of a text or bytes it would make an object for each character; of a list or tuple what was charged
+    if not isinstance(items, (list, tuple)):
+        raise FormatError(f"broken pickle: a torch.Size of {type(items).__name__}, not of a tuple")
+    return tuple(items)
+
+
 def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
@@ -218,7 +225,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **_TENSORS,
     "torch._tensor._rebuild_from_type_v2": _tensor_with_attributes,
     "collections.OrderedDict": _ordered_dict,
-    "torch.Size": lambda items: tuple(items),
+    "torch.Size": _size,
     "_codecs.encode": _bytes,
     **dict.fromkeys(_BLANKS, lambda *_: INERT),
 }
