@@ -149,6 +149,13 @@ def distant_network() -> bytes:
     return zipped(mapping(ends), {"data/0": bytes(2**26)}, method=zipfile.ZIP_DEFLATED)
 
 
+def inflated_network() -> bytes:
+    """A small LSTM at the start of two storages of 1 GB of zeros, deflated to 2 MB."""
+    size = 2**28
+    items = {name: tensor(str(index % 2), shape, size=size) for index, (name, shape) in enumerate(SHAPES.items())}
+    return zipped(mapping(items), {f"data/{index}": bytes(4 * size) for index in range(2)}, method=zipfile.ZIP_DEFLATED)
+
+
 def alias_bomb(levels: int) -> bytes:
     """Lists of the same list ten times: 10**levels things to look at, if each is looked at every time."""
     return b"".join(
@@ -949,6 +956,7 @@ BOMBS: dict[str, tuple[Build, bool]] = {
     "strides of 0, 2^30 inputs": (lambda: expanded_network(2**30, 8), False),
     "strides of 0, 2^40 rows": (lambda: expanded_network(8, 2**40), False),
     "a storage much larger than its tensors": (distant_network, False),
+    "two storages of 1 GB, deflated, and small tensors": (inflated_network, False),
     "torch.Size of a text": (lambda: sizes(text("\u4e00" * 2_000_000), 1), False),
     "torch.Size of bytes": (lambda: sizes(b"B" + struct.pack("<I", 4_000_000) + bytes(4_000_000), 12), False),
     "torch.Size of a dictionary": (lambda: sizes(b"}(" + numbered(50_000) + b"u", 400), False),

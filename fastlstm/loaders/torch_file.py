@@ -69,6 +69,8 @@ class Checkpoint:
     span : function (key, start, stop) -> these bytes of it
     limit : int
         Most bytes to read of the storages of one LSTM.
+    size : int
+        Of the file. Of a deflated storage all is inflated, for its checksum, also where little is read.
     byteorder : str
         As NumPy writes it.
     """
@@ -77,6 +79,7 @@ class Checkpoint:
     stored_size: Callable[[str], int]
     span: Callable[[str, int, int], bytes | bytearray]
     limit: int
+    size: int
     byteorder: Literal["<", ">"] = "<"
 
     def check(self, name: str, tensor: Tensor) -> None:
@@ -105,6 +108,9 @@ class Checkpoint:
         size = sum(stop - start for start, stop in spans.values())
         if size > self.limit:
             raise FormatError(f"the storages of one LSTM take {size} bytes, a file of this size may hold {self.limit}")
+        whole = sum(map(self.stored_size, spans))
+        if whole > max(self.limit, self.size):  # deflated: others are not larger than the file
+            raise FormatError(f"the storages of one LSTM inflate to {whole} bytes, a file of this size may hold {self.limit}")
         blocks = {key: self.span(key, start, stop) for key, (start, stop) in spans.items()}
         arrays = []
         for tensor in tensors:
@@ -165,7 +171,7 @@ def _zipped(file: SourceFile, archive: Archive) -> Checkpoint:
     def span(key: str, start: int, stop: int) -> bytearray:
         return archive.span(f"{root}data/{key}", start, stop)
 
-    return Checkpoint(value, stored_size, span, file.weights_limit, "<" if order == "little" else ">")
+    return Checkpoint(value, stored_size, span, file.weights_limit, file.size, "<" if order == "little" else ">")
 
 
 def _record(archive: Archive, name: str, default: str) -> str:
@@ -206,4 +212,4 @@ def _legacy(file: SourceFile) -> Checkpoint:
     def span(key: str, start: int, stop: int) -> bytes:
         return file.read(starts[key] + start, stop - start)
 
-    return Checkpoint(value, lambda key: storages.known[key].nbytes, span, file.weights_limit)
+    return Checkpoint(value, lambda key: storages.known[key].nbytes, span, file.weights_limit, file.size)
