@@ -748,6 +748,18 @@ def expanded_model(inputs: int) -> bytes:
     )
 
 
+def split_model(parts: int) -> bytes:
+    """W is the first of so many numbers, which Split takes apart and Concat joins: each part is asked for by its name."""
+    names = " ".join(f"x{n}" for n in range(parts))
+    nodes = [mutate.onnx_node("Split", "x", names, axis=0), mutate.onnx_node("Concat", names, "joined", axis=0)]
+    nodes.append(mutate.onnx_node("Slice", "joined start end", "first"))
+    nodes.append(mutate.onnx_node("Reshape", "first shape", "W2"))
+    nodes.append(mutate.onnx_node("LSTM", "X W2 R", "Y2", "a", hidden_size=2))
+    tensors = number_tensor("start", 0) + number_tensor("end", 24) + number_tensor("shape", 1, 8, 3)
+    tensors += field(5, mutate.onnx_tensor("x", (parts,), bytes(4 * parts)))
+    return mutate.onnx_model(b"".join(field(1, node) for node in nodes) + mutate.onnx_weights() + tensors)
+
+
 def joined_model(levels: int) -> bytes:
     """W is added to itself: twice the size of it for each node, and all of them are needed."""
     tensors = number_tensor("w_shape", 1, 8, 2**20) + field(5, mutate.onnx_tensor("one", (1,), struct.pack("<f", 1)))
@@ -996,6 +1008,8 @@ BOMBS: dict[str, tuple[Build, bool]] = {
     "ONNX: expanded": (lambda: expanded_model(2**16), False),
     "ONNX: expanded, 4 MB": (lambda: expanded_model(2**10), True),
     "ONNX: expanded and joined": (lambda: joined_model(40), False),
+    "ONNX: split into 500 and joined": (lambda: split_model(500), True),
+    "ONNX: split into 20,000 and joined": (lambda: split_model(20_000), False),
     "ONNX: float16": (lambda: wide_model(10), True),
     "ONNX: 40 MB": (lambda: wide_model(1), True),
     "Keras weights of 16 bits, 64 MB": (lambda: keras_weights(2048), True),

@@ -41,6 +41,7 @@ FIELDS = {"float32": "float_data", "float64": "double_data", "int64": "int64_dat
 DATA = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
 MAX_DEPTH = 64  # nodes in a chain
+MAX_PARTS = 1_000_000  # inputs, outputs and attributes of a node, once for each output of it that is asked for
 MAX_RANK = 8
 MAX_NUMBERS = 64  # of a shape, of axes, of where slices begin
 NUMBERS_LIMIT = 1 << 20  # bytes to compute them
@@ -138,6 +139,7 @@ class Constants:
         self._made: dict[Hashable, Value] = {}
         self.sizes = Sizes(self)
         self.used: set[str] = set()  # initializers asked for
+        self._room = MAX_PARTS
 
     def get(self, scope: Scope, name: str, depth: int = 0) -> Value:
         """The constant of that name, seen from a scope.
@@ -174,6 +176,9 @@ class Constants:
             self.used.add(name)
             return self._tensor(scope.tensors[name], name, (id(scope), name))
         node, output = scope.producers[name]
+        self._room -= len(node.input) + len(node.output) + len(node.attribute)
+        if self._room < 0:
+            raise FormatError(f"constants that are made of more than {MAX_PARTS} parts; {FOLD}")
         operator = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if node.op_type == "Shape":  # of a tensor that need not be constant
             known = self.sizes.numbers(scope, name, depth)
