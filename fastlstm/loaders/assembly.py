@@ -7,7 +7,7 @@ read one after the other when the network is asked for.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -123,16 +123,16 @@ def network(
         proj_size=sizes.proj_size,
         peephole=peephole,
     )
+    kinds = defaultdict[str, dict[str, tuple[int, ...]]](dict)  # of each record, by the end of its names
+    for key, shape in shapes.items():
+        kind, mark, end = key.rpartition("_l")
+        kinds[mark + end][kind] = shape
 
     def load() -> Weights:
         layers = []
         for index, record in enumerate(records):
             end = suffix(index, 1 + sizes.bidirectional)
-            tensors = {
-                key.removesuffix(end): np.zeros(shape, dtype)
-                for key, shape in shapes.items()
-                if key.endswith(end) and "_l" not in key.removesuffix(end)
-            }
+            tensors = {kind: np.zeros(shape, dtype) for kind, shape in kinds[end].items()}
             _read_into(tensors, record, sizes.hidden_size, read)
             if forget_bias:
                 tensors["bias_hh"][sizes.hidden_size : 2 * sizes.hidden_size] += forget_bias
