@@ -45,6 +45,7 @@ from mutate import (
 
 from fastlstm import FormatError
 from fastlstm.loaders import load, scan
+from fastlstm.loaders.source import SourceFile
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -651,6 +652,24 @@ def test_a_fifo_that_somebody_writes_to(tmp_path: Path) -> None:
     finally:
         done.set()
         writer.join()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="opens a file again as Linux does")
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was opened is read: at its path there may be a FIFO by now, and to open that would take for ever."""
+    path, other = tmp_path / "x", tmp_path / "y"
+    path.write_bytes(safetensors())
+    other.write_bytes(b"broken")
+    read = SourceFile.read
+
+    def replacing(file: SourceFile, offset: int, length: int) -> bytes:
+        if other.exists():
+            os.replace(other, path)
+        return read(file, offset, length)
+
+    monkeypatch.setattr(SourceFile, "read", replacing)
+    assert load(path).hidden_size == 2
+    assert path.read_bytes() == b"broken"
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="a superuser may read all")

@@ -85,8 +85,9 @@ def _header(file: SourceFile) -> tuple[dict[str, Any], int]:
     memory = 2 * length + 150 * (text.count(b"{") + text.count(b"[")) + 120 * text.count(b",") + 50 * text.count(b'"')
     if memory + (0 if text.isascii() else 6 * length) > file.objects_limit:
         raise FormatError(f"the safetensors header describes more than a file of {file.size} bytes holds")
+    opened = f"/proc/self/fd/{file.stream.fileno()}"  # this file, also if another one is at its path by now, or a FIFO
     try:
-        with safe_open(file.path, framework="numpy"):
+        with safe_open(opened if os.path.exists(opened) else file.path, framework="numpy"):
             pass
         header = json.loads(text, object_pairs_hook=metadata.unique)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
