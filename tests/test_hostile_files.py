@@ -767,6 +767,11 @@ def expanded_model(inputs: int) -> bytes:
     )
 
 
+def nameless_node(outputs: int, graphs: int) -> bytes:
+    """A node without a name, with outputs that nobody wants and graphs inside it, whose names begin with its name."""
+    return field(1, field(2, "") * outputs + field(4, "If") + field(5, field(1, "g") + field(11, b"") * graphs + field(20, 10)))
+
+
 def split_model(parts: int) -> bytes:
     """W is the first of so many numbers, which Split takes apart and Concat joins: each part is asked for by its name."""
     names = " ".join(f"x{n}" for n in range(parts))
@@ -1027,6 +1032,7 @@ BOMBS: dict[str, tuple[Build, bool]] = {
     "ONNX: expanded": (lambda: expanded_model(2**16), False),
     "ONNX: expanded, 4 MB": (lambda: expanded_model(2**10), True),
     "ONNX: expanded and joined": (lambda: joined_model(40), False),
+    "ONNX: a node without a name": (lambda: mutate.onnx(nameless_node(100_000, 10_000)), True),
     "ONNX: split into 500 and joined": (lambda: split_model(500), True),
     "ONNX: split into 20,000 and joined": (lambda: split_model(20_000), False),
     "ONNX: float16": (lambda: wide_model(10), True),

@@ -109,11 +109,12 @@ def scopes(graph: Any, outer: Scope | None = None, path: str = "") -> Iterator[S
     for node in graph.node:
         for name in node.input if node.op_type not in ("Shape", "Size") else ():
             scope.use(name)
+        name = label(node)
         for attribute in node.attribute:
             inner = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
             for index, subgraph in enumerate(inner):
                 number = f"[{index}]" if attribute.graphs else ""
-                yield from scopes(subgraph, scope, f"{path}{label(node)}.{attribute.name}{number}."[-1000:])
+                yield from scopes(subgraph, scope, f"{path}{name}.{attribute.name}{number}."[-1000:])
 
 
 def label(node: Any) -> str:
