@@ -767,6 +767,19 @@ def expanded_model(inputs: int) -> bytes:
     )
 
 
+def shared_parts(parts: int, nodes: int) -> bytes:
+    """LSTM nodes that differ in clip, and whose W is the first of many numbers that Concat joins."""
+    names = [f"p{n}" for n in range(parts)]
+    chain = [mutate.onnx_node("Concat", " ".join(names), "joined", axis=0)]
+    chain += [mutate.onnx_node("Slice", "joined start end", "first"), mutate.onnx_node("Reshape", "first shape", "W2")]
+    chain += [mutate.onnx_node("LSTM", "X W2 R", f"Y{n}", hidden_size=2, clip=n + 1.0) for n in range(nodes)]
+    tensors = number_tensor("start", 0) + number_tensor("end", 24) + number_tensor("shape", 1, 8, 3)
+    tensors += b"".join(field(5, mutate.onnx_tensor(name, (1,), bytes(4))) for name in names)
+    graph = b"".join(field(1, node) for node in chain) + mutate.onnx_weights() + tensors
+    outputs = b"".join(field(12, mutate.onnx_value(f"Y{n}", 1)) for n in range(nodes))
+    return mutate.onnx_model(graph + field(11, mutate.onnx_value("X", 1, "T", "B", 3)) + outputs)
+
+
 def nameless_node(outputs: int, graphs: int) -> bytes:
     """A node without a name, with outputs that nobody wants and graphs inside it, whose names begin with its name."""
     return field(1, field(2, "") * outputs + field(4, "If") + field(5, field(1, "g") + field(11, b"") * graphs + field(20, 10)))
@@ -1032,6 +1045,8 @@ BOMBS: dict[str, tuple[Build, bool]] = {
     "ONNX: expanded": (lambda: expanded_model(2**16), False),
     "ONNX: expanded, 4 MB": (lambda: expanded_model(2**10), True),
     "ONNX: expanded and joined": (lambda: joined_model(40), False),
+    "ONNX: 8,000 LSTMs of the same 10,000 parts": (lambda: shared_parts(10_000, 8_000), False),
+    "ONNX: 20 LSTMs of the same 1,000 parts": (lambda: shared_parts(1_000, 20), True),
     "ONNX: a node without a name": (lambda: mutate.onnx(nameless_node(100_000, 10_000)), True),
     "ONNX: split into 500 and joined": (lambda: split_model(500), True),
     "ONNX: split into 20,000 and joined": (lambda: split_model(20_000), False),

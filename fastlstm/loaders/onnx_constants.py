@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -41,6 +41,7 @@ FIELDS = {"float32": "float_data", "float64": "double_data", "int64": "int64_dat
 DATA = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
 MAX_DEPTH = 64  # nodes in a chain
+PART = 1000  # bytes that are written in the time that one part of a chain takes
 MAX_PARTS = 1_000_000  # inputs, outputs and attributes of a node, once for each output of it that is asked for
 MAX_RANK = 8
 MAX_NUMBERS = 64  # of a shape, of axes, of where slices begin
@@ -69,7 +70,7 @@ class Value:
     depth : int
         Length of the chain.
     outside : str
-        Where its numbers lie in another file that may not be read: how to allow it.
+        Where its numbers, or some that it is computed from, lie in another file that may not be read: how to allow it.
     """
 
     shape: tuple[int, ...]
@@ -104,9 +105,14 @@ def read(value: Value, limit: int) -> Array:
 def check_inside(*values: Value) -> None:
     """Refuse numbers that lie in another file, if those may not be read."""
     for value in values:
-        for part in _parts(value):
-            if part.outside:
-                raise FormatError(part.outside)
+        if value.outside:
+            raise FormatError(value.outside)
+
+
+def effort(value: Value) -> int:
+    """What it takes to compute a value, as bytes that are written."""
+    copied = (part for part in _parts(value) if part.copies and not part.outside)
+    return sum(part.nbytes for part in copied) + PART * sum(1 + len(part.inputs) for part in _parts(value))
 
 
 def _parts(value: Value) -> Collection[Value]:
@@ -209,7 +215,8 @@ class Constants:
         _check_shape(value.shape, value.dtype)
         if value.depth > MAX_DEPTH:
             raise FormatError(f"more than {MAX_DEPTH} operators in a row; {FOLD}")
-        return self._made.setdefault(key, value)
+        outside = value.outside or next((part.outside for part in value.inputs if part.outside), "")
+        return self._made.setdefault(key, replace(value, outside=outside))
 
     def spread(self, scope: Scope, name: str, axis: int, depth: int = 0) -> Value:
         """A constant that Expand repeats along an axis of three, as often as only a run knows: with one of them there.

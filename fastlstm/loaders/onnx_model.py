@@ -19,7 +19,7 @@ from fastlstm.graph import Constant, Graph, GraphInput, GraphStep, LSTMNode, Nod
 from fastlstm.loaders import onnx_lstm
 from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.onnx_constants import DTYPES, TYPES, Constants, Value, check_inside
+from fastlstm.loaders.onnx_constants import DTYPES, FOLD, TYPES, Constants, Value, check_inside, effort
 from fastlstm.loaders.onnx_constants import read as compute
 from fastlstm.loaders.onnx_external import Folder
 from fastlstm.loaders.onnx_graph import Scope, attributes, label
@@ -33,6 +33,9 @@ __all__ = ["Pending", "read"]
 LSTMS = {("", "LSTM"), ("ai.onnx", "LSTM"), ("com.microsoft", "DynamicQuantizeLSTM")}
 OLDEST = 7  # operator set
 MAX_RANK = 16
+# Bytes that computing constants may write: a part that many of them have is computed for each
+EFFORT_FLOOR = 1 << 30
+EFFORT = 400  # times the size of the model
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class _Reader:
     def __init__(self, proto: Any, opset: int, size: int, folder: Folder | None) -> None:
         self.proto, self.opset, self.stored, self.folder = proto, opset, size, folder
         self.scope, self.constants = Scope(proto), Constants(folder)
-        self.spent = 0
+        self.spent = self.effort = 0
         self.steps: list[Constant | Node | PendingLSTM] = []
         self.made: set[str] = set()  # names of results so far
         self.places: dict[Hashable, int] = {}  # of networks in weights
@@ -182,13 +185,16 @@ class _Reader:
     def array(self, value: Value, name: str) -> Array:
         check_inside(value)
         size = value.nbytes * (2 if value.dtype in ("float16", "bfloat16") else 1)
-        self.spend(size, name)
+        self.spend(size, name, value)
         stored = compute(value, weights_limit(self.size) + self.size)
         array: Array = to_floats(stored, value.dtype) if value.dtype in STORED else np.array(stored, DTYPES[value.dtype])
         array.flags.writeable = False
         return array
 
-    def spend(self, size: int, name: str) -> None:
+    def spend(self, size: int, name: str, *values: Value) -> None:
+        self.effort += sum(map(effort, values))
+        if self.effort > EFFORT_FLOOR + EFFORT * self.size:
+            raise FormatError(f"with {quoted(name)} the constants take too long to compute: many of the same parts; {FOLD}")
         self.spent += size
         if self.spent > weights_limit(self.size):
             raise FormatError(f"with {quoted(name)} the constants take more than {weights_limit(self.size)} bytes")
@@ -230,6 +236,7 @@ class _Reader:
             found = onnx_lstm.found([layer], layer.name, (), weights_limit(self.size), weights_limit(self.size) + self.size)
             if found.read is None:
                 raise FormatError(found.problem)
+            self.spend(0, layer.name, *layer.weights)
             weights = found.read()
             self.spend(sum(array.nbytes for _, array in weights.named_tensors()), layer.name)
             self.places[layer.identity] = len(self.weights)
