@@ -153,7 +153,7 @@ class Network(Generic[S]):
         self._network = network
         self._transposed: _engine.Transposed | None = None
         self._dtype = owned.dtype
-        self._forward = _FORWARD[owned.dtype.name]
+        self._forward = _FORWARD[owned.dtype]
         self._sizes = (owned.input_size, owned.proj_size or owned.hidden_size, owned.cell_size, len(owned.layers))
         self._concat = owned.merge_mode == "concat"
         self._width = owned.num_directions * self._sizes[1]
@@ -552,7 +552,7 @@ class Network(Generic[S]):
 
 
 _KINDS = tuple(ACTIVATIONS)  # by the engine's numbers
-_FORWARD = {"float32": _engine.forward["float"], "float64": _engine.forward["double"]}
+_FORWARD = {np.dtype("float32"): _engine.forward["float"], np.dtype("float64"): _engine.forward["double"]}
 
 
 def _as_dtype(dtype: Any) -> np.dtype[Any]:

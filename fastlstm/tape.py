@@ -24,9 +24,9 @@ State = tuple[Array, Array]  # as the engine sees it: c has no columns in a plai
 Maybe = tuple["Array | None", "Array | None"]
 Record = tuple["Array | None", ...]  # of one layer and direction: the memory of its parameters' gradients
 
-_FORWARD = {"float32": _engine.forward["float"], "float64": _engine.forward["double"]}
-_BACKWARD = {"float32": _engine.backward["float"], "float64": _engine.backward["double"]}
-_DROP = {"float32": _engine.drop["float"], "float64": _engine.drop["double"]}
+_FORWARD = {np.dtype("float32"): _engine.forward["float"], np.dtype("float64"): _engine.forward["double"]}
+_BACKWARD = {np.dtype("float32"): _engine.backward["float"], np.dtype("float64"): _engine.backward["double"]}
+_DROP = {np.dtype("float32"): _engine.drop["float"], np.dtype("float64"): _engine.drop["double"]}
 _USED = "this tape was used before: its memory became that of the gradients; record again"
 
 
@@ -108,7 +108,7 @@ class Tape(Generic[S]):
         self._transposed = self._net._transposed_weights()
         self._arguments = (*self._sizes, self._lengths, *map(as_bytes, state), self.dropout, self.seed)
         self._engine: _engine.Tape | None = _engine.Tape(self._net._network, *self._arguments)
-        run = _FORWARD[output.dtype.name]
+        run = _FORWARD[output.dtype]
         run(self._net._network, x, *state, output, *final, self._lengths, self._resets, *threads, self._engine)
 
     def _run_back(
@@ -124,7 +124,7 @@ class Tape(Generic[S]):
         """The backward pass; everything in the engine's shapes. `d_x` (None: not wanted), `d_state` and `records` are written."""
         engine, self._engine = self._engine, None
         assert engine is not None, "a tape that is not used up"
-        run = _BACKWARD[d_state[0].dtype.name]
+        run = _BACKWARD[d_state[0].dtype]
         try:
             run(self._transposed, engine, d_y, *d_final, self._resets, steps, 0, d_x, *d_state, records, False, *threads)
         except MemoryError:  # nothing has changed then; after Ctrl-C it is worth nothing
@@ -302,7 +302,7 @@ class RecomputedTape(Tape[S]):
             self._states.append(states)
             if side + 1 == net.num_directions and not last:
                 if self.dropout:
-                    _DROP[y.dtype.name](y, self.dropout, self.seed, layer)
+                    _DROP[y.dtype](y, self.dropout, self.seed, layer)
                 self._inputs.append(y)
 
     def _run_back(
@@ -329,7 +329,7 @@ class RecomputedTape(Tape[S]):
             if D == 2 and d_y is not None:
                 d_y += d_inputs[1]
             if layer and self.dropout:
-                _DROP[dtype.name](d_y, self.dropout, self.seed, layer - 1)
+                _DROP[dtype](d_y, self.dropout, self.seed, layer - 1)
         if d_x is not None:
             d_x[...] = d_y
         self._inputs, self._states = [], []
@@ -347,7 +347,7 @@ class RecomputedTape(Tape[S]):
         """One layer and direction, segment by segment from its end; the gradient of its initial state."""
         part, x = self._parts[index], self._inputs[index // self._net.num_directions]
         T, B = self._sizes
-        forward, backward, transposed = _FORWARD[x.dtype.name], _BACKWARD[x.dtype.name], part._transposed_weights()
+        forward, backward, transposed = _FORWARD[x.dtype], _BACKWARD[x.dtype], part._transposed_weights()
         d_before = _copies(d_after, part._new_state(B))
         adds = False
         for begin, end in reversed(self._segments(part)):

@@ -22,8 +22,8 @@ parameters may be changed in place before ``backward()``. With ``retain_graph=Tr
 *torch.func.* ``grad``, ``vjp``, ``jacrev``, ``vmap`` and ``is_grads_batched=True`` work, also inside each other. What is mapped
 over is called once for each of its parts. ``torch.compile`` breaks its graph at a call inside them, as at ``torch.nn.LSTM``.
 
-*Operators.* The calls are custom operators without side effects, ``fastlstm::lstm`` and ``fastlstm::lstm_backward``.
-``torch.compile`` keeps them whole: no graph break, nothing unrolled.
+*Operators.* The calls are custom operators without side effects, ``fastlstm::lstm`` and ``fastlstm::lstm_backward``, wherever
+something but autograd looks at them. ``torch.compile`` keeps them whole: no graph break, nothing unrolled.
 """
 
 from __future__ import annotations
@@ -422,14 +422,33 @@ def _call(
     if torch._C._are_functorch_transforms_active():
         output, h_n, c_n = _call_transformed(x, h_0, c_0, batch_sizes, bias, proj_size, bidirectional, batch_first, *weights)
         return output, h_n, c_n
+    wanting = [tensor for tensor in inputs if tensor.requires_grad] if torch.is_grad_enabled() else []
+    options = bias, proj_size, bidirectional, batch_first
+    if _is_plain(*inputs):
+        if wanting:
+            output, h_n, c_n, _ = _Plain.apply(x, h_0, c_0, batch_sizes, *options, *weights)
+        else:
+            output, h_n, c_n, _ = _forward(x, h_0, c_0, batch_sizes, weights, *options, None)
+        return output, h_n, c_n
     record = None
-    if torch.is_grad_enabled():
-        wanting = [tensor for tensor in inputs if tensor.requires_grad]
+    if wanting:
         # A new one each time: a compiler merges equal calls, but each needs a tape of its own. Compilers refuse second
         # derivatives by themselves, and may not take a torch.autograd.Function
-        record = (torch.empty(0) if torch.compiler.is_compiling() else _Origin.apply(*wanting)) if wanting else None
-    output, h_n, c_n, _ = _lstm(x, h_0, c_0, batch_sizes, weights, bias, proj_size, bidirectional, batch_first, record)
+        record = torch.empty(0) if torch.compiler.is_compiling() else _Origin.apply(*wanting)
+    output, h_n, c_n, _ = _lstm(x, h_0, c_0, batch_sizes, weights, *options, record)
     return output, h_n, c_n
+
+
+def _is_plain(*tensors: Tensor | None) -> bool:
+    """Whether nobody but autograd looks on: then what the operators do is done without them, which take 0.2 ms a call."""
+    ordinary = torch.Tensor, torch.nn.Parameter
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or any(type(t) not in ordinary or torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors if t is not None)
+    )
 
 
 def _forward(
@@ -563,24 +582,61 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, _: None) -> tuple[Any, ...]:
-    needs_x, needs_h, needs_c, _, needs_weights = ctx.needs_input_grad[:5]
-    if d_output is None and d_h_n is None and d_c_n is None:
-        return None, None, None, None, [None] * len(needs_weights), None, None, None, None, None
+    needs = *ctx.needs_input_grad[:3], ctx.needs_input_grad[4]
+    *d_inputs, d_weights = _gradients(ctx, needs, d_output, d_h_n, d_c_n)
+    return (*d_inputs, None, d_weights, *[None] * 5)
+
+
+def _gradients(
+    ctx: Any, needs: tuple[Any, ...], d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None
+) -> tuple[Any, ...]:
+    """Of x, h_0 and c_0, and a list of those of the weights; None for what is not needed."""
+    *needs_inputs, needs_weights = needs
+    given = d_output, d_h_n, d_c_n
+    if all(d is None for d in given):
+        return None, None, None, [None] * len(needs_weights)
     tape, record = ctx.saved_tensors
+    backward: Any = _backward if _is_plain(*given) else _lstm_backward
     with torch.no_grad():
-        grads = _lstm_backward(tape, d_output, d_h_n, d_c_n, ctx.shapes, *ctx.options, needs_x, ctx.dtype)
+        grads = backward(tape, *given, ctx.shapes, *ctx.options, needs_inputs[0], ctx.dtype)
     if torch.is_grad_enabled():  # create_graph=True: what comes out must not pass for a constant
         origin = record if record.requires_grad else torch.empty(0, requires_grad=True)
         grads = _refusing(origin, grads)
     d_x, d_h_0, d_c_0, *d_weights = grads
     return (
-        d_x if needs_x else None,
-        d_h_0 if ctx.has_state and needs_h else None,
-        d_c_0 if ctx.has_state and needs_c else None,
-        None,
+        d_x if needs_inputs[0] else None,
+        d_h_0 if ctx.has_state and needs_inputs[1] else None,
+        d_c_0 if ctx.has_state and needs_inputs[2] else None,
         [d if needed else None for d, needed in zip(d_weights, needs_weights, strict=True)],
-        *[None] * 5,
     )
+
+
+class _Plain(torch.autograd.Function):
+    """The operators' derivatives for a call that is no operator. The last result is its own origin, see :class:`_Origin`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        h_0: Tensor | None,
+        c_0: Tensor | None,
+        batch_sizes: Tensor | None,
+        bias: bool,
+        proj_size: int,
+        bidirectional: bool,
+        batch_first: bool,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        inputs = x, h_0, c_0, batch_sizes, list(weights), bias, proj_size, bidirectional, batch_first, x.new_empty(0)
+        output = _forward(*inputs)
+        _keep(ctx, inputs, output)
+        return (*output[:3], inputs[-1])
+
+    @staticmethod
+    def backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, _: None) -> tuple[Any, ...]:
+        needs = *ctx.needs_input_grad[:3], ctx.needs_input_grad[8:]
+        *d_inputs, d_weights = _gradients(ctx, needs, d_output, d_h_n, d_c_n)
+        return (*d_inputs, *[None] * 5, *d_weights)
 
 
 class _Origin(torch.autograd.Function):

@@ -1044,3 +1044,38 @@ def test_training_on_text() -> None:
 
 def test_fastlstm_does_not_import_torch() -> None:
     run_python("import sys, fastlstm; assert 'torch' not in sys.modules; import fastlstm.torch; assert 'torch' in sys.modules")
+
+
+class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the operators that are called inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.seen.append(str(operator))
+        return operator(*arguments, **(options or {}))
+
+
+def test_operators_where_somebody_looks() -> None:
+    """Plain calls leave the operators out, which take longer than a small step; who looks sees them, and the same bits."""
+    lstm = bridge.LSTM(3, 5, num_layers=2)
+    x = torch.randn(4, 2, 3, requires_grad=True)
+
+    def gradients() -> list[torch.Tensor]:
+        output, (_, c_n) = lstm(x)
+        return [output, c_n, *torch.autograd.grad(output.sum() + c_n.sum(), (x, *lstm.parameters()))]
+
+    with Watch() as watch:
+        watched = gradients()
+        with torch.no_grad():
+            watched.append(lstm(x)[0])
+    assert watch.seen.count("fastlstm.lstm.default") == 2
+    assert watch.seen.count("fastlstm.lstm_backward.default") == 1
+    plain = gradients()
+    assert "_Plain" in type(plain[0].grad_fn).__name__
+    with torch.no_grad():
+        plain.append(lstm(x)[0])
+    for one, other in zip(plain, watched, strict=True):
+        assert torch.equal(one, other)
