@@ -31,7 +31,6 @@ from fastlstm.weights import MAX_SIZE
 
 __all__ = ["SIGNATURE", "Dataset", "Group", "read_tree"]
 
-
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 WORKER = Path(__file__).with_name("hdf5_worker.py")
 # For the child in all, beside the limit of what its description may take here: it has 40 MB before it looks at the file. With

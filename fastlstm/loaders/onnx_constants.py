@@ -29,7 +29,6 @@ from fastlstm.weights import MAX_SIZE
 
 __all__ = ["Call", "Constants", "RunTime", "Value", "check_inside", "dequantized", "is_outside", "read"]
 
-
 INTEGERS = {name: np.dtype(name) for name in ("int8", "uint8", "int32", "int64", "bool")}
 DTYPES = {**STORED, **INTEGERS}
 # TensorProto.DataType

@@ -27,7 +27,6 @@ from fastlstm.weights import MAX_SIZE, LayerWeights, Weights
 
 __all__ = ["ACTIVATIONS", "TAKES_ALPHA", "TAKES_BOTH", "Layer", "chains", "found", "layer"]
 
-
 GATES = (0, 2, 3, 1)  # where i, f, g, o are in ONNX's i, o, f, c
 PEEPHOLES = (0, 2, 1)  # where i, f, o are in ONNX's i, o, f
 
