@@ -1049,7 +1049,7 @@ int main(int argc, char **argv)
         seed = 1;
         for (fl_index K = 0; K < 3 * FL_SLAB; K++)
             check_tiles(k, type ? FL_FLOAT16 : FL_WEIGHTS, fused, FL_SLAB, K);
-        for (fl_index K = 1; K < 3 * FL_LONG_SLAB; K += FL_SLAB - 1)
+        for (fl_index K = 1; K < 3 * FL_LONG_SLAB; K += 3 * FL_SLAB - 3)
             check_tiles(k, type ? FL_FLOAT16 : FL_WEIGHTS, fused, FL_LONG_SLAB, K);
         check_tiles(k, type ? FL_FLOAT16 : FL_WEIGHTS, fused, FL_LONG_SLAB, 2 * FL_LONG_SLAB);
         for (fl_index n = 1; n < 60; n += 7)
@@ -1059,7 +1059,7 @@ int main(int argc, char **argv)
             for (int with = 0; with < 4; with++)
                 check_cell_backward(k, n, with % 2, with / 2);
         }
-        for (fl_index K = 0; K < 3 * FL_LONG_SLAB; K += K < FL_SLAB + 2 ? 1 : 11) {
+        for (fl_index K = 0; K < 3 * FL_LONG_SLAB; K += K < FL_SLAB + 2 ? 1 : 23) {
             for (fl_index M = 1; M <= FL_MAX_TILE; M++)
                 check_outer(k, fused, M, K, (int)(K + M) % 3 == 0);
             for (fl_index columns = 1; columns <= FL_UNITS; columns++)
