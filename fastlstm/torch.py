@@ -615,19 +615,9 @@ class _Plain(torch.autograd.Function):
     """The operators' derivatives for a call that is no operator. The last result is its own origin, see :class:`_Origin`."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        h_0: Tensor | None,
-        c_0: Tensor | None,
-        batch_sizes: Tensor | None,
-        bias: bool,
-        proj_size: int,
-        bidirectional: bool,
-        batch_first: bool,
-        *weights: Tensor,
-    ) -> tuple[Tensor, ...]:
-        inputs = x, h_0, c_0, batch_sizes, list(weights), bias, proj_size, bidirectional, batch_first, x.new_empty(0)
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:  # as _Transformed's
+        tensors, options, weights = arguments[:4], arguments[4:8], arguments[8:]
+        inputs = (*tensors, list(weights), *options, weights[0].new_empty(0))
         output = _forward(*inputs)
         _keep(ctx, inputs, output)
         return (*output[:3], inputs[-1])
@@ -708,7 +698,7 @@ def _call_transformed(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Transformed(torch.autograd.Function):
-    """A call inside torch.func's transforms, told as these ask for it; outside of them the operators cost less.
+    """A call inside torch.func's transforms, told as these ask for it; outside of them :class:`_Plain` costs less.
 
     What is mapped over (vmap, jacrev, gradients of each row) is called once for each of its parts.
     """

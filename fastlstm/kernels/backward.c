@@ -84,7 +84,7 @@ static int has_own(const fl_network *net)
     return found;
 }
 
-/* Or peepholes. */
+/* Whether any record has peepholes. */
 static int has_peephole(const fl_network *net)
 {
     int found = 0;

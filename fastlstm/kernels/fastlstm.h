@@ -33,8 +33,8 @@ enum {
 };
 
 /* Elements of a slab of h R, of which K products are summed, and of a gradient's products. Slabs of s elements leave a rounding error like
- * sqrt(K s / 2 + K^2 / 2s): of the chains, and of adding their sums. For h, which stays between -1 and 1, that is lost beside x W, whose
- * slabs are short, as inputs may be of any size. Long ones cost fewer additions (2 to 5 %); but one row wants many short chains. */
+ * sqrt(K s / 2 + K^2 / 2s): of the chains, and of adding their sums. For h, between -1 and 1 in PyTorch's cell, that is lost beside x W,
+ * whose slabs are short, as inputs may be of any size. Long ones cost fewer additions (2 to 3 %); but one row wants many short chains. */
 static inline fl_index fl_slab(fl_index K) { return K < 6 * FL_LONG_SLAB ? FL_SLAB : FL_LONG_SLAB; }
 
 /* acc[m] += sum over k of rows[m][k] * panel[k], slab by slab, k ascending: each slab is one chain of fused multiply-adds from zero,
