@@ -19,7 +19,6 @@
 enum { BLOCK_TOKENS = 384 };
 enum { BLOCK_STEPS = 192 }; /* what a recomputing tape holds at once is whole blocks */
 enum { RUNS = 16 };         /* runs of FL_UNITS gate rows whose part of dG, 384 KiB, stays in L2 while all inputs pass */
-enum { DX_ROWS = 48 };      /* rows that reuse a panel of W */
 
 /* Sizes of scratch, in bytes; everything begins on a cache line. */
 typedef struct {
@@ -116,8 +115,8 @@ static layout make_layout(const fl_backward_call *call)
     l.m = net->has_projection && has_peephole(net) ? tokens * call->tape->c_pitch : 0;
     l.barriers = (fl_index)sizeof(fl_barrier) * (plan->directions * (plan->row_groups + 1) + 1);
     l.zeros = fl_round_up(fl_max(fl_padded(net->H), net->P) * item, FL_ALIGNMENT); /* where a row has no state before */
-    l.acc = fl_max(l.rows, DX_ROWS) * FL_VECTORS * net->V * item;
-    l.pointers = fl_round_up(fl_max(fl_max(l.rows, DX_ROWS), BLOCK_TOKENS) * (fl_index)sizeof(void *), FL_ALIGNMENT);
+    l.acc = fl_max(l.rows, FL_DX_ROWS) * FL_VECTORS * net->V * item;
+    l.pointers = fl_round_up(fl_max(fl_max(l.rows, FL_DX_ROWS), BLOCK_TOKENS) * (fl_index)sizeof(void *), FL_ALIGNMENT);
     l.c_rows = fl_round_up(l.rows * (fl_index)sizeof(void *), FL_ALIGNMENT);
     l.panel = fl_min(tokens, BLOCK_TOKENS) * FL_VECTORS * net->V * item;
     l.thread = l.acc + l.panel + l.pointers + l.c_rows;
@@ -235,8 +234,8 @@ typedef struct {
 } processed;
 
 /* p->acc = dh before dy is added, columns of panel j, for the n rows of step t: from the step after, or from the final state. Rows that
- * end here (in the reverse direction) give their initial state its gradient. With n = 0 all do. */
-static void recur(place *p, const pass *q, processed after, fl_index t, fl_index n, fl_index j)
+ * end here (in the reverse direction) give their initial state its gradient. With n = 0 all do. Panel `then` is next; < 0: none. */
+static void recur(place *p, const pass *q, processed after, fl_index t, fl_index n, fl_index j, fl_index then)
 {
     const fl_network *net = p->net;
     const fl_index width = FL_VECTORS * net->V, bytes = width * net->item, K = net->gates * fl_padded(net->H);
@@ -246,8 +245,10 @@ static void recur(place *p, const pass *q, processed after, fl_index t, fl_index
         char *gates = gates_at(p, q, p->tape->first[after.t] + p->rank);
         for (fl_index i = 0; i < after.n; i++)
             p->rows_at[i] = gates + i * p->rank_step * p->tape->gates_pitch;
-        fl_multiply(p->kernels, FL_FULL, p->call->plan.far, fl_slab(K), p->acc, 0, (const char *)q->weights->R + j * K * bytes, 0,
-                    1, p->rows_at, after.n, K);
+        const char *R = (const char *)q->weights->R;
+        const fl_factor weights = {
+            FL_FULL, p->call->plan.far_R, K, fl_slab(K), R + j * K * bytes, 0, then < 0 ? NULL : R + then * K * bytes};
+        fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, after.n);
     }
     for (fl_index i = 0; i < fl_min(n, after.n); i++)
         if (cut(p, fl_max(t, after.t), row_of(p, i))) {
@@ -385,8 +386,9 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
     carry_c(p, q, after, t, n);
     for (fl_index done = 0; done < p->column_end - p->column; done++) {
         const fl_index j = t % 2 ? p->column_end - 1 - done : p->column + done; /* as in the forward pass */
+        const int last = done + 1 == p->column_end - p->column;
 
-        recur(p, q, after, t, n, j);
+        recur(p, q, after, t, n, j, last ? -1 : t % 2 ? j - 1 : j + 1);
         if (!net->has_projection && n)
             cells(p, q, t, n, j, dy);
         else
@@ -408,8 +410,15 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
     for (fl_index j = p->unit; n && j < p->unit_end; j++) {
         for (fl_index i = 0; i < n; i++)
             p->rows_at[i] = q->dh + (token + i * p->rank_step) * p->l->dh_pitch;
-        fl_multiply(p->kernels, FL_FULL, p->call->plan.far, fl_slab(net->P), p->acc, 0,
-                    (const char *)q->weights->projection + j * fl_padded(net->P) * width * item, 0, 1, p->rows_at, n, net->P);
+        const char *projection = (const char *)q->weights->projection + j * fl_padded(net->P) * width * item;
+        const fl_factor weights = {FL_FULL,
+                                   p->call->plan.far_R,
+                                   net->P,
+                                   fl_slab(net->P),
+                                   projection,
+                                   0,
+                                   j + 1 < p->unit_end ? projection + fl_padded(net->P) * width * item : NULL};
+        fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, n);
         cells(p, q, t, n, j, NULL);
         if (fl_stopped(&p->watcher, n * net->P * width))
             return FL_STOPPED;
@@ -419,11 +428,11 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
 
 /* ---- Products over the tokens of a block --------------------------------------------------------------------------------------- */
 
-/* dx = dG W: pieces of DX_ROWS tokens and one panel are shared out. */
+/* dx = dG W: pieces of FL_DX_ROWS tokens and one panel are shared out. */
 static int input_gradient(place *p, const pass *q, fl_index first, fl_index tokens)
 {
     const fl_index width = FL_VECTORS * p->net->V, item = p->net->item, K = p->net->gates * fl_padded(p->net->H);
-    const fl_index pieces = fl_ceil_div(tokens, DX_ROWS), panels = fl_ceil_div(q->I, width);
+    const fl_index pieces = fl_ceil_div(tokens, FL_DX_ROWS), panels = fl_ceil_div(q->I, width);
     const fl_index begin = fl_share(pieces * panels, p->side_size, p->side_rank);
     const fl_index end = fl_share(pieces * panels, p->side_size, p->side_rank + 1);
 
@@ -433,8 +442,15 @@ static int input_gradient(place *p, const pass *q, fl_index first, fl_index toke
 
         for (fl_index i = 0; i < n; i++)
             p->rows_at[i] = gates_at(p, q, from + i);
-        fl_multiply(p->kernels, FL_FULL, p->call->plan.far, fl_slab(K), p->acc, 0,
-                    (const char *)q->weights->W + j * K * width * item, 0, 1, p->rows_at, n, K);
+        const char *W = (const char *)q->weights->W + j * K * width * item;
+        const fl_factor weights = {FL_FULL,
+                                   p->call->plan.far_W,
+                                   K,
+                                   fl_slab(K),
+                                   W,
+                                   0,
+                                   at + 1 < end ? (const char *)q->weights->W + (at + 1) / pieces * K * width * item : NULL};
+        fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, n);
         p->kernels->store(n, p->acc, p->acc, width);
         for (fl_index i = 0; i < n; i++)
             memcpy(q->dx + (from + i) * p->l->dx_pitch + j * width * item, p->acc + i * width * item, (size_t)(count * item));

@@ -37,18 +37,26 @@ enum {
  * whose slabs are short, as inputs may be of any size. Long ones cost fewer additions (2 to 3 %); but one row wants many short chains. */
 static inline fl_index fl_slab(fl_index K) { return K < 6 * FL_LONG_SLAB ? FL_SLAB : FL_LONG_SLAB; }
 
+/* Weights from beyond L2 that a tile asks for while it works: its own some elements early or, where several tiles use them one after the
+ * other, a share of those that come next. */
+typedef struct {
+    const char *next; /* NULL: its own */
+    fl_index step;    /* bytes of `next` for each element, up to two cache lines */
+} fl_fetch;
+enum { FL_NOTHING, FL_OWN, FL_NEXT };
+
 /* acc[m] += sum over k of rows[m][k] * panel[k], slab by slab, k ascending: each slab is one chain of fused multiply-adds from zero,
  * whose sum is added to acc, of int8 times the column's scale. (One chain from end to end loses twice the bits at K 400: its later terms
  * are added to a large sum.) The order depends on k and the slab alone, so every shape of tile gives the same bits.
  *   begins        acc holds nothing yet: it is set, and K is not 0
- *   far           the panel comes from far beyond L2
+ *   fetch         what to ask for before it is needed; NULL: nothing
  *   slab          FL_SLAB or FL_LONG_SLAB
  *   acc     INOUT [M][FL_VECTORS][V], aligned; a second block's accumulators stand acc_next elements behind
  *   panel   IN    [K][FL_VECTORS][V], aligned; a second block's panel, and its scales, stand panel_next bytes behind
  *   scales  IN    [FL_VECTORS][V], of int8 alone
  *   rows    IN    M pointers to K elements each, any alignment */
-typedef void fl_tile(int begins, int far, fl_index slab, void *acc, fl_index acc_next, const void *panel, fl_index panel_next,
-                     const void *scales, const void *const *rows, fl_index K);
+typedef void fl_tile(int begins, const fl_fetch *fetch, fl_index slab, void *acc, fl_index acc_next, const void *panel,
+                     fl_index panel_next, const void *scales, const void *const *rows, fl_index K);
 
 /* The LSTM cell for n rows of one block. The pre-activations of i, f, g, o are (x W + h R) + bias: each product is a sum of its
  * own, so that the terms of a small h R are not added one by one to a large x W, nor to a large bias.
@@ -301,6 +309,8 @@ void fl_read_tape(const fl_tape *tape, const fl_network *net, fl_index record, i
 
 /* ---- A call ------------------------------------------------------------------------------------------------------------------ */
 
+enum { FL_DX_ROWS = 48 }; /* of dx = dG W, that reuse a panel of W */
+
 /* How a team divides a call: threads = layer_groups x directions x row_groups x unit_groups (all at least 1). */
 typedef struct {
     int threads;
@@ -310,7 +320,7 @@ typedef struct {
     int unit_groups;      /* threads that share one group's rows and divide its hidden units; they meet every step */
     fl_index chunk;       /* steps whose x.W is taken as one product; 0: x.W and h.R in one pass per step */
     fl_index stride;      /* steps that one layer runs before the next layer takes them */
-    int far;              /* weights come from far beyond L2 */
+    int far_W, far_R;     /* W, R come from beyond L2 */
     int blocks_at_once;   /* 1 or 2: blocks that a single row takes together */
     int64_t expected_ns;  /* what the model in plan.c takes the call for */
     int64_t patience_ns;  /* longer waits mean that other processes need the processors; < 0, for tests: any wait does */

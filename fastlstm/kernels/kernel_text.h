@@ -88,11 +88,11 @@ INLINE void add_sum(real *acc, vec sum)
     __asm__ volatile("" : : : "memory");
 }
 
-/* sum += x[m][k] * W[k] for one element; `first` ones begin the sum, which zero would only lengthen. Weights that are `far` are asked for
- * in time; from L2 they come by themselves, and asking costs 2 to 5 % (where vectors are shorter, nothing). */
-INLINE void element(const int first, const int far, const int kind, const int M, const int N, const int from,
+/* sum += x[m][k] * W[k] for one element; `first` ones begin the sum, which zero would only lengthen. From L2 weights come by themselves:
+ * asking for them early would cost 2 to 5 % (where vectors are shorter, nothing). */
+INLINE void element(const int first, const int early, const int kind, const int M, const int N, const int from,
                     vec sum[FL_MAX_TILE][2 * FL_VECTORS], const real *const *row, fl_index k, const char *panel,
-                    fl_index panel_next)
+                    fl_index panel_next, const char *next)
 {
     vec weight[2 * FL_VECTORS];
 
@@ -101,9 +101,11 @@ INLINE void element(const int first, const int far, const int kind, const int M,
     if (M > 1 && FITS(M, N))
         EACH (v, N)
             v_keep(weight[v]);
-    if (M > 1 && far)
+    if (M > 1 && early == FL_OWN)
         for (fl_index line = 0; line < N * LANES * WEIGHT(kind); line += FL_ALIGNMENT)
             __builtin_prefetch(panel + (AHEAD * FL_VECTORS + from) * LANES * WEIGHT(kind) + line);
+    if (early == FL_NEXT)
+        __builtin_prefetch(next, 0, 2); /* into L2: what is in L1 is still needed */
     EACH (m, M) {
         const vec input = v_set(row[m][k]);
         EACH (v, N)
@@ -112,9 +114,9 @@ INLINE void element(const int first, const int far, const int kind, const int M,
 }
 
 /* Adds one slab of `count` elements to acc, N vectors at a time, or begins acc with it. */
-INLINE void add_slab(const int far, const int kind, const int M, const int NB, int begins, real *acc, fl_index acc_next,
+INLINE void add_slab(const int early, const int kind, const int M, const int NB, int begins, real *acc, fl_index acc_next,
                      const char *panel, fl_index panel_next, const char *scales, const real *const *row, fl_index k,
-                     fl_index count)
+                     fl_index count, const char *next, fl_index next_step)
 {
     const int N = VECTORS(M, NB * FL_VECTORS);
     const fl_index step = FL_VECTORS * LANES * WEIGHT(kind);
@@ -126,22 +128,22 @@ INLINE void add_slab(const int far, const int kind, const int M, const int NB, i
         fl_index i = 0;
 
         /* A first element on its own has loads of its own: not where a processor is to see all of them coming. */
-        if (LOADS_ARE_LINES && (M < 3 || far)) {
+        if (LOADS_ARE_LINES && (M < 3 || early == FL_OWN)) {
             EACH (m, M)
                 EACH (v, N)
                     sum[m][v] = (vec){0};
         } else {
-            element(1, far, kind, M, N, from, sum, row, k, weights, panel_next);
-            i = 1, weights += step;
+            element(1, early, kind, M, N, from, sum, row, k, weights, panel_next, next);
+            i = 1, weights += step, next += next_step;
         }
         if (FITS(M, N) && !LOADS_ARE_LINES) {
             UNROLL
-            for (; i < count; i++, weights += step)
-                element(0, far, kind, M, N, from, sum, row, k + i, weights, panel_next);
+            for (; i < count; i++, weights += step, next += next_step)
+                element(0, early, kind, M, N, from, sum, row, k + i, weights, panel_next, next);
         } else {
             TURN_BY_TURN
-            for (; i < count; i++, weights += step)
-                element(0, far, kind, M, N, from, sum, row, k + i, weights, panel_next);
+            for (; i < count; i++, weights += step, next += next_step)
+                element(0, early, kind, M, N, from, sum, row, k + i, weights, panel_next, next);
         }
         if (kind == FL_INT8)
             EACH (m, M)
@@ -159,35 +161,41 @@ INLINE void add_slab(const int far, const int kind, const int M, const int NB, i
     }
 }
 
-/* far, kind, M and NB are constants after inlining, and so is the length of whole slabs. */
-INLINE void tile(const int far, const int kind, const int M, const int NB, int begins, fl_index slab, real *acc,
+/* early, kind, M and NB are constants after inlining, and so is the length of whole slabs. */
+INLINE void tile(const int early, const int kind, const int M, const int NB, int begins, fl_index slab, real *acc,
                  fl_index acc_next, const char *panel, fl_index panel_next, const char *scales, const void *const *rows,
-                 fl_index K)
+                 fl_index K, const fl_fetch *fetch)
 {
-    const fl_index step = FL_VECTORS * LANES * WEIGHT(kind);
+    const fl_index step = FL_VECTORS * LANES * WEIGHT(kind), next_step = early == FL_NEXT ? fetch->step : 0;
+    const char *next = early == FL_NEXT ? fetch->next : NULL;
     const real *row[FL_MAX_TILE];
     fl_index k = 0;
 
     EACH (m, M)
         row[m] = rows[m];
     if (slab == FL_SLAB)
-        for (; k + FL_SLAB <= K; k += FL_SLAB, panel += FL_SLAB * step)
-            add_slab(far, kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, FL_SLAB);
+        for (; k + FL_SLAB <= K; k += FL_SLAB, panel += FL_SLAB * step, next += FL_SLAB * next_step)
+            add_slab(early, kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, FL_SLAB, next,
+                     next_step);
     else
-        for (; k + FL_LONG_SLAB <= K; k += FL_LONG_SLAB, panel += FL_LONG_SLAB * step)
-            add_slab(far, kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, FL_LONG_SLAB);
+        for (; k + FL_LONG_SLAB <= K; k += FL_LONG_SLAB, panel += FL_LONG_SLAB * step, next += FL_LONG_SLAB * next_step)
+            add_slab(early, kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, FL_LONG_SLAB, next,
+                     next_step);
     if (k < K)
-        add_slab(far, kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, K - k);
+        add_slab(early, kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, K - k, next, next_step);
 }
 
 #define TILE(name, kind, M, NB)                                                                                             \
-    static void FL_JOIN(name, FL_TYPE)(int begins, int far, fl_index slab, void *acc, fl_index acc_next, const void *panel, \
-                                       fl_index panel_next, const void *scales, const void *const *rows, fl_index K)        \
+    static void FL_JOIN(name, FL_TYPE)(int begins, const fl_fetch *fetch, fl_index slab, void *acc, fl_index acc_next,      \
+                                       const void *panel, fl_index panel_next, const void *scales, const void *const *rows, \
+                                       fl_index K)                                                                          \
     {                                                                                                                       \
-        if (far || M == 1 || !LOADS_ARE_LINES)                                                                              \
-            tile(1, kind, M, NB, begins, slab, acc, acc_next, panel, panel_next, scales, rows, K);                          \
+        if (M > 2 && fetch && fetch->next)                                                                                  \
+            tile(FL_NEXT, kind, M, NB, begins, slab, acc, acc_next, panel, panel_next, scales, rows, K, fetch);             \
+        else if (fetch || M == 1 || !LOADS_ARE_LINES)                                                                       \
+            tile(FL_OWN, kind, M, NB, begins, slab, acc, acc_next, panel, panel_next, scales, rows, K, NULL);               \
         else                                                                                                                \
-            tile(0, kind, M, NB, begins, slab, acc, acc_next, panel, panel_next, scales, rows, K);                          \
+            tile(FL_NOTHING, kind, M, NB, begins, slab, acc, acc_next, panel, panel_next, scales, rows, K, NULL);           \
     }
 #define TILES(name, kind)              \
     TILE(FL_JOIN(name, 1), kind, 1, 1) \
@@ -247,29 +255,29 @@ INLINE void exp_parts(const int N, const vec *x, vec *s, vec *q)
 #define FIRST(coefficient) \
     EACH (i, N)            \
         p[i] = v_set(coefficient);
-#define NEXT(coefficient) \
-    EACH (i, N)           \
+#define FL_NEXT(coefficient) \
+    EACH (i, N)              \
         p[i] = v_fma(p[i], r[i], v_set(coefficient));
 #if FL_BITS == 32
     FIRST(0x1.6db42ap-10f)
-    NEXT(0x1.123b56p-7f)
-    NEXT(0x1.55545ep-5f)
-    NEXT(0x1.55548ep-3f)
-    NEXT(0x1.000000p-1f)
+    FL_NEXT(0x1.123b56p-7f)
+    FL_NEXT(0x1.55545ep-5f)
+    FL_NEXT(0x1.55548ep-3f)
+    FL_NEXT(0x1.000000p-1f)
 #else
     FIRST(0x1.af858702f7c89p-26)
-    NEXT(0x1.28b04913a27cdp-22)
-    NEXT(0x1.71dddfcc284cbp-19)
-    NEXT(0x1.a0199693bc67ap-16)
-    NEXT(0x1.a01a01bae2352p-13)
-    NEXT(0x1.6c16c185a757bp-10)
-    NEXT(0x1.111111110d63ap-7)
-    NEXT(0x1.5555555550030p-5)
-    NEXT(0x1.5555555555561p-3)
-    NEXT(0x1.000000000000bp-1)
+    FL_NEXT(0x1.28b04913a27cdp-22)
+    FL_NEXT(0x1.71dddfcc284cbp-19)
+    FL_NEXT(0x1.a0199693bc67ap-16)
+    FL_NEXT(0x1.a01a01bae2352p-13)
+    FL_NEXT(0x1.6c16c185a757bp-10)
+    FL_NEXT(0x1.111111110d63ap-7)
+    FL_NEXT(0x1.5555555550030p-5)
+    FL_NEXT(0x1.5555555555561p-3)
+    FL_NEXT(0x1.000000000000bp-1)
 #endif
 #undef FIRST
-#undef NEXT
+#undef FL_NEXT
     EACH (i, N)
         q[i] = v_fma(p[i], r[i] * r[i], r[i]);
 }

@@ -107,16 +107,15 @@ static fl_index chunk_for(const fl_network *net, fl_index T, fl_index rows, fl_i
     return chunk > 1 ? chunk : 0;
 }
 
-/* Whether so many bytes of weights pass, in one thread, between two uses of one that L2 keeps few: then they are fetched ahead (18 % for
- * (25, 16, 1024, 1024), whose R is 8 MiB a thread; at 3 MiB it begins to pay). */
-static int is_far(double bytes) { return bytes > 4 * l2_bytes(); }
+/* Whether so many bytes of weights pass, in one thread, between two uses of one that L2 does not keep it: then they are fetched early. */
+static int is_far(double bytes) { return bytes > 0.8 * l2_bytes(); }
 
 /* One block's four chains wait for the latency of multiply-add, four cycles: they use up one vector per cycle. That is all that L2 can
  * give if a vector is a cache line (and one stream it gives more steadily than two: 230 against 128 GB/s measured). What comes from far
- * beyond comes faster in two streams: 127 against 109 GB/s from L3, 92 against 78 from memory. */
-static int blocks_at_once(const fl_network *net, double R, int far)
+ * beyond, so that L2 keeps next to nothing, comes faster in two streams: 127 against 109 GB/s from L3, 92 against 78 from memory. */
+static int blocks_at_once(const fl_network *net, double R)
 {
-    return net->V * net->item < 64 || R <= L1_WEIGHTS || far ? 2 : 1;
+    return net->V * net->item < 64 || R <= L1_WEIGHTS || R > 4 * l2_bytes() ? 2 : 1;
 }
 
 /* Steps that a layer hands on at a time. Side by side, few meetings (T / stride) are weighed against a short lag (stride steps). */
@@ -163,9 +162,13 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads,
                 }
             }
         }
-    const double R = (double)(fl_ceil_div(net->blocks, best.unit_groups) * fl_panel_bytes(net, net->P));
-    best.far = is_far(T > 1 ? R : (double)net->bytes / best.unit_groups);
-    best.blocks_at_once = blocks_at_once(net, R, best.far);
+    const fl_index blocks = fl_ceil_div(net->blocks, best.unit_groups),
+                   inputs = net->L > 1 ? fl_max(net->I, net->D * net->P) : net->I;
+    const double R = (double)(blocks * fl_panel_bytes(net, net->P)), W = (double)(blocks * fl_panel_bytes(net, inputs));
+    const double all = T > 1 ? R + W : (double)net->bytes / best.unit_groups; /* a single step uses each once */
+    best.far_W = is_far(all);
+    best.far_R = is_far(best.chunk ? R : all);
+    best.blocks_at_once = blocks_at_once(net, T > 1 ? R : all);
     best.expected_ns = (int64_t)fmin(best_ns, 9e18);
     best.patience_ns = PATIENCE_NS + (int64_t)(4 * fmax(step_ns(net, &best, B, net->I), step_ns(net, &best, B, net->D * net->P)));
     return best;
@@ -218,6 +221,9 @@ fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int
             }
     best.expected_ns = (int64_t)fmin(best_ns, 9e18);
     best.patience_ns = PATIENCE_NS + (int64_t)(4 * best_ns / (double)fl_max(T, 1));
-    best.far = is_far((double)(net->gates * fl_padded(net->H) * net->P * net->item) / best.unit_groups);
+    const double column = (double)(net->gates * fl_padded(net->H) * net->item); /* of W and R, transposed */
+    const fl_index inputs = net->L > 1 ? fl_max(net->I, net->D * net->P) : net->I;
+    best.far_R = is_far(column * (double)net->P / best.unit_groups);
+    best.far_W = is_far(column * (T * B > FL_DX_ROWS ? FL_VECTORS * (double)net->V : (double)inputs / best.threads));
     return best;
 }

@@ -1,33 +1,43 @@
 /* Products of any number of rows with a packed panel, cut into tiles. */
 #include "schedule.h"
 
-enum { PANEL_K = 2 * FL_LONG_SLAB }; /* elements of a panel taken at a time: 32 KiB of AVX-512 panel, in L1 while all rows pass */
+enum {
+    PANEL_K = 2 * FL_LONG_SLAB
+}; /* most elements of a panel taken at a time: 32 KiB of AVX-512 panel, in L1 while all rows pass */
 
-void fl_multiply(const fl_kernels *kernels, int kind, int far, fl_index slab, char *acc, fl_index acc_next, const char *panel,
-                 fl_index panel_next, fl_index blocks, const void **rows, fl_index n, fl_index K)
+/* Weights from beyond L2 arrive more slowly than the first of several tiles could use them. So all tiles that pass through one part of a
+ * panel share in asking for the next part: it is in L2 when its turn comes. */
+void fl_multiply(const fl_kernels *kernels, const fl_factor *weights, fl_index blocks, char *acc, fl_index acc_next,
+                 const void **rows, fl_index n)
 {
+    const int kind = weights->kind;
     const fl_index vectors = FL_VECTORS * kernels->V, item = kernels->item, step = vectors * fl_weight_item(kind, item);
-    const char *scales = panel;
+    const fl_index K = weights->K, slab = weights->slab;
+    const char *scales = weights->panel, *panel = scales + fl_scales_bytes(kind, kernels->V);
+    fl_fetch fetch = {0}, *early = weights->far ? &fetch : NULL;
 
-    panel += fl_scales_bytes(kind, kernels->V);
     if (blocks == 2) {
-        kernels->tile_pair[kind](1, far, slab, acc, acc_next, panel, panel_next, scales, rows, K);
+        kernels->tile_pair[kind](1, early, slab, acc, acc_next, panel, weights->panel_next, scales, rows, K);
         return;
     }
     if (n <= FL_MAX_TILE) {
-        kernels->tiles[kind][n - 1](1, far, slab, acc, 0, panel, 0, scales, rows, K);
+        kernels->tiles[kind][n - 1](1, early, slab, acc, 0, panel, 0, scales, rows, K);
         return;
     }
-    const fl_index tiles = fl_ceil_div(n, FL_MAX_TILE);
-    for (fl_index k = 0; k < K; k += PANEL_K) {
-        const fl_index count = fl_min(PANEL_K, K - k);
+    const fl_index tiles = fl_ceil_div(n, FL_MAX_TILE), parts = fl_ceil_div(K, PANEL_K);
+    const fl_index part = fl_round_up(fl_ceil_div(K, parts), slab); /* even ones, of whole slabs */
+    for (fl_index k = 0; k < K; k += part) {
+        const fl_index count = fl_min(part, K - k), left = K - k - count;
+        const char *next = left ? panel + (k + count) * step : weights->then;
+        fetch.step = step * (left ? fl_min(part, left) : part) / (tiles * count);
         for (fl_index t = 0; t < tiles; t++) { /* even tiles: 7 rows are 4 and 3, not 6 and 1 */
             const fl_index first = fl_share(n, tiles, t), M = fl_share(n, tiles, t + 1) - first;
             const void *at[FL_MAX_TILE];
             for (fl_index m = 0; m < M; m++)
                 at[m] = (const char *)rows[first + m] + k * item;
-            kernels->tiles[kind][M - 1](k == 0, far, slab, acc + first * vectors * item, 0, panel + k * step, 0, scales, at,
-                                        count);
+            fetch.next = next + t * count * fetch.step;
+            kernels->tiles[kind][M - 1](k == 0, next ? early : NULL, slab, acc + first * vectors * item, 0, panel + k * step, 0,
+                                        scales, at, count);
         }
     }
 }

@@ -315,7 +315,14 @@ static int project(place *p, const layout *l, const pass *q, char *h, fl_index n
         p->hidden[row] = q->state.m + row * l->c_pitch;
     for (fl_index block = p->projected; block < p->projected_end; block++) {
         const char *panel = (const char *)q->layer->projection + block * fl_panel_bytes(net, net->H);
-        fl_multiply(net->kernels, net->kind, p->call->plan.far, fl_slab(net->H), p->hR, 0, panel, 0, 1, p->hidden, n, net->H);
+        const fl_factor weights = {net->kind,
+                                   p->call->plan.far_R,
+                                   net->H,
+                                   fl_slab(net->H),
+                                   panel,
+                                   0,
+                                   block + 1 < p->projected_end ? panel + fl_panel_bytes(net, net->H) : NULL};
+        fl_multiply(net->kernels, &weights, 1, p->hR, 0, p->hidden, n);
         net->kernels->store(n, p->hR, h + block * bytes, l->h_pitch / net->item);
         if (q->layer->variant)
             net->kernels->clip(n, q->layer->variant->proj_clip, h + block * bytes, l->h_pitch / net->item);
@@ -325,30 +332,39 @@ static int project(place *p, const layout *l, const pass *q, char *h, fl_index n
     return 0;
 }
 
-/* xW = x W for `count` blocks of `rows` rows of inputs. */
-static void input_product(const place *p, const pass *q, char *xW, fl_index block, fl_index count, fl_index rows)
+/* Panels of a block. */
+static const char *W_of(const place *p, const pass *q, fl_index block)
 {
-    const fl_index panel = FL_VECTORS * p->net->V, bytes = fl_panel_bytes(p->net, q->layer->I);
-    const char *W = (const char *)q->layer->W + block * bytes;
+    return (const char *)q->layer->W + block * fl_panel_bytes(p->net, q->layer->I);
+}
+static const char *R_of(const place *p, const pass *q, fl_index block)
+{
+    return (const char *)q->layer->R + block * fl_panel_bytes(p->net, p->net->P);
+}
 
-    fl_multiply(p->net->kernels, p->net->kind, p->call->plan.far, FL_SLAB, xW, rows * panel, W, bytes, count, p->inputs, rows,
-                q->layer->I);
+/* xW = x W for `count` blocks of `rows` rows of inputs; the panel `then` is next. */
+static void input_product(const place *p, const pass *q, char *xW, fl_index block, fl_index count, fl_index rows,
+                          const char *then)
+{
+    const fl_factor W = {
+        p->net->kind, p->call->plan.far_W, q->layer->I, FL_SLAB, W_of(p, q, block), fl_panel_bytes(p->net, q->layer->I), then};
+
+    fl_multiply(p->net->kernels, &W, count, xW, rows * FL_VECTORS * p->net->V, p->inputs, rows);
 }
 
 /* h R for `count` blocks, then the cell. */
 static void recur(const place *p, const layout *l, const pass *q, const char *xW, fl_index xW_next, fl_index block,
-                  fl_index count, char *h_new, fl_index t, fl_index n)
+                  fl_index count, char *h_new, fl_index t, fl_index n, const char *then)
 {
     const fl_network *net = p->net;
-    const fl_index item = net->item, block_bytes = net->units * item, panel = FL_VECTORS * net->V,
-                   bytes = fl_panel_bytes(net, net->P);
-    const char *R = (const char *)q->layer->R + block * bytes;
+    const fl_index item = net->item, block_bytes = net->units * item, panel = FL_VECTORS * net->V;
+    const fl_factor R = {net->kind,         p->call->plan.far_R,         net->P, fl_slab(net->P),
+                         R_of(p, q, block), fl_panel_bytes(net, net->P), then};
     const char *bias = (const char *)q->layer->bias;
     char *to = net->has_projection ? q->state.m : h_new;
     const fl_index to_pitch = net->has_projection ? l->c_pitch : l->h_pitch;
 
-    fl_multiply(net->kernels, net->kind, p->call->plan.far, fl_slab(net->P), p->hR, n * panel, R, bytes, count, p->hidden, n,
-                net->P);
+    fl_multiply(net->kernels, &R, count, p->hR, n * panel, p->hidden, n);
     for (fl_index i = 0; i < count; i++) {
         const char *b = bias + (block + i) * panel * item, *x = xW + i * xW_next * item;
         char *r = p->hR + i * n * panel * item, *c_new = q->state.c + (block + i) * block_bytes,
@@ -389,11 +405,15 @@ static int step(place *p, const layout *l, const pass *q, fl_index s, fl_index n
         p->inputs[row] = cell_of(&q->in, t, p->row + row);
     for (fl_index done = 0, count; done < p->block_end - p->block; done += count) {
         count = together(p, p->block_end - p->block - done, n);
-        const fl_index block = s % 2 ? p->block_end - done - count : p->block + done;
+        const fl_index block = s % 2 ? p->block_end - done - count : p->block + done, after = s % 2 ? block - 1 : block + 1;
+        const int last = done + count == p->block_end - p->block;
         char *xW_block = chunk_rows ? xW + (block - p->block) * xW_next * net->item : xW;
         if (!chunk_rows)
-            input_product(p, q, xW_block, block, count, n);
-        recur(p, l, q, xW_block, xW_next, block, count, h_new, t, n);
+            input_product(p, q, xW_block, block, count, n, R_of(p, q, block));
+        recur(p, l, q, xW_block, xW_next, block, count, h_new, t, n,
+              last         ? NULL
+              : chunk_rows ? R_of(p, q, after)
+                           : W_of(p, q, after));
         if (fl_stopped(&p->watcher, n * count * (q->layer->I + net->P) * panel))
             return FL_STOPPED;
     }
@@ -416,7 +436,8 @@ static fl_index chunk_product(place *p, const pass *q, fl_index s, fl_index end)
     }
     for (fl_index block = p->block, count; rows && block < p->block_end; block += count) {
         count = together(p, p->block_end - block, rows);
-        input_product(p, q, p->xW + (block - p->block) * rows * panel * p->net->item, block, count, rows);
+        input_product(p, q, p->xW + (block - p->block) * rows * panel * p->net->item, block, count, rows,
+                      block + 1 < p->block_end ? W_of(p, q, block + 1) : NULL);
         if (fl_stopped(&p->watcher, rows * count * q->layer->I * panel))
             return -1;
     }

@@ -5,10 +5,19 @@
 #include "fastlstm.h"
 #include "team.h"
 
-/* acc = n rows, at least one, times panels of weights of a kind, for one block or two neighbouring ones (then n is 1), as fl_tile has
- * them; int8's scales stand before the weights. */
-void fl_multiply(const fl_kernels *kernels, int kind, int far, fl_index slab, char *acc, fl_index acc_next, const char *panel,
-                 fl_index panel_next, fl_index blocks, const void **rows, fl_index n, fl_index K);
+/* The weights of a product: as fl_tile has them; int8's scales stand before the weights. */
+typedef struct {
+    int kind;
+    int far; /* they come from beyond L2 */
+    fl_index K, slab;
+    const char *panel;
+    fl_index panel_next; /* bytes to a second block's */
+    const char *then;    /* of the next product, to be fetched early; NULL: it is not known, or near */
+} fl_factor;
+
+/* acc = n rows, at least one, times one block's weights, or two neighbouring ones' (then n is 1). */
+void fl_multiply(const fl_kernels *kernels, const fl_factor *weights, fl_index blocks, char *acc, fl_index acc_next,
+                 const void **rows, fl_index n);
 
 /* Rows by falling length, and of equal ones by number. */
 int fl_order_rows(const int64_t *lengths, fl_index B, fl_index *order);

@@ -143,6 +143,8 @@ static void check_tile(const fl_kernels *k, int kind, int fused, int begins, fl_
     char *panel = aligned(blocks * panel_next), *inputs = numbers(item, M * (K + 3) + 1, 1);
     void *weights[2];
     const void *rows[FL_MAX_TILE];
+    const fl_fetch own = {NULL, 0}, next = {panel, FL_ALIGNMENT},
+                   *fetch[] = {NULL, &own, &next}; /* all of them asked for by turns */
 
     for (fl_index block = 0; block < blocks; block++)
         weights[block] = pack_numbers(k, kind, K, panel + block * panel_next + scales, panel + block * panel_next);
@@ -150,7 +152,7 @@ static void check_tile(const fl_kernels *k, int kind, int fused, int begins, fl_
     memcpy(before, acc, (size_t)(blocks * acc_next * item));
     for (fl_index m = 0; m < M; m++) /* rows at odd distances, so not aligned to vectors */
         rows[m] = inputs + (m * (K + 3) + 1) * item;
-    (blocks == 2 ? k->tile_pair[kind] : k->tiles[kind][M - 1])(begins, (int)K % 2, slab, acc, acc_next, panel + scales,
+    (blocks == 2 ? k->tile_pair[kind] : k->tiles[kind][M - 1])(begins, fetch[(K + M) % 3], slab, acc, acc_next, panel + scales,
                                                                panel_next, panel, rows, K);
     for (fl_index block = 0; block < blocks; block++)
         for (fl_index m = 0; m < M + 1; m++)
