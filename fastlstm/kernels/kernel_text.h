@@ -167,7 +167,7 @@ INLINE void tile(const int early, const int kind, const int M, const int NB, int
                  fl_index K, const fl_fetch *fetch)
 {
     const fl_index step = FL_VECTORS * LANES * WEIGHT(kind), next_step = early == FL_NEXT ? fetch->step : 0;
-    const char *next = early == FL_NEXT ? fetch->next : NULL;
+    const char *next = early == FL_NEXT ? fetch->next : panel;
     const real *row[FL_MAX_TILE];
     fl_index k = 0;
 

@@ -107,7 +107,8 @@ static fl_index chunk_for(const fl_network *net, fl_index T, fl_index rows, fl_i
     return chunk > 1 ? chunk : 0;
 }
 
-/* Whether so many bytes of weights pass, in one thread, between two uses of one that L2 does not keep it: then they are fetched early. */
+/* Whether between two uses of one weight so many bytes of others pass, in one thread, that L2 does not keep it: then they are fetched
+ * early. */
 static int is_far(double bytes) { return bytes > 0.8 * l2_bytes(); }
 
 /* One block's four chains wait for the latency of multiply-add, four cycles: they use up one vector per cycle. That is all that L2 can

@@ -35,7 +35,8 @@ void fl_multiply(const fl_kernels *kernels, const fl_factor *weights, fl_index b
             const void *at[FL_MAX_TILE];
             for (fl_index m = 0; m < M; m++)
                 at[m] = (const char *)rows[first + m] + k * item;
-            fetch.next = next + t * count * fetch.step;
+            if (next)
+                fetch.next = next + t * count * fetch.step;
             kernels->tiles[kind][M - 1](k == 0, next ? early : NULL, slab, acc + first * vectors * item, 0, panel + k * step, 0,
                                         scales, at, count);
         }
