@@ -41,9 +41,9 @@ static inline fl_index fl_slab(fl_index K) { return K < 6 * FL_LONG_SLAB ? FL_SL
  * other, a share of those that come next. */
 typedef struct {
     const char *next; /* NULL: its own */
-    fl_index step;    /* bytes of `next` for each element, up to two cache lines */
+    fl_index step;    /* bytes of `next` for each element: one line is asked for, wherever it begins */
 } fl_fetch;
-enum { FL_NOTHING, FL_OWN, FL_NEXT };
+enum { FL_NOTHING, FL_OWN, FL_NEXT }; /* the same as a constant for a tile's text */
 
 /* acc[m] += sum over k of rows[m][k] * panel[k], slab by slab, k ascending: each slab is one chain of fused multiply-adds from zero,
  * whose sum is added to acc, of int8 times the column's scale. (One chain from end to end loses twice the bits at K 400: its later terms

@@ -107,6 +107,9 @@ static fl_index chunk_for(const fl_network *net, fl_index T, fl_index rows, fl_i
     return chunk > 1 ? chunk : 0;
 }
 
+/* Of the layer that has most. */
+static fl_index most_inputs(const fl_network *net) { return net->L > 1 ? fl_max(net->I, net->D * net->P) : net->I; }
+
 /* Whether between two uses of one weight so many bytes of others pass, in one thread, that L2 does not keep it: then they are fetched
  * early. */
 static int is_far(double bytes) { return bytes > 0.8 * l2_bytes(); }
@@ -163,9 +166,8 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads,
                 }
             }
         }
-    const fl_index blocks = fl_ceil_div(net->blocks, best.unit_groups),
-                   inputs = net->L > 1 ? fl_max(net->I, net->D * net->P) : net->I;
-    const double R = (double)(blocks * fl_panel_bytes(net, net->P)), W = (double)(blocks * fl_panel_bytes(net, inputs));
+    const fl_index blocks = fl_ceil_div(net->blocks, best.unit_groups);
+    const double R = (double)(blocks * fl_panel_bytes(net, net->P)), W = (double)(blocks * fl_panel_bytes(net, most_inputs(net)));
     const double all = T > 1 ? R + W : (double)net->bytes / best.unit_groups; /* a single step uses each once */
     best.far_W = is_far(all);
     best.far_R = is_far(best.chunk ? R : all);
@@ -223,8 +225,7 @@ fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int
     best.expected_ns = (int64_t)fmin(best_ns, 9e18);
     best.patience_ns = PATIENCE_NS + (int64_t)(4 * best_ns / (double)fl_max(T, 1));
     const double column = (double)(net->gates * fl_padded(net->H) * net->item); /* of W and R, transposed */
-    const fl_index inputs = net->L > 1 ? fl_max(net->I, net->D * net->P) : net->I;
     best.far_R = is_far(column * (double)net->P / best.unit_groups);
-    best.far_W = is_far(column * (T * B > FL_DX_ROWS ? FL_VECTORS * (double)net->V : (double)inputs / best.threads));
+    best.far_W = is_far(column * (T * B > FL_DX_ROWS ? FL_VECTORS * (double)net->V : (double)most_inputs(net) / best.threads));
     return best;
 }

@@ -1,9 +1,8 @@
 /* Products of any number of rows with a packed panel, cut into tiles. */
 #include "schedule.h"
 
-enum {
-    PANEL_K = 2 * FL_LONG_SLAB
-}; /* most elements of a panel taken at a time: 32 KiB of AVX-512 panel, in L1 while all rows pass */
+/* Most elements of a panel taken at a time: 32 KiB of AVX-512 panel, in L1 while all rows pass. */
+enum { PANEL_K = 2 * FL_LONG_SLAB };
 
 /* Weights from beyond L2 arrive more slowly than the first of several tiles could use them. So all tiles that pass through one part of a
  * panel share in asking for the next part: it is in L2 when its turn comes. */
