@@ -37,16 +37,20 @@
 
 enum { AHEAD = 32 }; /* elements whose weights are fetched before they are needed */
 
-/* The 15 elements of a short slab after the first in three turns. Or as many turns as elements, which GCC would unroll whole. */
+/* Elements in one turn of a loop: of a short slab's 15 after the first, five. Or GCC would unroll all of them. */
 #ifdef FL_PLAIN_LOOPS
-#define UNROLL
-#define TURN_BY_TURN
+#define UNROLL(n)
 #elif defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll_count(5)")
-#define TURN_BY_TURN _Pragma("clang loop unroll(disable)")
+#define UNROLL(n) FL_PRAGMA(clang loop unroll_count(n))
 #else
-#define UNROLL _Pragma("GCC unroll 5")
-#define TURN_BY_TURN _Pragma("GCC unroll 1")
+#define UNROLL(n) FL_PRAGMA(GCC unroll n)
+#endif
+#ifdef FL_COMPACT
+#define SEVERAL 1
+#define FETCHES 0 /* for whoever comes next */
+#else
+#define SEVERAL 5
+#define FETCHES 1
 #endif
 
 /* Whether a load is a whole cache line. Then what a processor sees coming is worth more than the instructions that unrolling saves: it
@@ -137,11 +141,11 @@ INLINE void add_slab(const int early, const int kind, const int M, const int NB,
             i = 1, weights += step, next += next_step;
         }
         if (FITS(M, N) && !LOADS_ARE_LINES) {
-            UNROLL
+            UNROLL(SEVERAL)
             for (; i < count; i++, weights += step, next += next_step)
                 element(0, early, kind, M, N, from, sum, row, k + i, weights, panel_next, next);
         } else {
-            TURN_BY_TURN
+            UNROLL(1)
             for (; i < count; i++, weights += step, next += next_step)
                 element(0, early, kind, M, N, from, sum, row, k + i, weights, panel_next, next);
         }
@@ -190,7 +194,7 @@ INLINE void tile(const int early, const int kind, const int M, const int NB, int
                                        const void *panel, fl_index panel_next, const void *scales, const void *const *rows, \
                                        fl_index K)                                                                          \
     {                                                                                                                       \
-        if (M > 2 && fetch && fetch->next)                                                                                  \
+        if (FETCHES && M > 2 && fetch && fetch->next)                                                                       \
             tile(FL_NEXT, kind, M, NB, begins, slab, acc, acc_next, panel, panel_next, scales, rows, K, fetch);             \
         else if (fetch || M == 1 || !LOADS_ARE_LINES)                                                                       \
             tile(FL_OWN, kind, M, NB, begins, slab, acc, acc_next, panel, panel_next, scales, rows, K, NULL);               \
@@ -255,29 +259,29 @@ INLINE void exp_parts(const int N, const vec *x, vec *s, vec *q)
 #define FIRST(coefficient) \
     EACH (i, N)            \
         p[i] = v_set(coefficient);
-#define FL_NEXT(coefficient) \
-    EACH (i, N)              \
+#define NEXT(coefficient) \
+    EACH (i, N)           \
         p[i] = v_fma(p[i], r[i], v_set(coefficient));
 #if FL_BITS == 32
     FIRST(0x1.6db42ap-10f)
-    FL_NEXT(0x1.123b56p-7f)
-    FL_NEXT(0x1.55545ep-5f)
-    FL_NEXT(0x1.55548ep-3f)
-    FL_NEXT(0x1.000000p-1f)
+    NEXT(0x1.123b56p-7f)
+    NEXT(0x1.55545ep-5f)
+    NEXT(0x1.55548ep-3f)
+    NEXT(0x1.000000p-1f)
 #else
     FIRST(0x1.af858702f7c89p-26)
-    FL_NEXT(0x1.28b04913a27cdp-22)
-    FL_NEXT(0x1.71dddfcc284cbp-19)
-    FL_NEXT(0x1.a0199693bc67ap-16)
-    FL_NEXT(0x1.a01a01bae2352p-13)
-    FL_NEXT(0x1.6c16c185a757bp-10)
-    FL_NEXT(0x1.111111110d63ap-7)
-    FL_NEXT(0x1.5555555550030p-5)
-    FL_NEXT(0x1.5555555555561p-3)
-    FL_NEXT(0x1.000000000000bp-1)
+    NEXT(0x1.28b04913a27cdp-22)
+    NEXT(0x1.71dddfcc284cbp-19)
+    NEXT(0x1.a0199693bc67ap-16)
+    NEXT(0x1.a01a01bae2352p-13)
+    NEXT(0x1.6c16c185a757bp-10)
+    NEXT(0x1.111111110d63ap-7)
+    NEXT(0x1.5555555550030p-5)
+    NEXT(0x1.5555555555561p-3)
+    NEXT(0x1.000000000000bp-1)
 #endif
 #undef FIRST
-#undef FL_NEXT
+#undef NEXT
     EACH (i, N)
         q[i] = v_fma(p[i], r[i] * r[i], r[i]);
 }
@@ -647,7 +651,8 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
 #undef VECTORS
 #undef FITS
 #undef UNROLL
-#undef TURN_BY_TURN
+#undef SEVERAL
+#undef FETCHES
 #undef LOADS_ARE_LINES
 #undef tile
 #undef add_sum
