@@ -9,6 +9,7 @@ import argparse
 import errno
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -35,7 +36,12 @@ WORDS = (
     ("pass external_data=True", "pass --external-data"),
     ("weight_dtype of", "--weight-dtype of"),
     ("threads must be", "--threads must be"),
+    ("merge_mode must be one of concat", "--merge-mode must be one of concat"),
 )
+
+# What is told of a layer of Keras, and the messages that are about the telling, not about a file's own configuration
+TOLD = ("go_backwards", "activation", "recurrent_activation", "merge_mode")
+OF_TOLD = (": for files of Keras alone", "leave out ", ": the file holds ", ": Keras 2 and 3 compute ")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,6 +90,8 @@ def one_line(message: str) -> str:
     line = " ".join(message.splitlines())
     for words, here in WORDS:
         line = line.replace(words, here)
+    if any(words in line for words in OF_TOLD):
+        line = re.sub(rf"\b({'|'.join(TOLD)})(?=[,:]|$)", lambda name: "--" + name[1].replace("_", "-"), line)
     return line
 
 
@@ -151,7 +159,8 @@ def make_parser() -> argparse.ArgumentParser:
         convert,
         "Write an LSTM as .safetensors or .npz, under PyTorch's names, with all that the file says of it.",
         """fastlstm convert amplifier.nam amplifier.safetensors
-        fastlstm convert checkpoint.pt encoder.npz --name encoder.rnn""",
+        fastlstm convert checkpoint.pt encoder.npz --name encoder.rnn
+        fastlstm convert tagger.weights.h5 tagger.npz --activation relu --merge-mode sum""",
     )
     sub.add_argument("file", metavar="IN", help="the network, as for scan")
     sub.add_argument("output", metavar="OUT", help="ends with .safetensors or .npz; replaced only when all is done")
@@ -172,11 +181,21 @@ def add_choice(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--layout", choices=("keras", "haste"), help="order of gates of tensors named kernel and recurrent_kernel")
     sub.add_argument("--allow-nonfinite", action="store_true", help="accept NaN and infinity among the weights")
     add_external_data(sub)
+    keras = sub.add_argument_group(
+        "weights of Keras alone",
+        "What the layer was made with, where the file does not say it; left out, Keras' defaults are taken.",
+    )
+    keras.add_argument("--go-backwards", action="store_true", default=None, help="it runs from the last step to the first")
+    keras.add_argument("--activation", metavar="NAME", help='"linear" where Keras had None (default: tanh)')
+    keras.add_argument(
+        "--recurrent-activation", metavar="NAME", help="hard_sigmoid_keras2 and hard_sigmoid_keras3 differ (default: sigmoid)"
+    )
+    keras.add_argument("--merge-mode", metavar="MODE", help="of a Bidirectional: concat, sum, mul or ave (default: concat)")
 
 
 def choice(args: argparse.Namespace) -> dict[str, Any]:
     """The same as the functions take it."""
-    names = ("batch_first", "layout", "allow_nonfinite", "external_data")
+    names = ("batch_first", "layout", "allow_nonfinite", "external_data", *TOLD)
     return {name: getattr(args, name) for name in names}
 
 

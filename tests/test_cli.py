@@ -19,6 +19,7 @@ import fastlstm
 from fastlstm import cli
 from fastlstm.config import show_config
 
+GOLDEN = Path(__file__).parent / "golden"
 I, H = 5, 7
 
 
@@ -213,6 +214,43 @@ def test_messages_name_options(folder: Path, capsys: pytest.CaptureFixture[str])
     refused(capsys, run(), "NaN or infinite; pass --allow-nonfinite to load", files=files)
     assert run("--allow-nonfinite") == 0
     assert np.isnan(np.load("y.npy")).all()
+
+
+def test_what_is_told_of_weights_of_keras(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("h5py")
+    source = str(GOLDEN / "keras3.weights.h5")
+    for name, options, told in (
+        ("zeta", ["--go-backwards", "--activation", "softsign"], {"go_backwards": True, "activation": "softsign"}),
+        ("zeta", ["--recurrent-activation", "hard_sigmoid_keras2"], {"recurrent_activation": "hard_sigmoid_keras2"}),
+        ("both", ["--merge-mode", "sum"], {"merge_mode": "sum"}),
+    ):
+        assert cli.main(["convert", source, "x.npz", "--name", name, *options]) == 0
+        lstm = fastlstm.load(source, name, **told)
+        x = np.random.default_rng(0).standard_normal((2, 4, lstm.input_size)).astype("f")
+        expected = lstm(x)[0]
+        assert fastlstm.load("x.npz")(x)[0].tobytes() == expected.tobytes()
+        np.save("x.npy", x)
+        assert run("--name", name, *options, model=source) == 0
+        assert np.load("y.npy").tobytes() == expected.tobytes()
+        for file in ("x.npz", "y.npy"):
+            os.remove(file)
+    capsys.readouterr()
+    for name, options, part in (
+        ("both", ["--go-backwards"], "--go-backwards: the file holds both directions"),
+        ("zeta", ["--merge-mode", "sum"], "--merge-mode: the file holds no Bidirectional"),
+        ("both", ["--merge-mode", "max"], "error: --merge-mode must be one of concat"),
+        ("zeta", ["--recurrent-activation", "hard_sigmoid"], "--recurrent-activation: Keras 2 and 3 compute"),
+    ):
+        refused(capsys, run("--name", name, *options, model=source), part, files={"x.npy"})
+    status = run("--name", "zeta", "--activation", "relu", "--go-backwards", model=str(GOLDEN / "keras3.h5"))
+    refused(capsys, status, "leave out --go-backwards, --activation\n", files={"x.npy"})
+    fastlstm.LSTM(I, H, seed=1).save("model.safetensors")
+    refused(
+        capsys,
+        run("--activation", "relu"),
+        "error: 'model.safetensors': --activation: for files of Keras",
+        files={"x.npy", "model.safetensors"},
+    )
 
 
 # ---- run: what is refused, and what is left behind -----------------------------------------------------------------------------

@@ -157,8 +157,7 @@ def load(
         If reading that format needs a package that is not installed; the message says which.
     """
     batch_first = _maybe("batch_first", batch_first)
-    layer = {"activation": activation, "recurrent_activation": recurrent_activation, "merge_mode": merge_mode}
-    told = _told(go_backwards, **layer)
+    told = _told(go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode)
     weights, info = _read(path, name, allow_nonfinite, layout, external_data, told=told)
     return _made(weights, info, batch_first)
 
@@ -172,6 +171,10 @@ def convert(
     layout: str | None = None,
     allow_nonfinite: bool = False,
     external_data: bool = False,
+    go_backwards: bool | None = None,
+    activation: str | None = None,
+    recurrent_activation: str | None = None,
+    merge_mode: str | None = None,
 ) -> LSTMInfo:
     """Write an LSTM of any readable file as a safetensors or npz file, which :func:`load` reads back exactly.
 
@@ -183,8 +186,8 @@ def convert(
     source : str or os.PathLike
     target : str or os.PathLike
         Ends with ``.safetensors`` or ``.npz``; replaced if it exists, and only when all is done.
-    name, batch_first, layout, allow_nonfinite, external_data
-        As for :func:`load`. Of Keras' weights alone Keras' defaults are taken; for others, ``load(...).save(target)``.
+    name, batch_first, layout, allow_nonfinite, external_data, go_backwards, activation, recurrent_activation, merge_mode
+        As for :func:`load`.
 
     Returns
     -------
@@ -202,7 +205,8 @@ def convert(
     """
     write = writer("target", target)
     batch_first = _maybe("batch_first", batch_first)
-    weights, info = _read(source, name, allow_nonfinite, layout, external_data)
+    told = _told(go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode)
+    weights, info = _read(source, name, allow_nonfinite, layout, external_data, told=told)
     assert info is not None
     write(weights, bool(info.batch_first) if batch_first is None else batch_first)
     return info
