@@ -247,7 +247,13 @@ static void recur(place *p, const pass *q, processed after, fl_index t, fl_index
             p->rows_at[i] = gates + i * p->rank_step * p->tape->gates_pitch;
         const char *R = (const char *)q->weights->R;
         const fl_factor weights = {
-            FL_FULL, p->call->plan.far_R, K, fl_slab(K), R + j * K * bytes, 0, then < 0 ? NULL : R + then * K * bytes};
+            .kind = FL_FULL,
+            .far = p->call->plan.far_R,
+            .K = K,
+            .slab = fl_slab(K),
+            .panel = R + j * K * bytes,
+            .then = then < 0 ? NULL : R + then * K * bytes,
+        };
         fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, after.n);
     }
     for (fl_index i = 0; i < fl_min(n, after.n); i++)
@@ -411,13 +417,14 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
         for (fl_index i = 0; i < n; i++)
             p->rows_at[i] = q->dh + (token + i * p->rank_step) * p->l->dh_pitch;
         const char *projection = (const char *)q->weights->projection + j * fl_padded(net->P) * width * item;
-        const fl_factor weights = {FL_FULL,
-                                   p->call->plan.far_R,
-                                   net->P,
-                                   fl_slab(net->P),
-                                   projection,
-                                   0,
-                                   j + 1 < p->unit_end ? projection + fl_padded(net->P) * width * item : NULL};
+        const fl_factor weights = {
+            .kind = FL_FULL,
+            .far = p->call->plan.far_R,
+            .K = net->P,
+            .slab = fl_slab(net->P),
+            .panel = projection,
+            .then = j + 1 < p->unit_end ? projection + fl_padded(net->P) * width * item : NULL,
+        };
         fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, n);
         cells(p, q, t, n, j, NULL);
         if (fl_stopped(&p->watcher, n * net->P * width))
@@ -443,13 +450,14 @@ static int input_gradient(place *p, const pass *q, fl_index first, fl_index toke
         for (fl_index i = 0; i < n; i++)
             p->rows_at[i] = gates_at(p, q, from + i);
         const char *W = (const char *)q->weights->W + j * K * width * item;
-        const fl_factor weights = {FL_FULL,
-                                   p->call->plan.far_W,
-                                   K,
-                                   fl_slab(K),
-                                   W,
-                                   0,
-                                   at + 1 < end ? (const char *)q->weights->W + (at + 1) / pieces * K * width * item : NULL};
+        const fl_factor weights = {
+            .kind = FL_FULL,
+            .far = p->call->plan.far_W,
+            .K = K,
+            .slab = fl_slab(K),
+            .panel = W,
+            .then = at + 1 < end ? (const char *)q->weights->W + (at + 1) / pieces * K * width * item : NULL,
+        };
         fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, n);
         p->kernels->store(n, p->acc, p->acc, width);
         for (fl_index i = 0; i < n; i++)

@@ -315,13 +315,14 @@ static int project(place *p, const layout *l, const pass *q, char *h, fl_index n
         p->hidden[row] = q->state.m + row * l->c_pitch;
     for (fl_index block = p->projected; block < p->projected_end; block++) {
         const char *panel = (const char *)q->layer->projection + block * fl_panel_bytes(net, net->H);
-        const fl_factor weights = {net->kind,
-                                   p->call->plan.far_R,
-                                   net->H,
-                                   fl_slab(net->H),
-                                   panel,
-                                   0,
-                                   block + 1 < p->projected_end ? panel + fl_panel_bytes(net, net->H) : NULL};
+        const fl_factor weights = {
+            .kind = net->kind,
+            .far = p->call->plan.far_R,
+            .K = net->H,
+            .slab = fl_slab(net->H),
+            .panel = panel,
+            .then = block + 1 < p->projected_end ? panel + fl_panel_bytes(net, net->H) : NULL,
+        };
         fl_multiply(net->kernels, &weights, 1, p->hR, 0, p->hidden, n);
         net->kernels->store(n, p->hR, h + block * bytes, l->h_pitch / net->item);
         if (q->layer->variant)
@@ -347,7 +348,14 @@ static void input_product(const place *p, const pass *q, char *xW, fl_index bloc
                           const char *then)
 {
     const fl_factor W = {
-        p->net->kind, p->call->plan.far_W, q->layer->I, FL_SLAB, W_of(p, q, block), fl_panel_bytes(p->net, q->layer->I), then};
+        .kind = p->net->kind,
+        .far = p->call->plan.far_W,
+        .K = q->layer->I,
+        .slab = FL_SLAB,
+        .panel = W_of(p, q, block),
+        .panel_next = fl_panel_bytes(p->net, q->layer->I),
+        .then = then,
+    };
 
     fl_multiply(p->net->kernels, &W, count, xW, rows * FL_VECTORS * p->net->V, p->inputs, rows);
 }
@@ -358,8 +366,15 @@ static void recur(const place *p, const layout *l, const pass *q, const char *xW
 {
     const fl_network *net = p->net;
     const fl_index item = net->item, block_bytes = net->units * item, panel = FL_VECTORS * net->V;
-    const fl_factor R = {net->kind,         p->call->plan.far_R,         net->P, fl_slab(net->P),
-                         R_of(p, q, block), fl_panel_bytes(net, net->P), then};
+    const fl_factor R = {
+        .kind = net->kind,
+        .far = p->call->plan.far_R,
+        .K = net->P,
+        .slab = fl_slab(net->P),
+        .panel = R_of(p, q, block),
+        .panel_next = fl_panel_bytes(net, net->P),
+        .then = then,
+    };
     const char *bias = (const char *)q->layer->bias;
     char *to = net->has_projection ? q->state.m : h_new;
     const fl_index to_pitch = net->has_projection ? l->c_pitch : l->h_pitch;
