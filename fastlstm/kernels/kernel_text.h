@@ -108,7 +108,7 @@ INLINE void element(const int first, const int early, const int kind, const int 
     if (M > 1 && early == FL_OWN)
         for (fl_index line = 0; line < N * LANES * WEIGHT(kind); line += FL_ALIGNMENT)
             __builtin_prefetch(panel + (AHEAD * FL_VECTORS + from) * LANES * WEIGHT(kind) + line);
-    if (early == FL_NEXT && from == 0)
+    if (early == FL_NEXT && from == 0)  /* the first pass asks for all */
         __builtin_prefetch(next, 0, 2); /* into L2: what is in L1 is still needed */
     EACH (m, M) {
         const vec input = v_set(row[m][k]);
