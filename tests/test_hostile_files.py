@@ -16,6 +16,8 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -1148,11 +1150,22 @@ def test_mutated_files_that_a_child_reads(kind: str, tmp_path: Path) -> None:
 
 
 def run_mutants(kind: str, number: int, folder: Path) -> tuple[int, int]:
-    """How many were loaded, and how many different things became of them."""
-    command = [sys.executable, ROOT / "tests" / "mutate.py", kind, "--count", str(number), "--seed", str(SEED)]
+    """How many were loaded, and how many different things became of them. Each processor has its share."""
+    size = min(number, 8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    count, loaded = (int(number) for number in re.findall(r"(\d+) files, (\d+) loaded", result.stdout)[0])
-    assert count == number
-    return loaded, len(result.stdout.splitlines())
+    with ThreadPoolExecutor(size) as pool:
+        shares = [number * (rank + 1) // size - number * rank // size for rank in range(size)]
+        commands = [
+            [sys.executable, ROOT / "tests" / "mutate.py", kind, "--count", str(share), "--seed", str(SEED * size + rank)]
+            for rank, share in enumerate(shares)
+        ]
+        run = partial(subprocess.run, capture_output=True, text=True, cwd=folder, env=environment)
+        results = list(pool.map(run, commands))
+    total, fates = 0, set[str]()
+    for share, result in zip(shares, results, strict=True):
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+        count, loaded = (int(number) for number in re.findall(r"(\d+) files, (\d+) loaded", result.stdout)[0])
+        assert count == share
+        total += loaded
+        fates.update(re.findall(r"^ +\d+ (.+)$", result.stdout, re.MULTILINE))
+    return total, len(fates)
