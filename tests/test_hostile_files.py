@@ -1122,7 +1122,7 @@ def test_memory_and_time_are_bounded(case: str, tmp_path: Path) -> None:
     loaded, peak, seconds = peak_memory.measured(path)
     assert loaded == loads
     assert peak <= 4 * path.stat().st_size + 64 * MB
-    assert seconds < 20  # some seconds on a free machine
+    assert seconds < 40  # ten on a free machine, and a slow one
 
 
 # ---- Mutations -----------------------------------------------------------------------------------------------------------------
