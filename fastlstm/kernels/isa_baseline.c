@@ -1,5 +1,5 @@
 #define FL_ISA baseline
 #define FL_WIDTH 16
 #define FL_REGISTERS 16
-#define FL_COMPACT /* for processors before 2013: a third of what it would fill */
+#define FL_COMPACT /* for processors before 2013: two fifths of what it would fill */
 #include "isa.h"
