@@ -1035,7 +1035,7 @@ int main(int argc, char **argv)
     const fl_isa *isa = fl_isas();
 
     if (argc > 2)
-        most_groups = atoi(argv[2]); /* an emulator keeps memory of every thread there ever was */
+        most_groups = atoi(argv[2]); /* where each takes long: under a sanitizer, or emulated */
     while (isa->name && (argc < 2 || strcmp(isa->name, argv[1]) != 0))
         isa++;
     if (!isa->name || !isa->available) {
