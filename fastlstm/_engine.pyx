@@ -903,7 +903,8 @@ cdef class StreamState:
         self.call.net, self.call.tape = net, NULL
         self.call.T, self.call.B = 1, batch_size
         self.call.plan = fl_make_plan(net, 1, batch_size, threads, 1)
-        if self.call.plan.threads == 1:
+        # A step that takes long is an ordinary call, which signals end
+        if self.call.plan.threads == 1 and self.call.plan.expected_ns < 5000000:
             if fl_prepare(&self.call):
                 raise MemoryError("scratch memory of a stream")
             self.prepared = True

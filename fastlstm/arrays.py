@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array
     if type(value) is np.ndarray:
         return value
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be ignored; pass {name}.filled(...)")
+        advice = f"; pass {name}.data" if name == "out" else f"; pass {name}.filled(...)"
+        raise TypeError(f"{name} is a masked array, whose mask would be ignored{advice}")
     if getattr(value, "requires_grad", False):
         raise TypeError(f"{name} requires a gradient, which would be lost; pass {name}.detach()")
     try:
@@ -94,17 +96,29 @@ def as_lengths(value: Any, T: int, B: int) -> Array:
         array = np.asarray(value) if isinstance(value, (list, tuple)) else as_array("lengths", value)
     except ValueError as error:
         raise ValueError(f"lengths must have shape ({B},): {error}") from error
+    if array.ndim == 1 and (array.dtype == object or isinstance(value, (list, tuple))):
+        array = np.array([_index(f"lengths[{row}]", length) for row, length in enumerate(value)], object)  # of any size
     if array.shape != (B,):
         raise shape_error("lengths", (B,), array.shape)
     if array.size == 0:
         return np.zeros(0, np.int64)
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind not in "iuO":
         raise TypeError(f"lengths must be integers, got {array.dtype}")
     bad = (array < 0) | (array > T)
     if bad.any():
         row = int(bad.argmax())
         raise ValueError(f"lengths must be between 0 and T = {T}, got lengths[{row}] = {array[row]}")
     return np.ascontiguousarray(array, np.int64)
+
+
+def _index(name: str, value: Any) -> int:
+    """What Python takes for an integer, an element of a tensor too; True is none."""
+    try:
+        if not isinstance(value, (bool, np.bool_)):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{name} must be an integer, got {value!r:.100}")
 
 
 def as_resets(value: Any, shape: tuple[int, ...]) -> Array:
@@ -135,7 +149,7 @@ def in_order(packed: Array, order: Array) -> Array:
     return spread
 
 
-def shape_error(name: str, expected: tuple[object, ...], given: tuple[int, ...]) -> ValueError:
-    """The error for a wrong shape; letters may stand for lengths that are free."""
-    wanted = "(" + ", ".join(str(n) for n in expected) + ("," if len(expected) == 1 else "") + ")"
-    return ValueError(f"{name} must have shape {wanted}, got {given}")
+def shape_error(name: str, expected: tuple[object, ...], given: tuple[int, ...], *others: tuple[object, ...]) -> ValueError:
+    """The error for a wrong shape; letters may stand for lengths that are free, and `others` would do, too."""
+    wanted = ("(" + ", ".join(str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")" for shape in (expected, *others))
+    return ValueError(f"{name} must have shape {' or '.join(wanted)}, got {given}")

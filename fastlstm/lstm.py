@@ -153,7 +153,7 @@ class LSTM(Network[State]):
             If scratch memory cannot be had; nothing has changed then but perhaps `out`.
         """
         if type(state) is tuple and self._concat and lengths is None and mask is None and resets is None and out is None:
-            one = _engine.step(self._network, x, state, self._dtype, self._batch_first, *_threads.allowance(threads))
+            one = _engine.step(self._packed.network, x, state, self._dtype, self._batch_first, *_threads.allowance(threads))
             if one is not None:
                 return one
         return self._call(x, state, lengths, resets, out, threads, mask)

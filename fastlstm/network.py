@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -14,7 +14,6 @@ from fastlstm import threads as _threads
 from fastlstm.arrays import (
     Array,
     as_array,
-    as_bytes,
     as_flag,
     as_floats,
     as_integer,
@@ -26,12 +25,12 @@ from fastlstm.arrays import (
     in_place,
     shape_error,
 )
-from fastlstm.cell import ACTIVATIONS, PLAIN, Activation, Cell
-from fastlstm.isa import isa as _isa  # noqa: F401  (chooses the kernels before a network is packed)
+from fastlstm.cell import PLAIN, Activation, Cell
+from fastlstm.packed import Packed
 from fastlstm.rounding import TYPES
 from fastlstm.stream import Stream
 from fastlstm.tape import RecomputedTape, Tape
-from fastlstm.weights import TENSORS, LayerWeights, Weights, check_sizes, parameter_shapes
+from fastlstm.weights import Weights, check_sizes, parameter_shapes
 
 __all__ = ["Network"]
 
@@ -43,8 +42,13 @@ Pair = tuple[Array, Array]  # the state as the engine sees it: h and c, which ha
 class Network(Generic[S]):
     """Packed weights, and what is done with them whichever cell they belong to."""
 
-    _weights: Weights
+    _packed: Packed
     _batch_first: bool
+    _dtype: np.dtype[Any]
+    _forward: Any  # the engine's function for it
+    _sizes: tuple[int, int, int, int]  # of an input, of h and of c; records
+    _concat: bool
+    _width: int  # of the output of both directions
 
     def _initialise(
         self,
@@ -76,10 +80,7 @@ class Network(Generic[S]):
         )
         if sum(int(np.prod(shape, dtype=object)) for shape in shapes.values()) > 1 << 44:
             raise ValueError(f"hidden_size {hidden_size} and input_size {input_size} make more weights than memory can hold")
-        try:
-            rng = np.random.default_rng(seed)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"seed must be a non-negative integer or None, got {seed!r:.100}") from error
+        rng = np.random.default_rng(None if seed is None else as_integer("seed", seed, 0, 2**64 - 1))
         bound = 1 / np.sqrt(hidden_size)
         tensors = {name: rng.uniform(-bound, bound, shape).astype(kind) for name, shape in shapes.items()}
         self._adopt(Weights.from_named_tensors(tensors, nonlinearity))
@@ -134,42 +135,21 @@ class Network(Generic[S]):
 
     def _adopt(self, weights: Weights) -> None:
         """Pack `weights`; the last thing that can fail comes before the first thing that changes."""
-        weights = weights.rounded(weights.weight_dtype) if weights.weight_dtype else weights
-        owned = replace(weights, layers=tuple(_owned(layer) for layer in weights.layers))
-        network = _engine.Network(
-            _rows(owned),
-            [_variant(layer) for layer in owned.layers],
-            owned.dtype.itemsize,
-            owned.input_size,
-            owned.hidden_size,
-            owned.num_layers,
-            owned.num_directions,
-            owned.proj_size,
-            owned.reverse,
-            owned.nonlinearity,
-            owned.weight_dtype,
-        )
-        self._weights = owned
-        self._network = network
-        self._transposed: _engine.Transposed | None = None
+        packed = Packed(weights)
+        owned = packed.weights
+        self._packed = packed  # in one piece: other threads' calls take the old weights or the new ones
         self._dtype = owned.dtype
         self._forward = _FORWARD[owned.dtype]
         self._sizes = (owned.input_size, owned.proj_size or owned.hidden_size, owned.cell_size, len(owned.layers))
         self._concat = owned.merge_mode == "concat"
         self._width = owned.num_directions * self._sizes[1]
 
-    def _transposed_weights(self) -> _engine.Transposed:
-        """The weights packed a second time, for gradients, when they are first asked for."""
-        if self._transposed is None:
-            self._transposed = _engine.Transposed(self._network, _rows(self._weights))
-        return self._transposed
-
     # ---- What it is ------------------------------------------------------------------------------------------------------------
 
     @property
     def weights(self) -> Weights:
         """The parameters; read-only arrays."""
-        return self._weights
+        return self._packed.weights
 
     @weights.setter
     def weights(self, weights: Weights) -> None:
@@ -253,8 +233,14 @@ class Network(Generic[S]):
         parts += _special(self.weights)
         return f"{type(self).__name__}({', '.join(parts)})"
 
+    def __copy__(self: Self) -> Self:
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
     def __reduce__(self) -> Any:
-        return type(self).from_weights, (self.weights, self.batch_first)
+        others = {name: value for name, value in self.__dict__.items() if name not in Network.__annotations__}  # a user's
+        return type(self).from_weights, (self.weights, self.batch_first), others or None
 
     # ---- Running it ------------------------------------------------------------------------------------------------------------
 
@@ -268,7 +254,7 @@ class Network(Generic[S]):
             x, lengths, resets, order = _without_masked(x, mask, lengths, resets, single)
         T, B, _ = x.shape
         most, limit = _threads.allowance(threads)
-        merge_mode = self._weights.merge_mode
+        merge_mode = self.weights.merge_mode
         if out is None or merge_mode in ("sum", "mul", "ave"):
             result, output = self._new_output(T, B, single)
             target = result
@@ -277,7 +263,7 @@ class Network(Generic[S]):
             target = in_place(result)  # a copy of `out` if the kernels cannot write to it as it stands
             output = self._as_written(target, single, self._batch_first)
         h_n, c_n = self._new_state(B)
-        self._forward(self._network, x, h_0, c_0, output, h_n, c_n, lengths, resets, most, limit)
+        self._forward(self._packed.network, x, h_0, c_0, output, h_n, c_n, lengths, resets, most, limit)
         if order is not None:
             output[...] = in_order(output, order)
         if target is not result:
@@ -304,19 +290,15 @@ class Network(Generic[S]):
         order = None
         if mask is not None:
             x, lengths, resets, order = _without_masked(x, mask, lengths, resets, single)
-        if not isinstance(dropout, (int, float, np.floating)) or isinstance(dropout, bool):
+        if not isinstance(dropout, (int, float, np.integer, np.floating)) or isinstance(dropout, bool):
             raise TypeError(f"dropout must be a number, got {dropout!r:.100}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must be between 0 and 1, got {dropout}")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer))):
-            raise TypeError(f"seed must be an integer or None, got {seed!r:.100}")
-        if seed is not None and not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed must be between 0 and 2**64 - 1, got {seed}")
-        chosen = int.from_bytes(os.urandom(8), "little") if seed is None else int(seed)
-        if self._weights.merge_mode != "concat":
-            raise ValueError(f"gradients are of both directions side by side, not of merge_mode {self._weights.merge_mode!r}")
+        chosen = int.from_bytes(os.urandom(8), "little") if seed is None else as_integer("seed", seed, 0, 2**64 - 1)
+        if self.weights.merge_mode != "concat":
+            raise ValueError(f"gradients are of both directions side by side, not of merge_mode {self.weights.merge_mode!r}")
         recompute = as_flag("recompute", recompute)
-        if recompute and self._weights.layers[0].h_0 is not None:
+        if recompute and self.weights.layers[0].h_0 is not None:
             raise ValueError("recompute=True does not cover a network with an initial state of its own; leave it out")
         kind: type[Tape[S]] = RecomputedTape if recompute else Tape
         return kind(self, x, h_0, c_0, lengths, resets, single, float(dropout), chosen, threads, order)
@@ -329,7 +311,7 @@ class Network(Generic[S]):
         single = x.ndim == 2
         if x.ndim not in (2, 3) or x.shape[-1] != I:
             free = ("B", "T") if self._batch_first else ("T", "B")
-            raise shape_error("x", (*free, I), x.shape)
+            raise shape_error("x", (*free, I), x.shape, *([] if x.ndim == 3 else [("T", I)]))
         if single:
             x = x[:, None]
         elif self._batch_first:
@@ -356,7 +338,7 @@ class Network(Generic[S]):
     def _as_written(self, output: Array, single: bool, batch_first: bool) -> Array:
         """The same memory as (T, B, ...) with each step at its own time, which Keras' order of processing turns round."""
         output = output[:, None] if single else output.transpose(1, 0, 2) if batch_first else output
-        return output[::-1] if self._weights.flipped else output
+        return output[::-1] if self.weights.flipped else output
 
     def _new_state(self, B: int) -> Pair:
         _, P, C, records = self._sizes
@@ -379,7 +361,7 @@ class Network(Generic[S]):
     def _merged(self, both: Array, out: Any, inputs: tuple[Array | None, ...]) -> Any:
         """The outputs of both directions made one, as Keras' Bidirectional does; a pair if its mode is None."""
         forward, backward = np.split(both, 2, axis=-1)
-        mode = self._weights.merge_mode
+        mode = self.weights.merge_mode
         if mode is None:
             return forward, backward
         result = np.empty(forward.shape, self._dtype) if out is None else self._check_out(out, forward.shape, inputs)
@@ -456,12 +438,17 @@ class Network(Generic[S]):
             If T or B is not an integer of 0 or more, or `threads` none of 1 to 1024.
         """
         T, B = as_integer("T", T, 0, 2**62), as_integer("B", B, 0, 2**62)
-        return _engine.plan(self._network, T, B, _threads.allowance(threads)[0])
+        return _engine.plan(self._packed.network, T, B, _threads.allowance(threads)[0])
 
     # ---- Weights ---------------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Array]:
-        """Copies of the parameters under PyTorch's names, in PyTorch's order: ``weight_ih_l0``, ``weight_hh_l0``, ..."""
+        """Copies of the parameters under PyTorch's names, in PyTorch's order: ``weight_ih_l0``, ``weight_hh_l0``, ...
+
+        Returns
+        -------
+        dict of str to array
+        """
         return {name: tensor.copy() for name, tensor in self.weights.named_tensors()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -551,7 +538,6 @@ class Network(Generic[S]):
         writer("path", path, "safetensors")(self.weights, self.batch_first)
 
 
-_KINDS = tuple(ACTIVATIONS)  # by the engine's numbers
 _FORWARD = {np.dtype("float32"): _engine.forward["float"], np.dtype("float64"): _engine.forward["double"]}
 
 
@@ -592,36 +578,6 @@ def _special(weights: Weights) -> list[str]:
     if any(layer.cell != first.cell for layer in weights.layers):
         words.append("cells that differ")
     return words
-
-
-def _owned(layer: LayerWeights) -> LayerWeights:
-    """The same tensors as read-only, contiguous arrays that nobody else can write to."""
-
-    def own(tensor: Array | None) -> Array | None:
-        if tensor is None:
-            return None
-        flags = tensor.flags
-        if flags.writeable or not flags.owndata or not flags.c_contiguous or not flags.aligned:
-            tensor = np.array(tensor, order="C")
-            tensor.setflags(write=False)
-        return tensor
-
-    return replace(layer, **{kind: own(getattr(layer, kind)) for kind in TENSORS})  # type: ignore[arg-type]
-
-
-def _rows(weights: Weights) -> list[tuple[Array | None, ...]]:
-    """Each record's tensors as flat bytes, as the engine packs them."""
-    return [tuple(as_bytes(getattr(layer, kind)) for kind in TENSORS) for layer in weights.layers]
-
-
-def _variant(layer: LayerWeights) -> tuple[Any, ...] | None:
-    """The cell in the engine's numbers; None for PyTorch's, which has its own kernel."""
-    cell = layer.cell
-    if cell == PLAIN and layer.weight_peephole is None:
-        return None
-    functions = ((_KINDS.index(f.name), *(*f.parameters, 0.0, 0.0)[:2]) for f in (cell.gate, cell.candidate, cell.hidden))
-    clips = (np.inf if clip is None else clip for clip in (cell.gate_clip, cell.cell_clip, cell.proj_clip))
-    return *functions, (None, "forget", "input").index(cell.coupled), *clips
 
 
 def _without_masked(

@@ -41,19 +41,19 @@ class Stream(Generic[S]):
         self._I, self._P = network.input_size, network.weights.proj_size or network.hidden_size
         self._dtype = network.dtype
         self._shape = (B, self._P)
-        self._kind, self._weights, self._network = type(network), network.weights, network._network
-        self._initial = self._weights.initial_state
+        self._kind, self._packed = type(network), network._packed
+        self._initial = self._packed.weights.initial_state
         self._split, self._join = network._split, network._join
         self._take_memory()
         self.reset()
 
     def _take_memory(self) -> None:
         """Room for the state before a step and after it, and the engine's prepared call."""
-        L, B, C = self._weights.num_layers, self.batch_size, self._weights.cell_size
+        L, B, C = self._packed.weights.num_layers, self.batch_size, self._packed.weights.cell_size
         self._h = tuple(np.zeros((L, B, self._P), self._dtype) for _ in range(2))
         self._c = tuple(np.zeros((L, B, C), self._dtype) for _ in range(2))
         h, c = (tuple(array.reshape(-1).view(np.uint8) for array in pair) for pair in (self._h, self._c))
-        self._engine = _engine.StreamState(self._network, B, h, c, _threads.allowance(None)[0])  # type: ignore[arg-type]
+        self._engine = _engine.StreamState(self._packed.network, B, h, c, _threads.allowance(None)[0])  # type: ignore[arg-type]
 
     def step(self, x: Any) -> Array:
         """Take one step.
@@ -86,7 +86,7 @@ class Stream(Generic[S]):
         array = as_floats("x", x, self._dtype)
         B = self._shape[0]
         if array.shape != (B, self._I) and not (B == 1 and array.shape == (self._I,)):
-            raise shape_error("x", (B, self._I), array.shape)
+            raise shape_error("x", (B, self._I), array.shape, *([(self._I,)] if B == 1 else []))
         return array
 
     @property
@@ -153,7 +153,7 @@ class Stream(Generic[S]):
         return self.__copy__()
 
     def __reduce__(self) -> Any:
-        return _go_on, (self._kind, self._weights, self.batch_size, self.state)
+        return _go_on, (self._kind, self._packed.weights, self.batch_size, self.state)
 
 
 def _go_on(kind: type[Network[S]], weights: Weights, batch_size: int, state: S) -> Stream[S]:

@@ -12,6 +12,7 @@ import numpy as np
 from fastlstm import _engine
 from fastlstm import threads as _threads
 from fastlstm.arrays import Array, as_bytes, as_flag, as_floats, contiguous, in_order, in_place, shape_error
+from fastlstm.packed import Packed
 from fastlstm.weights import Weights, suffix
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _DROP = {np.dtype("float32"): _engine.drop["float"], np.dtype("float64"): _engin
 _USED = "this tape was used before: its memory became that of the gradients; record again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gradients(Generic[S]):
     """What :meth:`Tape.backward` returns, in the network's dtype.
 
@@ -62,8 +63,8 @@ class Tape(Generic[S]):
     :meth:`RNN.record`.
 
     It keeps copies: arrays that change afterwards do not change the gradients. Per token and direction of a layer these are 4H
-    gates, H of the cell state and P (or H) outputs, or 2H numbers of an RNN, besides the I inputs of the first layer; padding
-    takes none.
+    gates, H of the cell state and P (or H) outputs, or 2H numbers of an RNN, besides the I inputs of the first layer. H, P and I
+    are rounded up to multiples of 16, and a row of a multiple of 1024 bytes has a cache line more; padding takes none.
 
     Attributes
     ----------
@@ -90,7 +91,7 @@ class Tape(Generic[S]):
     ) -> None:
         T, B, _ = x.shape
         self.dropout, self.seed = dropout, seed
-        self._net, self._weights, self._single, self._sizes = network, network.weights, single, (T, B)
+        self._net, self._packed, self._single, self._sizes = network, network._packed, single, (T, B)
         self._batch_first = network.batch_first  # the network's may change before the gradients are taken
         self._lengths = None if lengths is None else lengths.copy()
         self._resets = None if resets is None else resets.copy()
@@ -105,11 +106,11 @@ class Tape(Generic[S]):
 
     def _record(self, x: Array, state: Maybe, output: Array, final: State, threads: tuple[int, int]) -> None:
         """The forward pass; everything in the engine's shapes."""
-        self._transposed = self._net._transposed_weights()
+        self._packed.transposed  # noqa: B018  (now, when a lack of memory costs nothing)
         self._arguments = (*self._sizes, self._lengths, *map(as_bytes, state), self.dropout, self.seed)
-        self._engine: _engine.Tape | None = _engine.Tape(self._net._network, *self._arguments)
+        self._engine: _engine.Tape | None = _engine.Tape(self._packed.network, *self._arguments)
         run = _FORWARD[output.dtype]
-        run(self._net._network, x, *state, output, *final, self._lengths, self._resets, *threads, self._engine)
+        run(self._packed.network, x, *state, output, *final, self._lengths, self._resets, *threads, self._engine)
 
     def _run_back(
         self,
@@ -126,7 +127,7 @@ class Tape(Generic[S]):
         assert engine is not None, "a tape that is not used up"
         run = _BACKWARD[d_state[0].dtype]
         try:
-            run(self._transposed, engine, d_y, *d_final, self._resets, steps, 0, d_x, *d_state, records, False, *threads)
+            run(self._packed.transposed, engine, d_y, *d_final, self._resets, steps, 0, d_x, *d_state, records, False, *threads)
         except MemoryError:  # nothing has changed then; after Ctrl-C it is worth nothing
             self._engine = engine
             raise
@@ -187,7 +188,7 @@ class Tape(Generic[S]):
         if not self._turns:
             raise RuntimeError(_USED)
         net, (T, B) = self._net, self._sizes
-        if net.weights is not self._weights:
+        if net._packed is not self._packed:
             raise RuntimeError("the network's weights were replaced (load_state_dict) after this tape was recorded; record again")
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, (int, np.integer))):
             raise TypeError(f"steps must be an integer or None, got {steps!r:.100}")
@@ -211,10 +212,10 @@ class Tape(Generic[S]):
             d_input = room((T, I) if single else (B, T, I) if self._batch_first else (T, B, I), net.dtype)
             d_x = d_input[:, None] if single else d_input.transpose(1, 0, 2) if self._batch_first else d_input
         d_initial = _copies(d_final, net._new_state(B))  # a row without a step hands on what it is given
-        shapes = self._weights.expected_shapes()
+        shapes = self._packed.weights.expected_shapes()
         parameters = _room_of(shapes, net.dtype, T * B)
         records: list[Record] = []
-        for index in range(len(self._weights.layers)):
+        for index in range(len(self._packed.weights.layers)):
             end = suffix(index, net.num_directions)
             kinds = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_peephole", "h_0", "c_0")
             records.append(tuple(as_bytes(parameters.get(kind + end)) for kind in kinds))
@@ -248,7 +249,7 @@ class Tape(Generic[S]):
         return checked[0], checked[1] if len(checked) == 2 else None
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._net.weights is not self._weights:
+        if self._net._packed is not self._packed:
             raise RuntimeError("the network's weights were replaced after this tape was recorded: it can no longer be copied")
         state = self.__dict__.copy()
         for name in self._remade:
@@ -258,18 +259,18 @@ class Tape(Generic[S]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         content = state.pop("content")
         self.__dict__.update(state)
-        self._weights = self._net.weights
+        self._packed = self._net._packed
         self._restore(content)
 
-    _remade: tuple[str, ...] = ("_weights", "_transposed", "_engine")  # when a tape is copied
+    _remade: tuple[str, ...] = ("_packed", "_engine")  # when a tape is copied
 
     def _content(self) -> Any:
         return None if self._engine is None else self._engine.content()
 
     def _restore(self, content: Any) -> None:
-        self._transposed, self._engine = self._net._transposed_weights(), None
+        self._engine = None
         if content is not None:
-            self._engine = _engine.Tape(self._net._network, *self._arguments)
+            self._engine = _engine.Tape(self._packed.network, *self._arguments)
             self._engine.restore(content)
 
 
@@ -277,11 +278,11 @@ class RecomputedTape(Tape[S]):
     """A tape that keeps the inputs of each layer and a state now and then; when it goes back it records the steps between anew,
     for one layer and direction after the other."""
 
-    _remade = ("_weights", "_parts")
+    _remade = ("_packed", "_parts")
 
     def _record(self, x: Array, state: Maybe, output: Array, final: State, threads: tuple[int, int]) -> None:
-        net, (T, B) = self._net, self._sizes
-        self._segment, self._parts = _segment(T, B), _parts(net)
+        net, (T, B), run = self._net, self._sizes, _FORWARD[output.dtype]
+        self._segment, self._parts = _segment(T, B), _parts(self._packed.weights)
         self._inputs = [x.copy()]  # of each layer
         self._states: list[dict[int, Maybe]] = []  # of each part: by a segment's first step, the state it begins from
         for index, part in enumerate(self._parts):
@@ -292,9 +293,9 @@ class RecomputedTape(Tape[S]):
             before: Maybe = _copy_of(state[0], index), _copy_of(state[1], index)  # the caller's arrays may change
             states: dict[int, Maybe] = {}
             for begin, end in self._segments(part):
-                states[begin], after = before, part._new_state(B)
+                states[begin], after = before, _state_of(part, B)
                 inputs, outputs = self._inputs[layer][begin:end], y[begin:end, :, self._columns(side)]
-                part._forward(part._network, inputs, *before, outputs, *after, *self._cut(begin, end), *threads)
+                run(part.network, inputs, *before, outputs, *after, *self._cut(begin, end), *threads)
                 if part.weights.reverse and begin:
                     _zero(after, self._fresh(begin))
                 before = after
@@ -347,17 +348,18 @@ class RecomputedTape(Tape[S]):
         """One layer and direction, segment by segment from its end; the gradient of its initial state."""
         part, x = self._parts[index], self._inputs[index // self._net.num_directions]
         T, B = self._sizes
-        forward, backward, transposed = _FORWARD[x.dtype], _BACKWARD[x.dtype], part._transposed_weights()
-        d_before = _copies(d_after, part._new_state(B))
+        forward, backward = _FORWARD[x.dtype], _BACKWARD[x.dtype]
+        d_before = _copies(d_after, _state_of(part, B))
         adds = False
         for begin, end in reversed(self._segments(part)):
             state, (lengths, resets) = self._states[index][begin], self._cut(begin, end)
-            tape = _engine.Tape(part._network, end - begin, B, lengths, as_bytes(state[0]), as_bytes(state[1]))
-            output, after = _engine.new_array((end - begin, B, part._width), x.dtype), part._new_state(B)
-            forward(part._network, x[begin:end], *state, output, *after, lengths, resets, *threads, tape)
-            d_before = _copies(d_after, part._new_state(B))
+            tape = _engine.Tape(part.network, end - begin, B, lengths, as_bytes(state[0]), as_bytes(state[1]))
+            after = _state_of(part, B)
+            output = _engine.new_array((end - begin, B, after[0].shape[-1]), x.dtype)
+            forward(part.network, x[begin:end], *state, output, *after, lengths, resets, *threads, tape)
+            d_before = _copies(d_after, _state_of(part, B))
             d_out, d_in = (None if d is None else d[begin:end] for d in (d_y, d_x))
-            backward(transposed, tape, d_out, *d_after, resets, steps, begin, d_in, *d_before, [record], adds, *threads)
+            backward(part.transposed, tape, d_out, *d_after, resets, steps, begin, d_in, *d_before, [record], adds, *threads)
             adds = True
             border = end if part.weights.reverse else begin
             if 0 < border < T:
@@ -365,7 +367,7 @@ class RecomputedTape(Tape[S]):
             d_after = d_before
         return d_before
 
-    def _segments(self, part: Network[S]) -> list[tuple[int, int]]:
+    def _segments(self, part: Packed) -> list[tuple[int, int]]:
         """First step and end of each segment, in the order of processing."""
         T = self._sizes[0]
         segments = [(begin, min(begin + self._segment, T)) for begin in range(0, max(T, 1), self._segment)]
@@ -399,7 +401,7 @@ class RecomputedTape(Tape[S]):
         return None
 
     def _restore(self, content: Any) -> None:
-        self._parts = _parts(self._net)
+        self._parts = _parts(self._packed.weights)
 
 
 def _room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -426,11 +428,20 @@ def _segment(T: int, B: int) -> int:
     return block * max(1, round(math.sqrt(T) / block))
 
 
-def _parts(network: Network[S]) -> list[Network[S]]:
+def _parts(weights: Weights) -> list[Packed]:
     """Each layer and direction as a network of its own."""
-    weights, D = network.weights, network.num_directions
-    reverse = [weights.reverse or index % D == 1 for index in range(len(weights.layers))]
-    return [network.from_weights(Weights((layer,), reverse=back)) for layer, back in zip(weights.layers, reverse, strict=True)]
+    parts = []
+    for index, layer in enumerate(weights.layers):
+        reverse = weights.reverse or index % weights.num_directions == 1
+        parts.append(Packed(Weights((layer,), reverse=reverse, weight_dtype=weights.weight_dtype)))
+    return parts
+
+
+def _state_of(part: Packed, B: int) -> State:
+    """Room for a part's state."""
+    weights = part.weights
+    h = np.empty((1, B, weights.proj_size or weights.hidden_size), weights.dtype)
+    return h, np.empty((1, B, weights.cell_size), weights.dtype)
 
 
 def _record_of(state: Array | None, index: int) -> Array | None:

@@ -39,7 +39,12 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """The most threads a call uses: what was set, else ``OMP_NUM_THREADS``, else the processors this process may use.
 
-    Processors are counted from the CPU affinity of the process and its control group's CPU quota.
+    Processors are counted from the CPU affinity of the process and its control group's CPU quota. A forked child has one thread,
+    whatever was set.
+
+    Returns
+    -------
+    int
     """
     global _num_threads
     if _alone:
@@ -54,10 +59,11 @@ def allowance(threads: int | None) -> tuple[int, int]:
     global _usual
     if threads is None and _usual is not None:  # single steps take a microsecond: a tenth of it would be spent below
         return _usual
+    if threads is not None:
+        n = check_threads("threads", threads)
+        return (1 if _alone else n), 0
     if _alone:
         return 1, 0
-    if threads is not None:
-        return check_threads("threads", threads), 0
     n = get_num_threads()
     _usual = n, max(n, processors())
     return _usual

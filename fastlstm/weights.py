@@ -18,6 +18,7 @@ from fastlstm.cell import PLAIN, Cell
 __all__ = ["TENSORS", "Array", "LayerWeights", "Weights", "check_sizes", "parameter_shapes"]
 
 SUPPORTED_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+MAX_LAYERS = 1 << 16
 MAX_SIZE = 2**31 - 1  # of any one dimension; products are checked in Python's integers, which do not overflow
 
 
@@ -356,12 +357,12 @@ def parameter_shapes(
 
 def check_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: int) -> None:
     """Refuse sizes no network has, before memory is asked for."""
-    for name, value, least in (
-        ("input_size", input_size, 1),
-        ("hidden_size", hidden_size, 1),
-        ("num_layers", num_layers, 1),
-        ("proj_size", proj_size, 0),
+    for name, value, least, most in (
+        ("input_size", input_size, 1, MAX_SIZE),
+        ("hidden_size", hidden_size, 1, MAX_SIZE),
+        ("num_layers", num_layers, 1, MAX_LAYERS),
+        ("proj_size", proj_size, 0, MAX_SIZE),
     ):
-        as_integer(name, value, least, MAX_SIZE)
+        as_integer(name, value, least, most)
     if proj_size >= hidden_size and proj_size:
         raise ValueError(f"proj_size must be smaller than hidden_size {hidden_size}, got {proj_size}")

@@ -516,7 +516,7 @@ THREADS = (2, 3, 4, 6, 8, 18)
 def test_the_shapes_meet_every_division() -> None:
     plans = []
     for s in map(Shape.parse, DIVIDED):
-        network = make_case(s).network()._network
+        network = make_case(s).network()._packed.network
         plans += [_engine.backward_plan(network, s.T, s.B, n) for n in THREADS]
     parts = ("directions", "row_groups", "unit_groups")
     for part in parts:

@@ -33,6 +33,10 @@ NETWORKS: tuple[dict[str, Any], ...] = (
 networks = pytest.mark.parametrize("options", NETWORKS, ids=str)
 
 
+def kind_of(value: object) -> str:
+    return type(value).__name__
+
+
 @networks
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -167,7 +171,7 @@ def test_a_bad_state_dict_changes_nothing(what: str) -> None:
     assert all(lstm.state_dict()[name].tobytes() == a.tobytes() for name, a in state.items())
 
 
-@pytest.mark.parametrize("bad", [None, 3, "weights.safetensors", list(STATE.items()), list(STATE), iter(STATE)], ids=repr)
+@pytest.mark.parametrize("bad", [None, 3, "weights.safetensors", list(STATE.items()), list(STATE), iter(STATE)], ids=kind_of)
 def test_a_state_dict_is_a_mapping(bad: Any) -> None:
     with pytest.raises(TypeError, match=f"state_dict must be a mapping.*{type(bad).__name__}"):
         fastlstm.LSTM(5, 7, 2, proj_size=3).load_state_dict(bad)
@@ -272,7 +276,7 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path: Path, name: str, mode: 
     assert fresh.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-@pytest.mark.parametrize("path", [None, 3, b"network.safetensors", ["network.safetensors"], io.BytesIO()], ids=repr)
+@pytest.mark.parametrize("path", [None, 3, b"network.safetensors", ["network.safetensors"], io.BytesIO()], ids=kind_of)
 def test_a_path_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Any) -> None:
     monkeypatch.chdir(tmp_path)
     lstm = fastlstm.LSTM(5, 7)
@@ -343,6 +347,14 @@ def test_gradients_are_shown_by_their_shapes() -> None:
     shown = "Gradients(input: {}, state: {}, parameters: {{weight_ih_l0: ({}, 3), weight_hh_l0: ({}, 5)}})"
     assert repr(lstm.record(x).backward(d_output)) == shown.format("(7, 2, 3)", "(1, 2, 5), (1, 2, 5)", 20, 20)
     assert repr(rnn.record(x).backward(d_output, input=False)) == shown.format("None", "(1, 2, 5)", 5, 5)
+
+
+def test_gradients_are_themselves_alone() -> None:
+    lstm, x = fastlstm.LSTM(3, 5, seed=0), np.zeros((7, 2, 3), "f")
+    first, second = (lstm.record(x).backward() for _ in range(2))
+    assert first == first
+    assert first != second
+    assert len({first, second}) == 2
 
 
 @pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.RNN])

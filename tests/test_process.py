@@ -170,6 +170,12 @@ expected = digest(threads=1)
 
 def check():
     assert digest() == expected
+    try:
+        digest(threads=0)
+    except ValueError as error:
+        assert str(error) == "threads must be between 1 and 1024, got 0"
+    else:
+        raise AssertionError("threads=0 was taken")
     assert digest(threads=2) == expected
     assert digest(threads=4) == expected
 """
@@ -333,6 +339,34 @@ def test_interrupt(sizes: str, threads: int) -> None:
             break
     print(f"Ctrl-C took effect after {', '.join(f'{1000 * w:.0f} ms' for w in waits)}")
     assert min(waits) < 0.3, waits
+
+
+@posix
+def test_interrupt_of_a_long_step() -> None:
+    """A stream's step of one thread, too: it ends, and the state is the one before."""
+    run_python(
+        """
+import os, signal, threading, time
+import numpy as np, fastlstm
+
+fastlstm.set_num_threads(1)
+stream = fastlstm.LSTM(512, 512, seed=0).stream(30000)
+x = np.ones((30000, 512), np.float32)
+stopped = threading.Event()
+
+def stop():
+    os.kill(os.getpid(), signal.SIGINT)
+    stopped.set()
+
+threading.Timer(0.3, stop).start()
+try:
+    stream.step(x)
+except KeyboardInterrupt:
+    assert not any(array.any() for array in stream.state)
+else:
+    assert not stopped.is_set(), "the step went on to its end"
+"""
+    )
 
 
 @posix
@@ -566,6 +600,50 @@ def test_copies_give_the_same_bits(copied: Any, batch_first: bool) -> None:
     assert_same_bytes((other_output, *other_state), (output, *state))
     assert other.batch_first == batch_first
     assert list(other.state_dict()) == list(lstm.state_dict())
+
+
+class Named(fastlstm.LSTM):
+    """A network with something of its user's."""
+
+    name: list[str]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_copies_have_what_users_added(copied: Any) -> None:
+    lstm = Named(5, 7, seed=0)
+    lstm.name = ["encoder"]
+    other = copied(lstm)
+    assert type(other) is Named
+    assert other.name == ["encoder"]
+    assert (other.name is lstm.name) == (copied is copy.copy)
+    other.load_state_dict(fastlstm.LSTM(5, 7, seed=1).state_dict())
+    x = np.ones((3, 2, 5), "f")
+    assert lstm(x)[0].tobytes() == fastlstm.LSTM(5, 7, seed=0)(x)[0].tobytes()
+
+
+def test_weights_that_are_replaced_during_calls_belong_together() -> None:
+    """One thread loads weights in turn while another takes gradients: of the one or of the other; at the end of the last."""
+    a, b = (fastlstm.LSTM(6, 40, seed=seed) for seed in (1, 2))
+    x, d_output = np.random.default_rng(0).standard_normal((5, 3, 6)).astype("f"), np.ones((5, 3, 40), "f")
+    expected = {lstm.record(x).backward(d_output).input.tobytes() for lstm in (a, b)}
+    shared, done, refused = copy.copy(a), threading.Event(), []
+
+    def load() -> None:
+        for _ in range(300):
+            for lstm in (b, a):
+                shared.load_state_dict(lstm.state_dict())
+        done.set()
+
+    loader = threading.Thread(target=load)
+    loader.start()
+    while not done.is_set():
+        try:
+            assert shared.record(x).backward(d_output).input.tobytes() in expected
+        except RuntimeError as error:
+            refused.append(str(error))
+    loader.join()
+    assert all("weights were replaced" in message for message in refused)
+    assert shared.record(x).backward(d_output).input.tobytes() == a.record(x).backward(d_output).input.tobytes()
 
 
 def test_a_pickled_network_runs_in_another_process(tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def test_what_is_close_to_the_large_network_and_takes_less_memory(weight_dtype: 
     small = lstm.to(weight_dtype=weight_dtype)
     error = np.abs(case.run(small)[0] - case.run(lstm)[0]).max()
     assert 0 < error < {"float16": 5e-4, "bfloat16": 4e-3, "int8": 1e-2}[weight_dtype]
-    assert small._network.nbytes < {"float16": 0.53, "bfloat16": 0.53, "int8": 0.29}[weight_dtype] * lstm._network.nbytes
+    size, large = (network._packed.network.nbytes for network in (small, lstm))
+    assert size < {"float16": 0.53, "bfloat16": 0.53, "int8": 0.29}[weight_dtype] * large
 
 
 @pytest.mark.parametrize("weight_dtype", TYPES)
@@ -128,6 +129,21 @@ def test_gradients_are_those_of_the_rounded_weights(weight_dtype: str) -> None:
         np.testing.assert_allclose(ours.parameters[name], gradient, rtol=1e-4, atol=1e-5)
     if weight_dtype != "int8":
         assert ours.input.tobytes() == exact.input.tobytes()
+
+
+@pytest.mark.parametrize("weight_dtype", TYPES)
+def test_recomputed_steps_have_the_smaller_weights(weight_dtype: str) -> None:
+    case = make_case("t40b7i10h21l2d2", lengths=True, resets=True)
+    small = case.network().to(weight_dtype=weight_dtype)
+    tapes = [
+        small.record(case.x, case.state, lengths=case.lengths, resets=case.resets, recompute=recompute)
+        for recompute in (False, True)
+    ]
+    kept, recomputed = (tape.backward(np.ones_like(tape.output), tape.state) for tape in tapes)
+    assert tapes[1].output.tobytes() == case.run(small)[0].tobytes()
+    assert recomputed.input.tobytes() == kept.input.tobytes()
+    for name, gradient in kept.parameters.items():
+        assert recomputed.parameters[name].tobytes() == gradient.tobytes()
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "npz"])
