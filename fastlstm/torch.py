@@ -3,6 +3,7 @@
 >>> import fastlstm.torch
 >>> fastlstm.torch.replace(model)                    # every LSTM of a model, where it stands; optimisers go on working
 >>> lstm = fastlstm.torch.LSTM(64, 128, num_layers=2)  # or a fresh one: the same arguments, parameters and calls as nn.LSTM
+>>> fastlstm.torch.restore(model)                    # and back, for what knows torch.nn alone, as torch.onnx.export does
 
 *What is shared.* Inputs, outputs, states and gradients are tensors over the engine's own memory: nothing is copied but an input
 whose last axis is not contiguous, and packed sequences, which are spread out and gathered again (their padding is not computed).
@@ -23,7 +24,9 @@ parameters may be changed in place before ``backward()``. With ``retain_graph=Tr
 over is called once for each of its parts. ``torch.compile`` breaks its graph at a call inside them, as at ``torch.nn.LSTM``.
 
 *Operators.* The calls are custom operators without side effects, ``fastlstm::lstm`` and ``fastlstm::lstm_backward``, wherever
-something but autograd looks at them. ``torch.compile`` keeps them whole: no graph break, nothing unrolled.
+something but autograd looks at them. ``torch.compile`` keeps them whole: no graph break, nothing unrolled. What
+``torch.jit.trace`` and ``torch.export`` make keeps a tape at every call if a parameter needed gradients when it was made
+(``module.requires_grad_(False)`` before).
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ from fastlstm.arrays import Array, contiguous, shape_error
 from fastlstm.tape import Tape
 from fastlstm.weights import Weights, parameter_shapes
 
-__all__ = ["LSTM", "LSTMCell", "Replaced", "frozen", "replace"]
+__all__ = ["LSTM", "LSTMCell", "Replaced", "frozen", "replace", "restore"]
 
 Tensor = Any  # torch.Tensor; the type checker does without PyTorch
 State = tuple[Tensor, Tensor]
@@ -110,6 +113,11 @@ class LSTM(torch.nn.RNNBase):
             "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         )
 
+    # What subclasses of torch.nn.LSTM may call
+    check_forward_args = torch.nn.LSTM.check_forward_args
+    get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
+    permute_hidden = torch.nn.LSTM.permute_hidden
+
     def forward(self, input: Any, hx: State | None = None) -> tuple[Any, State]:
         """Run whole sequences.
 
@@ -143,7 +151,8 @@ class LSTM(torch.nn.RNNBase):
         if packed:
             if x.dim() != 2 or x.shape[1] != self.input_size:
                 raise shape_error("input.data", ("tokens", self.input_size), tuple(x.shape))
-            B = int(batch_sizes[0]) if order is None else order.shape[0]
+            B = batch_sizes[0] if order is None else order.shape[0]
+            B = B if torch.jit.is_tracing() else int(B)  # a trace is for any number of rows
         else:
             single = x.dim() == 2
             if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
@@ -188,15 +197,19 @@ class LSTM(torch.nn.RNNBase):
         per_layer = len(weights) // self.num_layers
         y = y.transpose(0, 1) if batch_first else y
         for layer in range(self.num_layers):
+            last = layer + 1 == self.num_layers
             if layer:
                 y = torch.nn.functional.dropout(y, self.dropout)
+            if last and batch_first:
+                y = y.transpose(0, 1)
             own = slice(layer * directions, (layer + 1) * directions)
             h_0, c_0 = (None, None) if h is None or c is None else (h[own], c[own])
             tensors = weights[layer * per_layer : (layer + 1) * per_layer]
-            y, *state = _call(y, h_0, c_0, batch_sizes, tensors, self.bias, self.proj_size, self.bidirectional, False)
+            options = self.bias, self.proj_size, self.bidirectional, last and batch_first
+            y, *state = _call(y, h_0, c_0, batch_sizes, tensors, *options)
             final.append(state)
         h_n, c_n = (torch.cat(parts) for parts in zip(*final, strict=True))
-        return y.transpose(0, 1) if batch_first else y, h_n, c_n
+        return y, h_n, c_n
 
 
 class LSTMCell(torch.nn.LSTMCell):
@@ -306,6 +319,36 @@ def replace(model: Any) -> Replaced:
     return Replaced(tuple(swapped), left)
 
 
+def restore(model: Any) -> tuple[str, ...]:
+    """The way back from :func:`replace`: every LSTM of a model runs on ``torch.nn`` again, where it stands.
+
+    For tools that know PyTorch's own modules alone: ``torch.onnx.export``, ``torch.jit.script``, ``torch.fx``, quantisation.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+
+    Returns
+    -------
+    tuple of str
+        Modules that run on PyTorch now, by the names of ``model.named_modules()``: of the classes :class:`LSTM` and
+        :class:`LSTMCell`, however they came to be, but not of their subclasses.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a module.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    found = {name: module for name, module in model.named_modules() if type(module) in (LSTM, LSTMCell)}
+    for module in found.values():
+        module.__class__ = torch.nn.LSTM if type(module) is LSTM else torch.nn.LSTMCell
+        if isinstance(module, torch.nn.LSTM):
+            module._init_flat_weights()
+    return tuple(found)
+
+
 def _is_lstm(module: Any) -> bool:
     names = ("LSTM", "LSTMCell", "QuantizableLSTM")  # those of torch.ao, which are no subclasses; a script remembers its class
     kind = type(module)
@@ -385,7 +428,8 @@ def _check_tensor(name: str, value: Any, dtype: Any) -> None:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.device.type != "cpu":
-        raise TypeError(f"{name} must be on the CPU as the parameters are, got {value.device}; pass {name}.cpu()")
+        advice = f"; pass {name}.cpu()" if value.device.type != "meta" else ", which has no values"
+        raise TypeError(f"{name} must be on the CPU as the parameters are, got {value.device}{advice}")
     if value.dtype != dtype:
         raise TypeError(f"{name} must be {dtype} as the parameters are, got {value.dtype}; pass {name}.to({dtype})")
     if not torch.compiler.is_compiling() and value.is_nested:  # older compilers do not know it
@@ -422,7 +466,8 @@ def _call(
     if torch._C._are_functorch_transforms_active():
         output, h_n, c_n = _call_transformed(x, h_0, c_0, batch_sizes, bias, proj_size, bidirectional, batch_first, *weights)
         return output, h_n, c_n
-    wanting = [tensor for tensor in inputs if tensor.requires_grad] if torch.is_grad_enabled() else []
+    # A trace is for calls with and without gradients
+    wanting = [tensor for tensor in inputs if tensor.requires_grad] if torch.is_grad_enabled() or torch.jit.is_tracing() else []
     options = bias, proj_size, bidirectional, batch_first
     if _is_plain(*inputs):
         if wanting:
@@ -433,8 +478,9 @@ def _call(
     record = None
     if wanting:
         # A new one each time: a compiler merges equal calls, but each needs a tape of its own. Compilers refuse second
-        # derivatives by themselves, and may not take a torch.autograd.Function
-        record = torch.empty(0) if torch.compiler.is_compiling() else _Origin.apply(*wanting)
+        # derivatives by themselves, and neither they nor traces may hold a torch.autograd.Function
+        noted = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        record = torch.empty(0) if noted else _Origin.apply(*wanting)
     output, h_n, c_n, _ = _lstm(x, h_0, c_0, batch_sizes, weights, *options, record)
     return output, h_n, c_n
 
@@ -930,7 +976,7 @@ def _network(weights: list[Tensor], bias: bool, proj_size: int, bidirectional: b
         known = None
     if known is not None and _frozen.get() and known.places == [weight.data_ptr() for weight in weights]:
         return known.lstm
-    arrays = [contiguous(weight.detach().numpy()) for weight in weights]
+    arrays = [contiguous(_array(weight)) for weight in weights]
     if known is not None and _engine.same_arrays(arrays, known.arrays) and arrays[0].dtype == known.lstm.dtype:
         return known.lstm
     records, directions = len(arrays) // _per_record(bias, proj_size), 2 if bidirectional else 1

@@ -735,7 +735,7 @@ def lstm_errors() -> list[Any]:
             r"c_0 must be torch\.float32.*got torch\.bfloat16",
             (x, (torch.zeros(2, 5, 6), torch.zeros(2, 5, 6).bfloat16())),
         ),
-        (TypeError, r"input must be on the CPU.*got meta; pass input\.cpu\(\)", (x.to("meta"),)),
+        (TypeError, r"input must be on the CPU.*got meta, which has no values", (x.to("meta"),)),
         (TypeError, r"input must be a dense tensor.*to_dense", (x.to_sparse(),)),
     ]
 
@@ -854,6 +854,69 @@ def test_replace() -> None:
     assert type(one) is bridge.LSTM
     with pytest.raises(TypeError, match="model must be"):
         bridge.replace(torch.nn.LSTM)
+
+
+@pytest.mark.filterwarnings("ignore")  # of scripting, which is deprecated
+def test_restore_is_the_way_back() -> None:
+    model = torch.nn.ModuleDict({"lstm": torch.nn.LSTM(4, 6, 2, dropout=0.1), "cell": torch.nn.LSTMCell(4, 6)}).eval()
+    x, parameters, bridge_lstm = torch.randn(5, 3, 4), list(model.parameters()), bridge.LSTM(4, 6)
+    expected = flat(model["lstm"](x))
+    bridge.replace(model)
+    model["more"] = bridge_lstm
+    assert bridge.restore(model) == ("lstm", "cell", "more")
+    assert [type(module) for module in model.values()] == [torch.nn.LSTM, torch.nn.LSTMCell, torch.nn.LSTM]
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=False))
+    assert all(torch.equal(a, b) for a, b in zip(flat(model["lstm"](x)), expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(flat(torch.jit.script(torch.nn.Sequential(model["lstm"]))(x)), expected, strict=True))
+    assert bridge.restore(model) == ()
+    with pytest.raises(TypeError, match="model must be"):
+        bridge.restore(torch.nn.LSTM)
+
+
+@pytest.mark.filterwarnings("ignore")  # of tracing, which is deprecated, and of what it takes for constants
+@pytest.mark.parametrize("grad", [True, False])
+def test_traces(grad: bool) -> None:
+    """They are saved and loaded, run with other sizes, and have gradients."""
+
+    class Packing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = bridge.LSTM(3, 4)
+
+        def forward(self, x: Any, lengths: Any) -> Any:
+            return rnn.pad_packed_sequence(self.lstm(rnn.pack_padded_sequence(x, lengths))[0])[0]
+
+    with torch.set_grad_enabled(grad):
+        for module, small, large in (
+            (bridge.LSTM(3, 4, 2, bidirectional=True), (torch.randn(5, 2, 3),), (torch.randn(7, 3, 3),)),
+            (bridge.LSTMCell(3, 4), (torch.randn(2, 3),), (torch.randn(5, 3),)),
+            (Packing(), (torch.randn(5, 2, 3), torch.tensor([5, 3])), (torch.randn(6, 4, 3), torch.tensor([6, 4, 2, 1]))),
+        ):
+            file = io.BytesIO()
+            torch.jit.save(torch.jit.trace(module, small), file)
+            traced = torch.jit.load(io.BytesIO(file.getvalue()))
+            first = [result[0] if isinstance(result, tuple) else result for result in (traced(*large), module(*large))]
+            assert torch.equal(*first)
+            if grad:
+                for output in first:
+                    output.sum().backward()
+                for ours, theirs in zip(module.parameters(), traced.parameters(), strict=True):
+                    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_batch_first_output_has_one_layout() -> None:
+    """In training, with dropout, as in use."""
+    lstm, x = bridge.LSTM(3, 4, 2, dropout=0.1, batch_first=True), torch.randn(5, 2, 3)
+    assert lstm.train()(x)[0].is_contiguous()
+    assert lstm.eval()(x)[0].is_contiguous()
+
+
+def test_a_parameter_that_negates() -> None:
+    """A view that says of itself that its numbers have the other sign."""
+    lstm, x, z = bridge.LSTM(3, 4), torch.randn(5, 2, 3), torch.randn(16, 4, dtype=torch.complex64)
+    found = torch.func.functional_call(lstm, {"weight_hh_l0": z.conj().imag}, (x,))
+    expected = torch.func.functional_call(lstm, {"weight_hh_l0": -z.imag}, (x,))
+    assert all(torch.equal(a, b) for a, b in zip(flat(found), flat(expected), strict=True))
 
 
 @pytest.mark.filterwarnings("ignore")  # of scripting and quantising, both deprecated
