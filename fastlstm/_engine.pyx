@@ -125,6 +125,7 @@ cdef extern from "fastlstm.h" nogil:
         fl_watch watch
         fl_plan plan
         int begun
+        int64_t worked_ns[2]
 
     ctypedef struct fl_layer_gradients:
         char *weight_ih
@@ -153,11 +154,13 @@ cdef extern from "fastlstm.h" nogil:
         fl_watch watch
         fl_plan plan
         int begun
+        int64_t worked_ns[2]
 
     const fl_isa *fl_isas()
     int fl_pack(fl_network *net, const fl_layer_weights *weights)
     void fl_unpack(fl_network *net)
-    fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price)
+    fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace)
+    void fl_learn(const fl_plan *plan, const int64_t *worked_ns)
     int fl_prepare(fl_call *call)
     void fl_forward(fl_call *call, int thread)
     void fl_release(fl_call *call)
@@ -170,7 +173,7 @@ cdef extern from "fastlstm.h" nogil:
     const int FL_C, FL_H
     void fl_free_tape(fl_tape *tape)
     void fl_read_tape(const fl_tape *tape, const fl_network *net, fl_index record, int what, char *to)
-    fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price)
+    fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace)
     fl_index fl_block_steps(fl_index B)
     void *fl_borrow(size_t bytes)
     void fl_give_back(void *memory)
@@ -194,6 +197,11 @@ cdef extern from "team.h" nogil:
 
     void fl_open_barriers(fl_barrier *barriers, int count)
     void fl_join(fl_barrier *barrier, int size, int64_t patience_ns)
+
+
+cdef extern from "pace.h" nogil:
+    const int FL_EVEN
+    int fl_pace()
 
 
 cdef extern from "meeting.h" nogil:
@@ -446,10 +454,10 @@ cdef inline fl_plan *plan_of(Job *job) noexcept nogil:
 
 cdef inline void divide(Job *job, int threads, double meeting_price) noexcept nogil:
     if job.forward != NULL:
-        job.forward.plan = fl_make_plan(job.forward.net, job.forward.T, job.forward.B, threads, meeting_price)
+        job.forward.plan = fl_make_plan(job.forward.net, job.forward.T, job.forward.B, threads, meeting_price, fl_pace())
     else:
         job.backward.plan = fl_make_backward_plan(
-            job.backward.net, job.backward.tape.T, job.backward.tape.B, threads, meeting_price)
+            job.backward.net, job.backward.tape.T, job.backward.tape.B, threads, meeting_price, fl_pace())
 
 
 cdef inline int prepare(Job *job) noexcept nogil:
@@ -461,6 +469,10 @@ cdef inline void work(Job *job, int thread) noexcept nogil:
         fl_forward(job.forward, thread)
     else:
         fl_backward(job.backward, thread)
+
+
+cdef inline int64_t *worked(Job *job) noexcept nogil:
+    return &job.forward.worked_ns[0] if job.forward != NULL else &job.backward.worked_ns[0]
 
 
 cdef inline bint begun(Job *job) noexcept nogil:
@@ -509,6 +521,8 @@ cdef int run_team(Job *job, int threads, int limit) except -1:
                             fl_measure_meeting(&end, team, threadid())
                         work(job, threadid())
                         fl_join(&end, team, plan_of(job).patience_ns)
+                if team == 2 and begun(job):
+                    fl_learn(plan_of(job), worked(job))
                 if not begun(job):  # the runtime gave fewer threads than were asked for
                     release(job)
                     divide(job, 1, 1)
@@ -527,12 +541,12 @@ cdef int run_team(Job *job, int threads, int limit) except -1:
 
 def plan(Network network not None, Py_ssize_t T, Py_ssize_t B, int threads):
     """How a call of this size would be divided."""
-    return fl_make_plan(&network.net, T, B, threads, 1)
+    return fl_make_plan(&network.net, T, B, threads, 1, FL_EVEN)
 
 
 def backward_plan(Network network not None, Py_ssize_t T, Py_ssize_t B, int threads):
     """How the gradients of such a call would be divided."""
-    return fl_make_backward_plan(&network.net, T, B, threads, 1)
+    return fl_make_backward_plan(&network.net, T, B, threads, 1, FL_EVEN)
 
 
 # ---- Whole sequences -----------------------------------------------------------------------------------------------------------
@@ -902,7 +916,7 @@ cdef class StreamState:
                 self.state[i + k] = <char *>&view[0] if size else NULL
         self.call.net, self.call.tape = net, NULL
         self.call.T, self.call.B = 1, batch_size
-        self.call.plan = fl_make_plan(net, 1, batch_size, threads, 1)
+        self.call.plan = fl_make_plan(net, 1, batch_size, threads, 1, FL_EVEN)
         # A step that takes long is an ordinary call, which signals end
         if self.call.plan.threads == 1 and self.call.plan.expected_ns < 5000000:
             if fl_prepare(&self.call):

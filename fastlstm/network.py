@@ -429,8 +429,9 @@ class Network(Generic[S]):
             takes together; ``patience_ns``: waits that are longer mean that other processes need the processors;
             ``expected_ns``: what the cost model behind the choice takes the call for, on a server of 2023; its constants are
             explained in ``kernels/plan.c``. The division depends on these arguments and on the size of L2 alone: ask with
-            ``threads=64`` what a machine of 64 processors would do. A call itself may be divided otherwise, into groups that meet
-            less often or into fewer threads, while meetings take longer than usual or processors are busy.
+            ``threads=64`` what a machine of 64 processors would do. A call itself may be divided otherwise: into groups that meet
+            less often or into fewer threads while meetings take longer than usual or processors are busy, into uneven parts while
+            one of two processors is slower.
 
         Raises
         ------

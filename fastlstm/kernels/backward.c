@@ -92,6 +92,8 @@ static int has_peephole(const fl_network *net)
     return found;
 }
 
+static int is_ragged(const fl_tape *tape) { return tape->tokens < tape->T * tape->B; }
+
 static layout make_layout(const fl_backward_call *call)
 {
     const fl_network *net = call->net;
@@ -100,7 +102,7 @@ static layout make_layout(const fl_backward_call *call)
     const fl_index widest = net->L > 1 ? fl_max(net->I, net->D * net->P) : net->I;
     layout l;
 
-    l.rows = fl_ceil_div(B, plan->row_groups);
+    l.rows = fl_largest_part(B, plan->row_groups, plan->share);
     l.steps = fl_block_steps(B);
     l.dy_side = fl_padded(net->P) * item;
     l.dy_pitch = fl_pitch(net->D * fl_padded(net->P), item);
@@ -435,13 +437,16 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
 
 /* ---- Products over the tokens of a block --------------------------------------------------------------------------------------- */
 
+/* Where the outputs of the rank'th thread of a direction begin, of n. */
+static fl_index my_part(const place *p, fl_index n, fl_index rank) { return fl_part(n, p->side_size, rank, p->call->plan.share); }
+
 /* dx = dG W: pieces of FL_DX_ROWS tokens and one panel are shared out. */
 static int input_gradient(place *p, const pass *q, fl_index first, fl_index tokens)
 {
     const fl_index width = FL_VECTORS * p->net->V, item = p->net->item, K = p->net->gates * fl_padded(p->net->H);
     const fl_index pieces = fl_ceil_div(tokens, FL_DX_ROWS), panels = fl_ceil_div(q->I, width);
-    const fl_index begin = fl_share(pieces * panels, p->side_size, p->side_rank);
-    const fl_index end = fl_share(pieces * panels, p->side_size, p->side_rank + 1);
+    const fl_index begin = my_part(p, pieces * panels, p->side_rank);
+    const fl_index end = my_part(p, pieces * panels, p->side_rank + 1);
 
     for (fl_index at = begin; at < end; at++) {
         const fl_index j = at / pieces, from = first + fl_share(tokens, pieces, at % pieces);
@@ -509,7 +514,7 @@ static int gate_weights(place *p, const pass *q, int begins, fl_index token, fl_
 {
     const fl_network *net = p->net;
     const fl_index width = FL_VECTORS * net->V, runs = net->gates * fl_padded(net->H) / FL_UNITS;
-    const fl_index begin = fl_share(runs, p->side_size, p->side_rank), end = fl_share(runs, p->side_size, p->side_rank + 1);
+    const fl_index begin = my_part(p, runs, p->side_rank), end = my_part(p, runs, p->side_rank + 1);
     const char *gates = gates_at(p, q, token);
 
     for (fl_index from = begin; from < end; from += RUNS)
@@ -531,9 +536,9 @@ static int gate_weights(place *p, const pass *q, int begins, fl_index token, fl_
 static void gate_biases(place *p, const pass *q, fl_index token, fl_index n)
 {
     const fl_index H = p->net->H, item = p->net->item, gates = p->net->gates, runs = gates * fl_padded(H) / FL_UNITS;
-    const fl_index end = fl_share(runs, p->side_size, p->side_rank + 1);
+    const fl_index end = my_part(p, runs, p->side_rank + 1);
 
-    for (fl_index run = fl_share(runs, p->side_size, p->side_rank); run < end; run++) {
+    for (fl_index run = my_part(p, runs, p->side_rank); run < end; run++) {
         const fl_index unit = run / gates * FL_UNITS, gate = run % gates;
         p->kernels->sum_rows(n, gates_at(p, q, token) + run * FL_UNITS * item, p->tape->gates_pitch / item,
                              q->d_weights->bias + (gate * H + unit) * item, fl_min(FL_UNITS, H - unit));
@@ -545,7 +550,7 @@ static int projection_weights(place *p, const pass *q, int begins, fl_index toke
 {
     const fl_network *net = p->net;
     const fl_index width = FL_VECTORS * net->V, runs = fl_padded(net->P) / FL_UNITS;
-    const fl_index begin = fl_share(runs, p->side_size, p->side_rank), end = fl_share(runs, p->side_size, p->side_rank + 1);
+    const fl_index begin = my_part(p, runs, p->side_rank), end = my_part(p, runs, p->side_rank + 1);
 
     for (fl_index i = 0; i < n; i++)
         p->rows_at[i] = m_at(p, q, token + i);
@@ -597,7 +602,7 @@ static void peephole_weights(const place *p, const pass *q, fl_index t, fl_index
     static const int gates[3] = {0, 1, 3};
     const fl_tape *tape = p->tape;
     const fl_index H = p->net->H, item = p->net->item, runs = fl_padded(H) / FL_UNITS;
-    const fl_index end = fl_share(runs, p->side_size, p->side_rank + 1);
+    const fl_index end = my_part(p, runs, p->side_rank + 1);
 
     for (int k = 0; k < 3; k++) {
         for (fl_index i = 0, step = t; i < n && k % 2 == 0; i++) { /* i and f see the same rows */
@@ -605,7 +610,7 @@ static void peephole_weights(const place *p, const pass *q, fl_index t, fl_index
                 step++;
             p->rows_at[i] = k ? c_at(p, q, token + i) : c_before(p, q, step, token + i - tape->first[step]);
         }
-        for (fl_index run = fl_share(runs, p->side_size, p->side_rank); run < end; run++)
+        for (fl_index run = my_part(p, runs, p->side_rank); run < end; run++)
             p->kernels->sum_products(n, gates_at(p, q, token) + (run * FL_VECTORS + gates[k]) * FL_UNITS * item,
                                      tape->gates_pitch / item, p->rows_at, run * FL_UNITS,
                                      q->d_weights->weight_peephole + (k * H + run * FL_UNITS) * item,
@@ -696,8 +701,8 @@ static int sum_own(place *p, const pass *q)
     if (meet(p, p->side, p->side_size))
         return FL_STOPPED;
     for (int k = 0; k < 2; k++) {
-        const fl_index runs = fl_padded(parts[k].size) / FL_UNITS, end = fl_share(runs, p->side_size, p->side_rank + 1);
-        for (fl_index run = fl_share(runs, p->side_size, p->side_rank); run < end && parts[k].out; run++)
+        const fl_index runs = fl_padded(parts[k].size) / FL_UNITS, end = my_part(p, runs, p->side_rank + 1);
+        for (fl_index run = my_part(p, runs, p->side_rank); run < end && parts[k].out; run++)
             p->kernels->sum_rows(p->tape->B, parts[k].rows + run * FL_UNITS * item, parts[k].pitch / item,
                                  parts[k].out + run * FL_UNITS * item, fl_min(FL_UNITS, parts[k].size - run * FL_UNITS));
     }
@@ -827,7 +832,7 @@ static place take_place(fl_backward_call *call, const layout *l, int thread)
     const int unit_group = thread % plan->unit_groups, group = thread / plan->unit_groups % plan->row_groups;
     const int side = thread / plan->unit_groups / plan->row_groups, side_size = plan->unit_groups * plan->row_groups;
     const fl_index width = FL_VECTORS * net->V, columns = fl_ceil_div(net->P, width), units = fl_ceil_div(net->H, width);
-    const fl_index ragged = tape->tokens < tape->T * tape->B;
+    const fl_index row = fl_part(tape->B, plan->row_groups, group, plan->share);
     fl_barrier *barriers = (fl_barrier *)call->scratch;
     char *mine = call->scratch + l->bytes - (plan->threads - thread) * l->thread;
     place p = {
@@ -838,13 +843,13 @@ static place take_place(fl_backward_call *call, const layout *l, int thread)
         .l = l,
         .direction = side,
         .directions = (int)net->D / plan->directions,
-        .rank = ragged ? group : fl_share(tape->B, plan->row_groups, group),
-        .rank_step = ragged ? plan->row_groups : 1,
-        .rows = fl_share(tape->B, plan->row_groups, group + 1) - fl_share(tape->B, plan->row_groups, group),
-        .column = fl_share(columns, plan->unit_groups, unit_group),
-        .column_end = fl_share(columns, plan->unit_groups, unit_group + 1),
-        .unit = fl_share(units, plan->unit_groups, unit_group),
-        .unit_end = fl_share(units, plan->unit_groups, unit_group + 1),
+        .rank = is_ragged(tape) ? group : row,
+        .rank_step = is_ragged(tape) ? plan->row_groups : 1,
+        .rows = fl_part(tape->B, plan->row_groups, group + 1, plan->share) - row,
+        .column = fl_part(columns, plan->unit_groups, unit_group, plan->share),
+        .column_end = fl_part(columns, plan->unit_groups, unit_group + 1, plan->share),
+        .unit = fl_part(units, plan->unit_groups, unit_group, plan->share),
+        .unit_end = fl_part(units, plan->unit_groups, unit_group + 1, plan->share),
         .team = barriers,
         .side = barriers + 1 + side,
         .units = barriers + 1 + plan->directions + side * plan->row_groups + group,
@@ -880,12 +885,18 @@ void fl_backward(fl_backward_call *call, int thread)
         call->begun = 1;
     if (call->plan.threads > 1)
         fl_start_clock();
-    run_layers(&p);
+    if (call->plan.threads == 2)
+        fl_begin_work();
+    const int status = run_layers(&p);
+    if (call->plan.threads == 2)
+        call->worked_ns[thread] = status == FL_OK ? fl_worked_ns() : 0;
     fl_leave_float_state(found);
 }
 
 int fl_prepare_backward(fl_backward_call *call)
 {
+    if (is_ragged(call->tape) && call->plan.row_groups > 1) /* as in the forward pass */
+        call->plan.share = FL_EVEN;
     const layout l = make_layout(call);
 
     call->scratch = fl_borrow((size_t)l.bytes);

@@ -325,6 +325,7 @@ typedef struct {
     int64_t expected_ns;  /* what the model in plan.c takes the call for */
     int64_t patience_ns;  /* longer waits mean that other processes need the processors; < 0, for tests: any wait does */
     double meeting_price; /* that this plan reckons with */
+    int share;            /* per mille of what a pair divides that its first thread takes (pace.h) */
 } fl_plan;
 
 typedef struct {
@@ -360,12 +361,16 @@ typedef struct {
     fl_index *order; /* [B] rows: one row group's after another, each group's by falling length */
     char *scratch;
     fl_index scratch_bytes;
-    int begun; /* set by thread 0: a team of the planned size has come together */
+    int begun;            /* set by thread 0: a team of the planned size has come together */
+    int64_t worked_ns[2]; /* set by a pair: how long each worked; 0: not to the end */
 } fl_call;
 
-/* The division of labour for at most `threads` threads, if meetings take so many times as long as usual (meeting.h). Pure: the same
- * arguments give the same plan. */
-fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price);
+/* The division of labour for at most `threads` threads, if meetings take so many times as long as usual (meeting.h) and two of them have
+ * this pace (pace.h). Pure: the same arguments give the same plan. */
+fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace);
+
+/* How a plan for two turned out: the next one may divide otherwise. */
+void fl_learn(const fl_plan *plan, const int64_t worked_ns[2]);
 
 /* Takes scratch for call->plan and orders the rows. FL_NO_MEMORY leaves nothing behind. */
 int fl_prepare(fl_call *call);
@@ -403,9 +408,10 @@ typedef struct {
     /* Set by fl_prepare_backward: */
     char *scratch;
     int begun; /* as in fl_call */
+    int64_t worked_ns[2];
 } fl_backward_call;
 
-fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price);
+fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace);
 fl_index fl_block_steps(fl_index B); /* steps whose tokens are summed on their own before they join the gradient of a weight */
 int fl_prepare_backward(fl_backward_call *call);
 void fl_backward(fl_backward_call *call, int thread);
@@ -458,5 +464,20 @@ static inline int fl_runs_back(const fl_network *net, fl_index index) { return n
 
 /* Where part `part` of `parts` even parts of n things begins; share_start(n, parts, parts) == n. */
 static inline fl_index fl_share(fl_index n, fl_index parts, fl_index part) { return n / parts * part + fl_min(n % parts, part); }
+
+/* The same, but the first of two parts has `share` per mille, and neither is empty. */
+static inline fl_index fl_part(fl_index n, fl_index parts, fl_index part, int share)
+{
+    if (parts != 2 || part != 1 || n < 2)
+        return fl_share(n, parts, part);
+    return fl_max(1, fl_min((n * share + 500) / 1000, n - 1));
+}
+
+/* The most that one of them has. */
+static inline fl_index fl_largest_part(fl_index n, fl_index parts, int share)
+{
+    const fl_index first = fl_part(n, parts, 1, share);
+    return parts == 2 ? fl_max(first, n - first) : fl_ceil_div(n, parts);
+}
 
 #endif

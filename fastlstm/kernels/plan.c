@@ -6,6 +6,7 @@
  */
 #include "fastlstm.h"
 #include "meeting.h"
+#include "pace.h"
 
 #include <math.h>
 #include <unistd.h>
@@ -55,12 +56,31 @@ static double product_ns(const fl_network *net, double rows, double vectors, dou
 
 static double meeting_ns(const fl_plan *plan, int threads) { return plan->meeting_price * fl_usual_meeting_ns(threads); }
 
+/* What keeps the busiest thread busy of n things in so many parts, in the time that an even pair's threads take for one. */
+static double busiest(const fl_plan *plan, fl_index n, int parts)
+{
+    if (plan->threads != 2 || parts != 2)
+        return (double)fl_ceil_div(n, parts);
+    const double first = (double)fl_part(n, 2, 1, plan->share), share = plan->share;
+    return fmax(first * FL_EVEN / share, ((double)n - first) * FL_EVEN / (1000 - share));
+}
+
+/* How many times as long as of an even pair the thread takes that ends last, where the pair's paces cannot be heeded: in a call of the
+ * first alone, or of two directions or groups of layers side by side. */
+static double delay(const fl_plan *plan)
+{
+    const double share = plan->share;
+
+    if (plan->threads == 1)
+        return FL_EVEN / share;
+    return plan->threads == 2 && plan->row_groups * plan->unit_groups == 1 ? FL_EVEN / fmin(share, 1000 - share) : 1;
+}
+
 /* One layer's step for the busiest thread of a division. */
 static double step_ns(const fl_network *net, const fl_plan *plan, fl_index B, fl_index I)
 {
-    const double rows = (double)fl_ceil_div(B, plan->row_groups);
-    const double blocks = (double)fl_ceil_div(net->blocks, plan->unit_groups);
-    const double projected = (double)fl_ceil_div(net->projected_blocks, plan->unit_groups);
+    const double rows = busiest(plan, B, plan->row_groups), blocks = busiest(plan, net->blocks, plan->unit_groups);
+    const double projected = busiest(plan, net->projected_blocks, plan->unit_groups);
     const double panel = FL_VECTORS * (double)(net->V * fl_weight_item(net->kind, net->item));
     const double R = blocks * (double)net->P * panel + projected * (double)net->H * panel, W = blocks * (double)I * panel;
     double ns = STEP_NS + rows * blocks * CELL_NS_PER_VECTOR;
@@ -92,7 +112,7 @@ static double call_ns(const fl_network *net, const fl_plan *plan, fl_index T, fl
     const double steps = (double)T * (double)net->D / plan->directions, lag = (double)(plan->layer_groups - 1);
     const double fork = plan->threads > 1 ? FORK_NS + FORK_NS_PER_THREAD * plan->threads : 0;
     const double meetings = lag > 0 ? ceil(steps / (double)plan->stride) + lag : 0;
-    return fork + (steps + lag * (double)plan->stride) * layers_ns(net, plan, B)
+    return fork + (steps + lag * (double)plan->stride) * layers_ns(net, plan, B) * delay(plan)
            + meetings * meeting_ns(plan, plan->threads / plan->row_groups);
 }
 
@@ -135,10 +155,11 @@ static fl_index stride_for(const fl_network *net, const fl_plan *plan, fl_index 
     return fl_min(T, plan->chunk ? fl_round_up(stride, plan->chunk) : stride);
 }
 
-fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price)
+fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace)
 {
     const int most_layers = net->D == 1 && T > 1 ? (int)fl_min(net->L, threads) : 1;
-    fl_plan best = {.threads = 1, .layer_groups = 1, .directions = 1, .row_groups = 1, .unit_groups = 1, .stride = T};
+    fl_plan best = {
+        .threads = 1, .layer_groups = 1, .directions = 1, .row_groups = 1, .unit_groups = 1, .stride = T, .share = FL_EVEN};
     double best_ns = INFINITY;
 
     for (int layer_groups = 1; layer_groups <= fl_max(most_layers, 1); layer_groups++)
@@ -154,8 +175,10 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads,
                         .row_groups = row_groups,
                         .unit_groups = unit_groups,
                         .meeting_price = meeting_price,
+                        .share = threads > 2 ? FL_EVEN : pace,
                     };
-                    plan.chunk = chunk_for(net, T, fl_ceil_div(B, row_groups), fl_ceil_div(net->blocks, unit_groups));
+                    plan.chunk = chunk_for(net, T, fl_largest_part(B, row_groups, plan.share),
+                                           fl_largest_part(net->blocks, unit_groups, plan.share));
                     plan.stride = stride_for(net, &plan, T, B);
                     plan.chunk = plan.stride > 1 ? fl_min(plan.chunk, plan.stride) : 0;
                     const double ns = call_ns(net, &plan, T, B);
@@ -166,7 +189,9 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads,
                 }
             }
         }
-    const fl_index blocks = fl_ceil_div(net->blocks, best.unit_groups);
+    if (best.row_groups * best.unit_groups == 1) /* the two sides are even */
+        best.share = FL_EVEN;
+    const fl_index blocks = fl_largest_part(net->blocks, best.unit_groups, best.share);
     const double R = (double)(blocks * fl_panel_bytes(net, net->P)), W = (double)(blocks * fl_panel_bytes(net, most_inputs(net)));
     const double all = T > 1 ? R + W : (double)net->bytes / best.unit_groups; /* a single step uses each once */
     best.far_W = is_far(all);
@@ -177,15 +202,17 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads,
     return best;
 }
 
+void fl_learn(const fl_plan *plan, const int64_t worked_ns[2]) { fl_note_pace(plan->share, worked_ns[0], worked_ns[1]); }
+
 /* ---- Gradients ----------------------------------------------------------------------------------------------------------------- */
 
 /* One layer's step of the busiest thread, and its share of the products over tokens that one step brings: their work is divided evenly. */
 static double backward_step_ns(const fl_network *net, const fl_plan *plan, fl_index B, fl_index I)
 {
     const fl_index width = FL_VECTORS * net->V;
-    const double rows = (double)fl_ceil_div(B, plan->row_groups), lanes = (double)width * (double)net->item;
-    const double columns = (double)fl_ceil_div(fl_ceil_div(net->P, width), plan->unit_groups);
-    const double units = (double)fl_ceil_div(fl_ceil_div(net->H, width), plan->unit_groups);
+    const double rows = busiest(plan, B, plan->row_groups), lanes = (double)width * (double)net->item;
+    const double columns = busiest(plan, fl_ceil_div(net->P, width), plan->unit_groups);
+    const double units = busiest(plan, fl_ceil_div(net->H, width), plan->unit_groups);
     const double K = (double)(net->gates * fl_padded(net->H)), R = columns * K * lanes;
     double ns = STEP_NS + rows * units * FL_VECTORS * CELL_NS_PER_VECTOR + product_ns(net, rows, FL_VECTORS * columns, K, R);
 
@@ -196,9 +223,9 @@ static double backward_step_ns(const fl_network *net, const fl_plan *plan, fl_in
     return ns + (double)B * per_token * plan->directions / plan->threads;
 }
 
-fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price)
+fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace)
 {
-    fl_plan best = {.threads = 1, .layer_groups = 1, .directions = 1, .row_groups = 1, .unit_groups = 1};
+    fl_plan best = {.threads = 1, .layer_groups = 1, .directions = 1, .row_groups = 1, .unit_groups = 1, .share = FL_EVEN};
     double best_ns = INFINITY;
 
     for (int directions = 1; directions <= fl_min(net->D, fl_max(threads, 1)); directions++)
@@ -211,17 +238,20 @@ fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int
                     .row_groups = row_groups,
                     .unit_groups = unit_groups,
                     .meeting_price = meeting_price,
+                    .share = threads > 2 ? FL_EVEN : pace,
                 };
                 const double steps = (double)T * (double)net->D / directions;
                 const double first = backward_step_ns(net, &plan, B, net->I);
                 const double others = backward_step_ns(net, &plan, B, net->D * net->P);
                 const double fork = plan.threads > 1 ? FORK_NS + FORK_NS_PER_THREAD * plan.threads : 0;
-                const double ns = fork + steps * (first + (double)(net->L - 1) * others);
+                const double ns = fork + steps * (first + (double)(net->L - 1) * others) * delay(&plan);
                 if (ns < best_ns) {
                     best = plan;
                     best_ns = ns;
                 }
             }
+    if (best.row_groups * best.unit_groups == 1)
+        best.share = FL_EVEN;
     best.expected_ns = (int64_t)fmin(best_ns, 9e18);
     best.patience_ns = PATIENCE_NS + (int64_t)(4 * best_ns / (double)fl_max(T, 1));
     const double column = (double)(net->gates * fl_padded(net->H) * net->item); /* of W and R, transposed */

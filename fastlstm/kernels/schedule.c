@@ -9,6 +9,8 @@
  * A thread owns a range of hidden units for all rows of its group, so every sum is made by one thread from beginning to end, in one
  * order. Rows stand by falling length: the active ones are always the first n. No vector code here.
  *
+ * What two threads divide is in parts by how fast they were lately (pace.h).
+ *
  * Two threads that divide hidden units wait for each other at every step. If another process takes one of their processors, the other
  * goes on alone from the next step: half as fast, but not at the mercy of the scheduler's time slices of some milliseconds.
  */
@@ -64,11 +66,11 @@ static layout make_layout(const fl_call *call)
     const fl_network *net = call->net;
     const fl_plan *plan = &call->plan;
     const fl_index item = net->item, panel = FL_VECTORS * net->V * item;
-    const fl_index blocks = fl_ceil_div(net->blocks, plan->unit_groups);
+    const fl_index blocks = fl_largest_part(net->blocks, plan->unit_groups, plan->share);
     layout l;
 
     l.sides = plan->layer_groups * plan->directions;
-    l.rows = fl_ceil_div(call->B, plan->row_groups);
+    l.rows = fl_largest_part(call->B, plan->row_groups, plan->share);
     l.product_rows = l.rows * fl_max(plan->chunk, 1);
     l.h_pitch = fl_pitch(net->has_projection ? net->projected_blocks * FL_VECTORS * net->V : net->blocks * net->units, item);
     l.c_pitch = net->C ? fl_pitch(net->blocks * net->units, item) : 0;
@@ -515,6 +517,7 @@ static place take_place(fl_call *call, const layout *l, int thread)
     const int side = thread / plan->unit_groups / plan->row_groups, layers = side / plan->directions;
     fl_barrier *barriers = (fl_barrier *)(call->scratch + l->order) + group * (l->sides + 1);
     char *mine = call->scratch + l->bytes - (plan->threads - thread) * l->thread;
+    const fl_index row = fl_part(call->B, plan->row_groups, group, plan->share);
     place p = {
         .call = call,
         .net = net,
@@ -522,12 +525,12 @@ static place take_place(fl_call *call, const layout *l, int thread)
         .layer_end = fl_share(net->L, plan->layer_groups, layers + 1),
         .direction = side % plan->directions,
         .directions = (int)net->D / plan->directions,
-        .row = fl_share(call->B, plan->row_groups, group),
-        .rows = fl_share(call->B, plan->row_groups, group + 1) - fl_share(call->B, plan->row_groups, group),
-        .block = fl_share(net->blocks, plan->unit_groups, unit_group),
-        .block_end = fl_share(net->blocks, plan->unit_groups, unit_group + 1),
-        .projected = fl_share(net->projected_blocks, plan->unit_groups, unit_group),
-        .projected_end = fl_share(net->projected_blocks, plan->unit_groups, unit_group + 1),
+        .row = row,
+        .rows = fl_part(call->B, plan->row_groups, group + 1, plan->share) - row,
+        .block = fl_part(net->blocks, plan->unit_groups, unit_group, plan->share),
+        .block_end = fl_part(net->blocks, plan->unit_groups, unit_group + 1, plan->share),
+        .projected = fl_part(net->projected_blocks, plan->unit_groups, unit_group, plan->share),
+        .projected_end = fl_part(net->projected_blocks, plan->unit_groups, unit_group + 1, plan->share),
         .units = barriers + 1 + side,
         .group = barriers,
         .units_size = plan->unit_groups,
@@ -539,7 +542,7 @@ static place take_place(fl_call *call, const layout *l, int thread)
         .hR = mine + l->xW,
         .inputs = (const void **)(mine + l->xW + l->hR),
         .hidden = (const void **)(mine + l->xW + l->hR + l->inputs),
-        .rank = call->lengths ? group : fl_share(call->B, plan->row_groups, group),
+        .rank = call->lengths ? group : row,
         .rank_step = call->lengths ? plan->row_groups : 1,
         .watcher = fl_watcher_of(&call->watch, thread),
     };
@@ -625,6 +628,8 @@ void fl_forward(fl_call *call, int thread)
         call->begun = 1;
     if (call->plan.threads > 1)
         fl_start_clock();
+    if (call->plan.threads == 2)
+        fl_begin_work();
     if (call->tape)
         keep_inputs(call, thread);
     for (fl_index layer = p.layer; layer < p.layer_end; layer++)
@@ -639,6 +644,8 @@ void fl_forward(fl_call *call, int thread)
                 const state s = state_of(&p, &l, group, layer * net->D + d);
                 save_state(&p, &l, &s, layer * net->D + d);
             }
+    if (call->plan.threads == 2) /* groups of layers are no equal parts */
+        call->worked_ns[thread] = status == FL_OK && call->plan.layer_groups == 1 ? fl_worked_ns() : 0;
     fl_leave_float_state(found);
 }
 
@@ -661,6 +668,8 @@ static int deal_rows(fl_call *call)
 
 int fl_prepare(fl_call *call)
 {
+    if (call->lengths && call->plan.row_groups > 1) /* rows are dealt in turn */
+        call->plan.share = FL_EVEN;
     const layout l = make_layout(call);
 
     call->scratch_bytes = l.bytes;

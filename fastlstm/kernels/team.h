@@ -3,6 +3,7 @@
 #define FL_TEAM_H
 
 #include "claim.h"
+#include "pace.h"
 #include "processor.h"
 
 #include <sched.h>
@@ -115,6 +116,8 @@ static inline int fl_wait(fl_barrier *barrier, int size, atomic_int *stop, int64
         else
             nap = fl_nap(since); /* a yield does not always let in a thread that has just been woken up */
     }
+    if (since)
+        fl_count_wait(fl_now_ns() - since);
     return 0;
 }
 

@@ -890,7 +890,7 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
         .resets = s->resets ? resets : NULL,
         .resets_strides = {s->B, 1},
     };
-    call.plan = plan.threads ? plan : fl_make_plan(&net, s->T, s->B, s->threads, 1);
+    call.plan = plan.threads ? plan : fl_make_plan(&net, s->T, s->B, s->threads, 1, FL_EVEN);
     fl_tape tape;
     const fl_dropout dropout = {s->L > 2 ? 0.25 : 0, 5};
     EXPECT(fl_make_tape(&tape, &net, s->T, s->B, call.lengths, call.h_0, call.c_0, dropout) == FL_OK, "fl_make_tape");
@@ -909,7 +909,7 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
     h = hash(h, output, s->T * s->B * s->D * P * item);
     h = hash(h, h_n, states * s->B * P * item);
     h = hash(h, c_n, states * s->B * C * item);
-    fl_plan back = plan.threads ? plan : fl_make_backward_plan(&net, s->T, s->B, s->threads, 1);
+    fl_plan back = plan.threads ? plan : fl_make_backward_plan(&net, s->T, s->B, s->threads, 1, FL_EVEN);
     back.threads /= back.layer_groups; /* gradients go through the layers one by one */
     back.layer_groups = 1;
     h = backward(h, &call, &tape, weights, s, back);
@@ -929,8 +929,14 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
 static int most_groups = 3;
 static uint64_t all_divisions(const fl_kernels *k, const shape *s)
 {
-    const fl_plan one = {
-        .threads = 1, .layer_groups = 1, .directions = 1, .row_groups = 1, .unit_groups = 1, .stride = s->T, .blocks_at_once = 1};
+    const fl_plan one = {.threads = 1,
+                         .layer_groups = 1,
+                         .directions = 1,
+                         .row_groups = 1,
+                         .unit_groups = 1,
+                         .stride = s->T,
+                         .blocks_at_once = 1,
+                         .share = FL_EVEN};
     const fl_plan planned = {0};
     const uint64_t expected = forward_and_backward(k, s, one);
 
@@ -948,7 +954,8 @@ static uint64_t all_divisions(const fl_kernels *k, const shape *s)
                                           .chunk = chunk,
                                           .stride = fl_max(stride, 1),
                                           .blocks_at_once = 1 + (int)(chunk / 2) % 2,
-                                          .patience_ns = chunk == 2 ? -1 : 1000000000}; /* -1: teams of two part */
+                                          .patience_ns = chunk == 2 ? -1 : 1000000000, /* -1: teams of two part */
+                                          .share = 150 + 350 * (int)(chunk / 2)};      /* a slow first thread, or second */
                     const uint64_t found = forward_and_backward(k, s, plan);
                     EXPECT(found == expected, "%d sides, row groups %d, unit groups %d, chunk %td differ", sides, row_groups,
                            unit_groups, chunk);
@@ -988,10 +995,10 @@ static void check_meetings(const fl_kernels *k)
 
     net.units = k->V;
     net.blocks = fl_ceil_div(net.H, net.units);
-    EXPECT(fl_make_plan(&net, 200, 1, 2, 1).unit_groups == 2, "one row: two threads divide units");
-    EXPECT(fl_make_plan(&net, 200, 1, 2, 50).threads == 1, "one row: one thread where meetings are dear");
-    EXPECT(fl_make_plan(&net, 200, 64, 2, 50).row_groups == 2, "many rows: threads that never meet");
-    EXPECT(fl_make_backward_plan(&net, 200, 1, 2, 500).unit_groups == 1, "gradients of one row where meetings are dear");
+    EXPECT(fl_make_plan(&net, 200, 1, 2, 1, FL_EVEN).unit_groups == 2, "one row: two threads divide units");
+    EXPECT(fl_make_plan(&net, 200, 1, 2, 50, FL_EVEN).threads == 1, "one row: one thread where meetings are dear");
+    EXPECT(fl_make_plan(&net, 200, 64, 2, 50, FL_EVEN).row_groups == 2, "many rows: threads that never meet");
+    EXPECT(fl_make_backward_plan(&net, 200, 1, 2, 500, FL_EVEN).unit_groups == 1, "gradients of one row where meetings are dear");
 
     EXPECT(fl_meeting_price() == 1, "not measured yet");
     EXPECT(fl_meeting_is_due() && !fl_meeting_is_due(), "due once");
@@ -1006,6 +1013,38 @@ static void check_meetings(const fl_kernels *k)
     nanosleep(&long_enough, NULL);
     EXPECT(fl_meeting_price() == 1, "forgotten");
     EXPECT(fl_meeting_is_due(), "due again");
+}
+
+/* A pair is divided by how fast its threads are, which is soon forgotten. */
+static void check_pace(const fl_kernels *k)
+{
+    fl_network net = {
+        .kernels = k, .I = 64, .H = 256, .P = 256, .C = 256, .L = 1, .D = 1, .gates = 4, .item = k->item, .V = k->V};
+    const struct timespec long_enough = {.tv_nsec = 400000000};
+
+    net.units = k->V;
+    net.blocks = fl_ceil_div(net.H, net.units);
+    EXPECT(fl_pace() == FL_EVEN, "not measured yet");
+    for (int i = 0; i < 10; i++)
+        fl_note_pace(fl_pace(), 1000 * fl_pace(), 300 * (1000 - fl_pace())); /* the first takes a thousand each, the second 300 */
+    EXPECT(fl_pace() > 220 && fl_pace() < 240, "3 of 13: pace %d", fl_pace());
+    const fl_plan many = fl_make_plan(&net, 200, 64, 2, 1, 250), three = fl_make_plan(&net, 200, 64, 3, 1, 250);
+    EXPECT(many.row_groups == 2 && many.share == 250, "many rows: by the pace");
+    EXPECT(three.share == FL_EVEN, "more than a pair: evenly");
+    EXPECT(fl_part(64, 2, 1, 250) == 16 && fl_part(64, 2, 2, 250) == 64 && fl_part(2, 2, 1, 150) == 1, "parts");
+    EXPECT(fl_largest_part(64, 2, 250) == 48 && fl_largest_part(65, 2, FL_EVEN) == 33 && fl_largest_part(7, 3, 250) == 3,
+           "largest");
+    net.D = 2;
+    EXPECT(fl_make_plan(&net, 200, 64, 2, 1, FL_EVEN).directions == 2, "directions side by side");
+    EXPECT(fl_make_plan(&net, 200, 64, 2, 1, 250).directions == 1, "but not where one would end much later");
+    EXPECT(fl_make_backward_plan(&net, 200, 64, 2, 1, 250).directions == 1, "gradients, too");
+    fl_note_pace(FL_EVEN, 0, 1000000);
+    nanosleep(&long_enough, NULL);
+    EXPECT(fl_pace() == FL_EVEN, "forgotten");
+    fl_note_pace(FL_EVEN, 900, 300);
+    EXPECT(fl_pace() == FL_EVEN, "too short to tell");
+    fl_note_pace(FL_EVEN, 1020000, 1000000);
+    EXPECT(fl_pace() == FL_EVEN, "too small to count");
 }
 
 int main(int argc, char **argv)
@@ -1045,6 +1084,7 @@ int main(int argc, char **argv)
     const fl_kernels *tables[] = {isa->f32, isa->f64};
     const int fused = strcmp(isa->name, "baseline") != 0;
     check_meetings(isa->f32);
+    check_pace(isa->f32);
     for (int type = 0; type < 2; type++) {
         const fl_kernels *k = tables[type];
         EXPECT(k->item == (type ? 8 : 4), "item is %td", k->item);
