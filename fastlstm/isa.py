@@ -11,6 +11,10 @@ def available_isas() -> tuple[str, ...]:
     """Names of the instruction sets that this machine runs, from worst to best.
 
     ``"baseline"`` (no fused multiply-add), ``"avx2"``, ``"avx512"`` on x86-64; ``"baseline"``, ``"neon"`` on AArch64.
+
+    Returns
+    -------
+    tuple of str
     """
     return _engine.available_isas()
 

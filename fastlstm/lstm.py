@@ -175,7 +175,7 @@ class LSTM(Network[State]):
 
         Parameters
         ----------
-        x, state, lengths, mask, resets, threads : as for :meth:`__call__`
+        x, state, lengths, mask, resets : as for :meth:`__call__`
         dropout : float, 0 to 1
             Probability that an element of a layer's output is zero for the next layer, the others being divided by
             ``1 - dropout``: as in ``torch.nn.LSTM`` on the outputs of all layers but the last.
@@ -186,6 +186,7 @@ class LSTM(Network[State]):
             Keep only the inputs of each layer and a state now and then, and run the steps between a second time for the
             gradients [1]_: the same bits, for a third more time and a fraction of the memory. Not for a network with an initial
             state of its own.
+        threads : as for :meth:`__call__`
 
         Returns
         -------
@@ -258,6 +259,11 @@ class LSTM(Network[State]):
         Of each layer (each direction of a Bidirectional) in turn, so a network of several layers makes the list of an RNN of
         stacked cells, and a slice of it that of one LSTM. Keras has one bias where PyTorch has two: their sum, rounded once, and
         so what Keras gave comes back to the bit.
+
+        Returns
+        -------
+        list of array
+            Shapes (I, 4*H), (H, 4*H) and, with a bias, (4*H,); gates in Keras' order i, f, c, o.
 
         Raises
         ------

@@ -501,6 +501,15 @@ class Model:
     def stream(self, batch_size: int = 1) -> ModelStream:
         """A carried state that takes one step at a time, or a block of them.
 
+        Parameters
+        ----------
+        batch_size : int
+            Rows B of every step, 0 or more.
+
+        Returns
+        -------
+        ModelStream
+
         Raises
         ------
         ValueError

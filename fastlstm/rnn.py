@@ -137,8 +137,9 @@ class RNN(Network[Array]):
 
         Parameters
         ----------
-        x, h_0, lengths, resets, threads : as for :meth:`__call__`
+        x, h_0, lengths, resets : as for :meth:`__call__`
         dropout, seed, recompute : as for :meth:`LSTM.record`
+        threads : as for :meth:`__call__`
 
         Returns
         -------

@@ -188,7 +188,12 @@ class Weights:
         return h_0, np.stack([np.zeros(C, self.dtype) if w.c_0 is None else w.c_0 for w in self.layers])
 
     def expected_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all tensors under PyTorch's names, in PyTorch's order."""
+        """Shapes of all tensors under PyTorch's names, in PyTorch's order.
+
+        Returns
+        -------
+        dict of str to tuple of int
+        """
         return parameter_shapes(
             self.input_size,
             self.hidden_size,
@@ -202,7 +207,12 @@ class Weights:
         )
 
     def named_tensors(self) -> Iterator[tuple[str, Array]]:
-        """The tensors under PyTorch's names, in the order of ``nn.LSTM.state_dict()``."""
+        """The tensors under PyTorch's names, in the order of ``nn.LSTM.state_dict()``.
+
+        Yields
+        ------
+        (str, array)
+        """
         for index, layer in enumerate(self.layers):
             for kind in TENSORS:
                 tensor = getattr(layer, kind)
