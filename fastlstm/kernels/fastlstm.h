@@ -465,12 +465,15 @@ static inline int fl_runs_back(const fl_network *net, fl_index index) { return n
 /* Where part `part` of `parts` even parts of n things begins; share_start(n, parts, parts) == n. */
 static inline fl_index fl_share(fl_index n, fl_index parts, fl_index part) { return n / parts * part + fl_min(n % parts, part); }
 
-/* The same, but the first of two parts has `share` per mille, and neither is empty. */
+/* So much of n things. */
+static inline fl_index fl_per_mille(fl_index n, int share) { return (n * share + 500) / 1000; }
+
+/* As fl_share, but the first of two parts has `share` per mille, and neither is empty. */
 static inline fl_index fl_part(fl_index n, fl_index parts, fl_index part, int share)
 {
     if (parts != 2 || part != 1 || n < 2)
         return fl_share(n, parts, part);
-    return fl_max(1, fl_min((n * share + 500) / 1000, n - 1));
+    return fl_max(1, fl_min(fl_per_mille(n, share), n - 1));
 }
 
 /* The most that one of them has. */

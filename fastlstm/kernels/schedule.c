@@ -651,7 +651,7 @@ void fl_forward(fl_call *call, int thread)
 
 /* ---- Before and after ---------------------------------------------------------------------------------------------------------- */
 
-/* Rows by falling length, dealt to the groups in turn, so that every group gets its share of long and short ones. */
+/* Rows by falling length, dealt to the groups in turn, or to a pair as its share is: each gets its part of long and short ones. */
 static int deal_rows(fl_call *call)
 {
     const fl_index B = call->B, groups = call->plan.row_groups;
@@ -660,15 +660,22 @@ static int deal_rows(fl_call *call)
     if (!call->lengths)
         return fl_order_rows(NULL, B, call->order);
     const int status = fl_order_rows(call->lengths, B, ranked);
-    for (fl_index group = 0, at = 0; status == FL_OK && group < groups; group++)
+    const int share = call->plan.share;
+    fl_index next[2] = {0, fl_part(B, 2, 1, share)};
+    if (status)
+        return status;
+    for (fl_index rank = 0; groups == 2 && rank < B; rank++)
+        call->order[next[fl_per_mille(rank + 1, share) == fl_per_mille(rank, share)]++] = ranked[rank];
+    for (fl_index group = 0, at = 0; groups != 2 && group < groups; group++)
         for (fl_index rank = group; rank < B; rank += groups)
             call->order[at++] = ranked[rank];
-    return status;
+    return FL_OK;
 }
 
 int fl_prepare(fl_call *call)
 {
-    if (call->lengths && call->plan.row_groups > 1) /* rows are dealt in turn */
+    /* A tape has rows of a group at even distances; and so few rows leave no share of one. */
+    if (call->lengths && call->plan.row_groups > 1 && (call->tape || call->B < 4))
         call->plan.share = FL_EVEN;
     const layout l = make_layout(call);
 
