@@ -28,8 +28,11 @@ __all__ = [
     "AnyFeature",
     "Concatenate",
     "Dense",
+    "Either",
     "Embedding",
+    "Everywhere",
     "Features",
+    "LastAxis",
     "LastStep",
     "LayerNorm",
     "Masked",
@@ -345,6 +348,32 @@ class AnyFeature(Step):
 
     def run(self, *values: Array) -> Array:
         return np.asarray(values[0].any(axis=-1))
+
+
+@dataclass(frozen=True, eq=False)
+class Either(Step):
+    """True where either input is; an axis of 1 goes with any size."""
+
+    def run(self, *values: Array) -> Array:
+        return np.asarray(values[0] | values[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Everywhere(Step):
+    """True everywhere, or false, in the shape of its input."""
+
+    value: bool
+
+    def run(self, *values: Array) -> Array:
+        return np.broadcast_to(np.bool_(self.value), values[0].shape)
+
+
+@dataclass(frozen=True, eq=False)
+class LastAxis(Step):
+    """One more axis at the end, of size 1."""
+
+    def run(self, *values: Array) -> Array:
+        return values[0][..., None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import copy
 import os
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,11 +181,8 @@ class Maker:
         b = L.TimeDistributed(L.Dense(3))(x)
         if rng.random() < 0.3:
             inner = self.keras.Sequential([keras.Input((T, 3)), self.lstm(True), L.Dense(3)], name="inner")
-            a = inner(a) if not masked else a
-        if masked and rng.random() < 0.3:  # masks side by side are not run here; Flatten loses them
-            x = L.Flatten()(L.Concatenate()([a, b]))
-            return keras.Model(given, L.Dense(3, name="input")(x))
-        x = L.Add()([a, b]) if masked else rng.choice((lambda: a + b, lambda: L.Concatenate()([a, b])))()
+            a = inner(a)
+        x = rng.choice((lambda: a + b, lambda: L.Add()([a, b]), lambda: L.Concatenate()([a, b])))()
         for layer in self.body(masked):
             x = layer(x)
         return keras.Model(given, x)
@@ -219,6 +217,54 @@ def test_random_models(kind: str, seed: int, keras: Any, h5py: Any, tmp_path: Pa
     keras.utils.set_random_seed(seed)
     model = getattr(Maker(keras, seed), kind)()
     compare(keras, model, np.random.default_rng(seed), tmp_path)
+
+
+def masked_models(keras: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Models whose masks are made of several, or come out of a model: a name, the input and the result."""
+    L, Input, ops = keras.layers, keras.Input, keras.ops
+    words, steps = Input((T,)), Input((T, I))
+    plain, e, other = L.Embedding(WORDS, I)(words), *(L.Embedding(WORDS, I, mask_zero=True)(words) for _ in range(2))
+    zeros, ones = L.Masking(0.0)(steps), L.Masking(1.0)(steps)
+    both = L.Bidirectional(L.LSTM(5, return_sequences=True))
+    yield "beside its own Bidirectional", words, L.LSTM(4)(L.Concatenate()([e, both(e)]))
+    yield "two embeddings", words, L.LSTM(4)(L.Concatenate()([e, other]))
+    yield "masked beside plain", words, L.LSTM(4)(L.Concatenate()([e, plain]))
+    yield "plain beside masked", words, L.LSTM(4)(L.Concatenate()([plain, e]))
+    yield "two of Masking", steps, L.LSTM(4, return_sequences=True)(L.Concatenate()([zeros, L.ReLU()(ones), steps]))
+    yield "two of Masking only", steps, L.LSTM(4, return_sequences=True)(L.Concatenate()([zeros, ones]))
+    yield "one after the other", steps, L.LSTM(4, return_sequences=True)(L.Concatenate(axis=1)([zeros, steps, ones]))
+    yield "a sum of masked and plain", words, L.LSTM(4)(L.Add()([e, plain]))
+    yield "a sum of two masks", steps, L.LSTM(4)(L.Add()([zeros, ones]))
+    yield "a sum of three", steps, L.LSTM(4)(L.Add()([zeros, ones, L.Masking(-1.0)(steps)]))
+    yield "an operation knows no masks", steps, L.LSTM(4)(zeros + zeros)
+    yield "nor does this one", steps, L.LSTM(4)(ops.concatenate([zeros, zeros], axis=-1))
+    inner = keras.Sequential([Input((T,)), L.Embedding(WORDS, I, mask_zero=True), L.Dense(I)])
+    yield "out of a model", words, L.LSTM(4)(inner(words))
+    yield "out of a model and a sum", words, L.LSTM(4)(L.Add()([inner(words), e]))
+    yield "out of a model and a sum without", words, L.LSTM(4)(L.Add()([inner(words), plain]))
+    # Keras knows one of these masks when the model is made, and writes that the other is true everywhere
+    yield "out of a model and known", words, L.LSTM(4)(L.Concatenate()([inner(words), e]))
+    yield "out of a model and beside", words, L.LSTM(4)(L.Concatenate()([inner(words), plain]))
+    through = Input((T, I))
+    lstm = keras.Model(through, L.Dropout(0.5)(L.LSTM(I, return_sequences=True)(through)))
+    yield "through a model", steps, L.LSTM(4)(lstm(zeros))
+    through = Input((T, I))
+    beside = keras.Model(through, L.Concatenate()([through, L.Masking(1.0)(through)]))
+    yield "known inside a model", steps, L.LSTM(4)(beside(zeros))
+    through = Input((T, I))
+    added = keras.Model(through, L.Add()([through, L.ReLU()(through)]))
+    yield "known to nobody", steps, L.LSTM(4, zero_output_for_mask=True, return_sequences=True)(added(zeros))
+
+
+def test_masks_of_several(keras: Any, h5py: Any, tmp_path: Path) -> None:
+    for seed, (what, given, result) in enumerate(masked_models(keras)):
+        rng = np.random.default_rng(seed)
+        model = randomized(keras.Model(given, result), rng)
+        x = rng.integers(0, 3, (B, T)) if given.shape[1:] == (T,) else rng.integers(-1, 2, (B, T, 1)).repeat(I, 2).astype("f4")
+        y = keras.ops.convert_to_numpy(model(x, training=False))
+        for name in ("x.keras", "x.h5"):
+            model.save(tmp_path / name)
+            assert np.abs(load_model(tmp_path / name)(x) - y).max() < TOLERANCE, (what, name)
 
 
 def test_other_dtypes(keras: Any, h5py: Any, tmp_path: Path) -> None:
@@ -422,7 +468,6 @@ def test_models_of_keras_that_are_refused(keras: Any, h5py: Any, remembered: Non
     words, steps, other = Input((T,), name="words"), Input((T, I), name="steps"), Input((T, I), name="other")
     shared, lstm = L.Dense(I, name="shared"), L.LSTM(I, return_sequences=True, name="lstm")
     masked = L.Masking(name="masked")(steps)
-    inner = keras.Sequential([Input((T, I)), L.Masking(), L.LSTM(I, return_sequences=True)], name="inner")
     embedded = L.Embedding(WORDS, I, mask_zero=True)
     for model, part in (
         (
@@ -432,10 +477,11 @@ def test_models_of_keras_that_are_refused(keras: Any, h5py: Any, remembered: Non
         (Model([steps, other], L.LSTM(2)(L.Add()([steps, other]))), "it has 2 inputs"),
         (Model(steps, [L.LSTM(2)(steps), L.LSTM(3)(steps)]), "it has 2 outputs"),
         (Model(steps, shared(lstm(shared(steps)))), "layer 'shared': it is called 2 times"),
-        (Model(steps, L.LSTM(2, name="last")(inner(steps))), "layer 'last': its mask is not run here: its mask was made inside"),
         (Model(steps, L.Softmax(name="soft")(masked)), "layer 'soft': a Softmax with a mask"),
         (Model(words, L.LSTM(2)(L.Concatenate()([embedded(words), embedded(words)]))), "it is called 2 times"),
-        (Model(steps, L.LSTM(2, name="last")(L.Concatenate()([masked, L.ReLU()(masked)]))), "layer 'last': its mask is not run"),
+        (Model(steps, L.LSTM(2)(L.Softmax(name="soft")(L.Add()([masked, masked])))), "layer 'soft': a Softmax with a mask"),
+        (Model(steps, L.LSTM(2)(keras.ops.zeros_like(steps))), "ZerosLike and OnesLike are run here for masks"),
+        (Model(steps, L.Flatten()(keras.ops.expand_dims(steps, 1))), "ExpandDims is run here for a new last axis"),
         (Model(steps, L.BatchNormalization(name="norm")(steps)), "layer 'norm': its class 'BatchNormalization' is none"),
         (Model(steps, L.LSTM(2, name="last")(steps * 2.0)), "'Multiply'"),
         (keras.Sequential([Input((T, None)), L.ReLU()]), "in which the number of features is missing"),

@@ -26,6 +26,7 @@ __all__ = [
     "class_of",
     "config_of",
     "flag",
+    "is_operation",
     "major_version",
     "other_kind",
     "plain_plan",
@@ -137,6 +138,12 @@ def class_of(entry: Mapping[str, Any]) -> str:
     name, module = entry.get("class_name"), entry.get("module")
     ours = module is None or (isinstance(module, str) and module.split(".")[0] in ("keras", "tf_keras", "tensorflow"))
     return name if isinstance(name, str) and ours and entry.get("registered_name") in (None, name) else ""
+
+
+def is_operation(entry: Mapping[str, Any]) -> bool:
+    """Whether it is a function of Keras 3 rather than a layer: some have the same class name, and in ``.h5`` no module."""
+    module = entry.get("module")
+    return ".ops." in module if isinstance(module, str) else "trainable" not in config_of(entry)
 
 
 def other_kind(entry: Mapping[str, Any]) -> str:

@@ -1,8 +1,9 @@
 """A whole Keras model as steps: what each layer computes at inference, from its configuration and its weights.
 
 A layer that is not in the table at the end is refused by its name, as is an entry of a configuration that is not known here.
-Masks go with the values, as in Keras: layers pass them on or lose them, and an LSTM leaves out the steps that its mask says are
-none. Keras 3 writes in the graph of a functional model where each mask comes from; elsewhere they follow from the layers.
+Masks go with the values, as in Keras: layers pass them on or lose them, into models and out of them, and an LSTM leaves out the
+steps that its mask says are none. Keras 3 writes in the graph of a functional model where the masks come from that it knew when
+the model was made; these come first, as in Keras. All others follow from the layers.
 
 References
 ----------
@@ -23,7 +24,7 @@ from fastlstm.errors import FormatError
 from fastlstm.loaders import keras_config, keras_layer
 from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.keras_config import check_keys, class_of, config_of, flag, shown
+from fastlstm.loaders.keras_config import check_keys, class_of, config_of, flag, is_operation, shown
 from fastlstm.loaders.keras_graph import MODELS, Call, Graph, graph
 from fastlstm.loaders.keras_tree import MAX_DEPTH, Entry, Names, Place, joined
 from fastlstm.weights import MAX_SIZE
@@ -68,6 +69,9 @@ class Value:
     shape: Shape = ()
     mask: Value | None = None
     problem: str = ""
+
+
+DIFFERS = Value("", problem="it is made of several, which Keras 2 does otherwise than Keras 3")
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,8 @@ class _Reader:
         if problems:
             return Value("", problem=problems[0])
         name = joined(names)
-        mask = values[call.mask] if call.mask else inputs[0].mask if inputs else None
+        operation = is_operation(call.entry)  # a function of Keras, such as a + b: it knows no masks
+        mask = values[call.mask] if call.mask else inputs[0].mask if inputs and not operation else None
         layer = Layer(name, call.entry, place, inputs, call.constants, mask)
         try:
             if call.problem:
@@ -213,17 +218,13 @@ class _Reader:
             kind = class_of(call.entry)
             if kind in MODELS:
                 return self._nested(layer, names)
-            return self._layer(layer, kind)
+            result = self._layer(layer, kind)
+            return replace(result, mask=None) if operation else result
         except FormatError as error:
             return Value("", problem=f"layer {quoted(name)}: {error}")
 
     def _nested(self, layer: Layer, names: Names) -> Value:
-        inner = graph(layer.entry)
-        result = self.run(inner, names, layer.place, replace(layer.one_input(), mask=layer.mask))
-        if result.mask:  # whether Keras lets it out depends on the version
-            mask = Value("", problem="its mask was made inside another model")
-            return replace(result, mask=mask)
-        return result
+        return self.run(graph(layer.entry), names, layer.place, replace(layer.one_input(), mask=layer.mask))
 
     def _layer(self, layer: Layer, kind: str) -> Value:
         other = keras_config.other_kind(layer.entry)
@@ -545,7 +546,7 @@ def _add(reader: _Reader, layer: Layer) -> Value:
     shapes = {value.shape for value in layer.inputs}
     if len(shapes) != 1 or layer.constants:
         raise FormatError(f"it adds {_listing(shapes)}, and only what has the same shape is added here")
-    return reader.add(Add, layer.name, layer.inputs, layer.inputs[0].shape, _common_mask(layer))
+    return reader.add(Add, layer.name, layer.inputs, layer.inputs[0].shape, _mask_of_sum(reader, layer))
 
 
 def _concatenate(reader: _Reader, layer: Layer) -> Value:
@@ -563,9 +564,7 @@ def _concatenate(reader: _Reader, layer: Layer) -> Value:
     sizes = [shape[axis] for shape in shapes]
     size = None if None in sizes else sum(size for size in sizes if size is not None)
     shape = tuple(size if index == axis + axes else other for index, other in enumerate(shapes[0]))
-    mask = _common_mask(layer)
-    if mask and axis != -1:
-        mask = Value("", problem="it comes from Concatenate along time")
+    mask = _mask_side_by_side(reader, layer, axis)
     return reader.add(Concatenate, layer.name, layer.inputs, shape, mask, axis=axis)
 
 
@@ -573,12 +572,43 @@ def _listing(shapes: Iterable[Shape]) -> str:
     return f"{' and '.join(sorted(str(_with_batch(shape)) for shape in shapes)):.200}"
 
 
-def _common_mask(layer: Layer) -> Value | None:
-    """The mask of what is made of several values; Keras 2 and 3 differ where theirs are not the same."""
-    first, *others = (value.mask for value in layer.inputs)
-    if all(other == first for other in others):
+def _mask_of_sum(reader: _Reader, layer: Layer) -> Value | None:
+    """None if any input has none, else a step counts that is real in any of them."""
+    masks = [value.mask for value in layer.inputs if value.mask]
+    if not masks or all(value.mask == masks[0] for value in layer.inputs):
+        return masks[0] if masks else None
+    if reader.version != 3:
+        return DIFFERS
+    if len(masks) < len(layer.inputs):
+        return None
+    result = masks[0]
+    for number, mask in enumerate(masks[1:], 1):
+        result = _either(reader, f"{layer.name}/mask{number}", result, mask)
+    return result
+
+
+def _mask_side_by_side(reader: _Reader, layer: Layer, axis: int) -> Value | None:
+    """The masks as wide as their inputs, side by side as these are; a step counts that is real in any feature."""
+    from fastlstm.model import AnyFeature, Concatenate, Everywhere
+
+    first = layer.inputs[0].mask
+    if all(value.mask is None for value in layer.inputs):
+        return None
+    if first and axis == -1 and all(value.mask == first for value in layer.inputs):
         return first
-    return Value("", problem=f"it would be made of several, by {quoted(layer.name)}")
+    if reader.version != 3:
+        return DIFFERS
+    name, wide = f"{layer.name}/mask", []
+    for number, value in enumerate(layer.inputs):
+        each = reader.add(Everywhere, f"{name}_like{number}", [value], value.shape, value=value.mask is None)
+        if value.mask and len(value.mask.shape) < len(value.shape):
+            each = _either(reader, f"{name}_wide{number}", _last_axis(reader, f"{name}_axis{number}", value.mask), each)
+        wide.append(value.mask if value.mask and len(value.mask.shape) == len(value.shape) else each)
+    problem = next((value.problem for value in wide if value.problem), "")
+    if problem:
+        return Value("", problem=problem)
+    together = reader.add(Concatenate, f"{name}_all", wide, wide[0].shape, axis=axis)
+    return reader.add(AnyFeature, name, [together], wide[0].shape[:-1])
 
 
 def _time_distributed(reader: _Reader, layer: Layer) -> Value:
@@ -593,7 +623,7 @@ def _time_distributed(reader: _Reader, layer: Layer) -> Value:
 
 
 def _not_equal(reader: _Reader, layer: Layer) -> Value:
-    """An operation of Keras 3, by which masks are made."""
+    """An operation of Keras 3, by which masks are made; so are those that follow."""
     from fastlstm.model import NotEqual
 
     if len(layer.inputs) != 1 or len(layer.constants) != 1 or not _is_number(layer.constants[0]):
@@ -612,11 +642,46 @@ def _any(reader: _Reader, layer: Layer) -> Value:
 
 
 def _logical_or(reader: _Reader, layer: Layer) -> Value:
-    """What Keras 3 makes of the masks of values that are added: run here if they are the same."""
-    first, *others = layer.inputs
-    if layer.constants or any(other.step != first.step or other.shape != first.shape for other in others):
-        raise FormatError("LogicalOr is run here for a mask and itself")
-    return first
+    if len(layer.inputs) != 2 or layer.constants:
+        raise FormatError("LogicalOr is run here for two masks")
+    return _either(reader, layer.name, *layer.inputs)
+
+
+def _either(reader: _Reader, name: str, a: Value, b: Value) -> Value:
+    """Of two masks that are the same, that one."""
+    from fastlstm.model import Either
+
+    if a.problem or b.problem or (a.step, a.shape) == (b.step, b.shape):
+        return b if b.problem else a
+    pairs = list(zip(a.shape, b.shape, strict=False))
+    if len(a.shape) != len(b.shape) or any(m != n and 1 not in (m, n) for m, n in pairs):
+        raise FormatError(f"masks of the shapes {_listing([a.shape, b.shape])} do not go together")
+    return reader.add(Either, name, [a, b], tuple(n if m == 1 else m for m, n in pairs))
+
+
+def _expand_dims(reader: _Reader, layer: Layer) -> Value:
+    layer.check_keys("axis")
+    if layer.config.get("axis") != -1:
+        raise FormatError("ExpandDims is run here for a new last axis")
+    return _last_axis(reader, layer.name, layer.one_input())
+
+
+def _last_axis(reader: _Reader, name: str, given: Value) -> Value:
+    from fastlstm.model import LastAxis
+
+    return given if given.problem else reader.add(LastAxis, name, [given], (*given.shape, 1))
+
+
+def _everywhere(value: bool) -> Callable[[_Reader, Layer], Value]:
+    def make(reader: _Reader, layer: Layer) -> Value:
+        from fastlstm.model import Everywhere
+
+        if layer.config.get("dtype") != "bool":
+            raise FormatError("ZerosLike and OnesLike are run here for masks")
+        given = layer.one_input()
+        return reader.add(Everywhere, layer.name, [given], given.shape, value=value)
+
+    return make
 
 
 LAYERS: dict[str, Callable[[_Reader, Layer], Value]] = {
@@ -641,6 +706,9 @@ LAYERS: dict[str, Callable[[_Reader, Layer], Value]] = {
     "NotEqual": _not_equal,
     "Any": _any,
     "LogicalOr": _logical_or,
+    "ExpandDims": _expand_dims,
+    "ZerosLike": _everywhere(False),
+    "OnesLike": _everywhere(True),
 }
 # Those that TimeDistributed may apply: they work on the last axis, whatever there is before it
 FEATURES = (
