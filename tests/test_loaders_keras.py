@@ -518,6 +518,38 @@ def test_hard_sigmoid_needs_the_version(tmp_path: Path, h5py: Any) -> None:
     assert load(path, "zeta").hidden_size == 5
 
 
+def test_shards(keras: Any, h5py: Any, tmp_path: Path) -> None:
+    """Where a layer may go on in the next file it is refused, and the index names the files."""
+    L = keras.layers
+    cases = (  # with kernels (3, 16), recurrent ones (4, 16) and biases (16,): 192, 256 and 64 bytes
+        (L.LSTM(4, name="mine"), 192 + 256, "mine"),
+        (L.Bidirectional(L.LSTM(4, name="mine")), 512, "bidirectional/backward_mine"),
+        (L.Bidirectional(L.LSTM(4), name="mine"), 2 * 512 - 64, "mine"),
+        (L.RNN([L.LSTMCell(4), L.LSTMCell(4)], name="mine"), 512, "mine/stacked_rnn_cells/lstm_cell"),
+    )
+    first, second, index = (tmp_path / name for name in ("x_00000.weights.h5", "x_00001.weights.h5", "x.weights.json"))
+    for layer, size, name in cases:
+        keras.Sequential([keras.Input((7, 3)), layer, L.Dense(2)]).save_weights(index, max_shard_size=size / 1024**3)
+        refused(lambda: scan(index), "index of Keras' weights", "'x_00000.weights.h5'", "without max_shard_size")
+        refused(lambda: load(first), f"layer {name!r}", "a shard of Keras' weights", "without max_shard_size")
+        refused(lambda: load(second), "a shard of Keras' weights")
+
+    model = keras.Sequential([keras.Input((7, 3)), L.LSTM(4, name="mine"), L.Dense(2)])
+    model.save_weights(index, max_shard_size=512 / 1024**3)
+    model.save_weights(tmp_path / "x.weights.h5")
+    epoch = (tmp_path / "x.weights.h5").rename(tmp_path / "epoch_00010.weights.h5")
+    for path in first, epoch:  # all of the layer is there
+        assert load(path).weights.layers[0].bias_ih is not None
+
+
+def test_index_of_others(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text('{"metadata": {"total_size": 1}, "weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}')
+    refused(lambda: scan(path), "an index of weights in other files, 'm-1.safetensors', 'm-2.safetensors'")
+    path.write_text('{"weight_map": [1, "x"]}')
+    refused(lambda: scan(path), "this is JSON text, not of")
+
+
 # ---- Archives and HDF5 files that are wrong ------------------------------------------------------------------------------------
 
 ARCHIVES: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {

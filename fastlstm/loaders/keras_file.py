@@ -11,6 +11,7 @@ References
 
 from __future__ import annotations
 
+import re
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["find", "model", "recognises"]
 
+SHARD = re.compile(r".*_[0-9]{5,}\.weights\.h5", re.DOTALL)
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
 
@@ -55,7 +57,10 @@ def find(file: SourceFile) -> Contents:
     tree, weights = _hdf5(file)
     if weights.texts("layer_names"):
         return keras_legacy.find(tree, weights, file)
-    return keras_tree.find(tree, None, None, file.weights_limit, "an HDF5 file", file.told or NOTHING)
+    # Only its name tells a shard; a whole file may have such a name, too
+    shard = SHARD.fullmatch(file.path) is not None
+    what = "by its name a shard of Keras' weights, which may hold parts of layers," if shard else "an HDF5 file"
+    return keras_tree.find(tree, None, None, file.weights_limit, what, file.told or NOTHING, shard)
 
 
 def model(file: SourceFile) -> Model:

@@ -47,7 +47,15 @@ Entry: TypeAlias = Mapping[str, Any]  # a serialized layer: class_name, config, 
 Names: TypeAlias = tuple[str, ...]  # of the models around a layer, and its own
 
 
-def find(tree: Group, config: Entry | None, version: int | None, limit: float, what: str, told: Told = NOTHING) -> Contents:
+def find(
+    tree: Group,
+    config: Entry | None,
+    version: int | None,
+    limit: float,
+    what: str,
+    told: Told = NOTHING,
+    shard: bool = False,
+) -> Contents:
     """List the LSTMs.
 
     Parameters
@@ -63,6 +71,8 @@ def find(tree: Group, config: Entry | None, version: int | None, limit: float, w
         What the file is, in messages.
     told : Told
         What the caller says of layers without a configuration.
+    shard : bool
+        Whether the rest of a layer may be in another file.
     """
     layouts = {group.path: (names, group, layout) for names, group, layout in _layouts(tree)}
     layers = list(configured(config, tree)) if config else []
@@ -75,9 +85,15 @@ def find(tree: Group, config: Entry | None, version: int | None, limit: float, w
         paths.append(layer.group.path if layer.group else "")
         if not layer.group and results[-1].is_lstm:
             homeless.append(results[-1].name)
-    for path, (names, _, layout) in layouts.items():
+    for path, (names, group, layout) in layouts.items():
         name = joined(names) or path
-        if homeless:
+        if shard and _may_go_on(group, layout):
+            problem = (
+                "by its name the file is a shard of Keras' weights, and a part of this layer may lie in another: save them "
+                "without max_shard_size, model.save_weights('x.weights.h5'); if the file is whole, rename it"
+            )
+            results.append(Found(name, problem=f"layer {quoted(name)}: {problem}"))
+        elif homeless:
             problem = f"it cannot be told which of the configuration's layers it is: {listing(homeless, 5)}"
             results.append(Found(name, problem=f"layer {quoted(name)}: {problem}"))
         else:
@@ -245,6 +261,13 @@ def _layouts(tree: Group) -> Iterator[tuple[Names, Group, Layout]]:
             # What lies inside an LSTM belongs to it; what lies beside the "cell" of a layer of one's own does not
             inner = {key: each for key, each in inner.items() if key != "cell"} if "cell" in inner else {}
         waiting += [(names, each) for each in reversed(inner.values())]
+
+
+def _may_go_on(group: Group, layout: Layout) -> bool:
+    """Whether another file may hold a bias, a direction or a cell that this one would lack."""
+    lone = group.path.rpartition("/")[2] in ("forward_layer", "backward_layer")
+    stacked = "/cells/" in f"{group.path}/" or "cells" in group.groups.get("cell", group).groups
+    return lone or stacked or any(cell.bias is None for cell in layout.cells)
 
 
 def _layout(group: Group) -> Layout | None:

@@ -48,5 +48,19 @@ def describe(file: SourceFile) -> str:
     if text.startswith(b"<?xml"):
         return "this is XML (an OpenVINO model?)"
     if text.startswith((b"{", b"[")):
+        shards = _shards(file)
+        if any(name.endswith(".weights.h5") for name in shards):
+            once = "save them in one file, model.save_weights('x.weights.h5') without max_shard_size"
+            return f"this is the index of Keras' weights in shards, {listing(shards, 5)}: {once}, or load one with a whole LSTM"
+        if shards:
+            return f"this is an index of weights in other files, {listing(shards, 5)}: load the one that holds the LSTM"
         return "this is JSON text, not of Neural Amp Modeler, GuitarML or RTNeural"
     return "this is not a zip file, a pickle or a safetensors file, nor anything else that is known"
+
+
+def _shards(file: SourceFile) -> list[str]:
+    """The files that an index names, of Keras or of Hugging Face: ``weight_map`` has one or several for each weight."""
+    content = file.json
+    every = content.get("weight_map") if isinstance(content, dict) else None
+    lists = [value if isinstance(value, list) else [value] for value in every.values()] if isinstance(every, dict) else []
+    return list(dict.fromkeys(name for names in lists for name in names if isinstance(name, str)))
