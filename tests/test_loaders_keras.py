@@ -518,6 +518,28 @@ def test_hard_sigmoid_needs_the_version(tmp_path: Path, h5py: Any) -> None:
     assert load(path, "zeta").hidden_size == 5
 
 
+def test_bfloat16_in_the_old_form(keras: Any, h5py: Any, tmp_path: Path) -> None:
+    """It has no note of the dtype beside the weights: the configuration tells."""
+    L, path = keras.layers, tmp_path / "x.h5"
+    for dtype in ("bfloat16", "float16"):
+        layer = L.LSTM(4, dtype=dtype, recurrent_initializer="zeros", name="lstm")  # no others in bfloat16
+        inner = keras.Sequential([keras.Input((7, 3)), layer])
+        for model in (inner, keras.Sequential([keras.Input((7, 3)), inner, L.Dense(2, dtype=dtype)])):
+            model.save(path)
+            assert [item.dtype for item in scan(path)] == [dtype]
+            kernel = np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(layer.cell.kernel, "float32")))
+            assert load(path).weights.layers[0].weight_ih.tobytes() == kernel.T.tobytes()
+            x = np.random.default_rng(0).standard_normal((2, 7, 3)).astype(np.float32)
+            theirs = keras.ops.convert_to_numpy(keras.ops.cast(model(x), "float32"))
+            np.testing.assert_allclose(fastlstm.load_model(path)(x), theirs, rtol=0, atol=2e-2)
+    layer = L.LSTM(4, dtype="bfloat16", recurrent_initializer="zeros")
+    keras.Sequential([keras.Input((7, 3)), layer]).save(path)
+    path.write_bytes(edited_h5(path, lambda file: file.attrs.pop("model_config") and None))
+    refused(
+        lambda: load(path), "kernel' must be one of float16, bfloat16", "|V2 (bfloat16? the file does not say: save it as .keras)"
+    )
+
+
 def test_shards(keras: Any, h5py: Any, tmp_path: Path) -> None:
     """Where a layer may go on in the next file it is refused, and the index names the files."""
     L = keras.layers

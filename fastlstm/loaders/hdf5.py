@@ -29,7 +29,7 @@ from fastlstm.loaders.found import quoted
 from fastlstm.loaders.source import SourceFile
 from fastlstm.weights import MAX_SIZE
 
-__all__ = ["SIGNATURE", "Dataset", "Group", "read_tree"]
+__all__ = ["SIGNATURE", "UNSAID", "Dataset", "Group", "read_tree"]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 WORKER = Path(__file__).with_name("hdf5_worker.py")
@@ -40,6 +40,7 @@ SECONDS = 60  # by the clock, for a child that waits; one that computes has a li
 INSTALL = "reading HDF5 (Keras .keras and .h5 files) needs h5py: pip install h5py"
 BROKEN = "broken HDF5 file"
 MAX_DIMENSIONS = 32
+UNSAID = "|V2 (bfloat16? the file does not say: save it as .keras)"  # the dtype of two bytes without a note of what they are
 
 
 @dataclass(frozen=True)
@@ -241,8 +242,8 @@ def _dataset(entry: list[Any], source: SourceFile) -> Dataset:
     # NumPy has no bfloat16: Keras stores its bits, and says so
     names = {"f2": "float16", "f4": "float32", "f8": "float64"}
     name = names.get(dtype[1:], dtype[:50])
-    if dtype == "|V2" and attributes.get("dtype") == ["bfloat16"]:
-        name = "bfloat16"
+    if dtype == "|V2":
+        name = "bfloat16" if attributes.get("dtype") == ["bfloat16"] else UNSAID
     return Dataset(path, tuple(shape), name, ">" if dtype[0:1] == ">" else "<", offset, stored, source)
 
 

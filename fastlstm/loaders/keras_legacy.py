@@ -13,13 +13,13 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders import keras_config, strict_json
 from fastlstm.loaders.found import Contents, Found, quoted
-from fastlstm.loaders.hdf5 import Dataset, Group
+from fastlstm.loaders.hdf5 import UNSAID, Dataset, Group
 from fastlstm.loaders.keras_config import NOTHING, Told
 from fastlstm.loaders.keras_layer import CellTensors, Layout, found
 from fastlstm.loaders.keras_tree import Configured, Entry, check_number, configured, contents, entry_found, inner_layers, own_name
@@ -75,7 +75,26 @@ def find(tree: Group, weights: Group, file: SourceFile) -> Contents:
 
 def described(tree: Group, weights: Group, limit: int) -> tuple[Entry | None, int | None]:
     """The configuration of the model, if there is one, and Keras' major version."""
-    return _model_config(tree, limit), keras_config.major_version(tree.text("keras_version") or weights.text("keras_version"))
+    config = _model_config(tree, limit)
+    if config is not None and _says_bfloat16(config):
+        for group in tree.walk():
+            for name, dataset in group.datasets.items():
+                if dataset.dtype == UNSAID:  # of all that Keras has, h5py writes nothing else as this
+                    group.datasets[name] = replace(dataset, dtype="bfloat16")
+    return config, keras_config.major_version(tree.text("keras_version") or weights.text("keras_version"))
+
+
+def _says_bfloat16(config: Entry) -> bool:
+    """Whether any layer keeps its weights so: this form has no note of it beside them."""
+    waiting: list[Any] = [config]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            dtype = item.get("dtype")
+            if "bfloat16" in (dtype, keras_config.config_of(dtype).get("name") if isinstance(dtype, dict) else None):
+                return True
+        waiting += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    return False
 
 
 def _model_config(tree: Group, limit: int) -> Entry | None:
