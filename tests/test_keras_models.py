@@ -256,8 +256,30 @@ def masked_models(keras: Any) -> Iterator[tuple[str, Any, Any]]:
     yield "known to nobody", steps, L.LSTM(4, zero_output_for_mask=True, return_sequences=True)(added(zeros))
 
 
-def test_masks_of_several(keras: Any, h5py: Any, tmp_path: Path) -> None:
-    for seed, (what, given, result) in enumerate(masked_models(keras)):
+def unusual_models(keras: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Cells of several sizes, directions with and without a bias, and states that nobody takes."""
+    L, steps = keras.layers, keras.Input((T, I))
+    masked = L.Masking()(steps)
+    for what, given in (("plain", steps), ("masked", masked)):
+        for sequences in (False, True):
+            more: dict[str, Any] = {"return_sequences": sequences}
+            sizes = L.RNN([L.LSTMCell(6), L.LSTMCell(4, use_bias=False), L.LSTMCell(4)], **more)
+            yield f"sizes, {what}", steps, L.Dense(2)(sizes(given))
+            bare = L.LSTM(4, use_bias=False, go_backwards=True, **more)
+            yield f"a bias of one, {what}", steps, L.Bidirectional(L.LSTM(4, **more), backward_layer=bare)(given)
+            both = L.Bidirectional(L.LSTM(4, return_state=True, **more))
+            yield f"states, {what}", steps, L.Dense(2)(both(given)[0])
+            yield f"states of one, {what}", steps, L.LSTM(4, return_state=True, **more)(given)[0]
+    backwards = L.RNN([L.LSTMCell(3), L.LSTMCell(4)], go_backwards=True, return_sequences=True)
+    yield "sizes, backwards", steps, L.LSTM(4)(backwards(steps))
+    zeros = L.RNN([L.LSTMCell(3), L.LSTMCell(4)], return_sequences=True, zero_output_for_mask=True)
+    yield "sizes, zero", steps, zeros(masked)
+    yield "biases of some cells", steps, L.RNN([L.LSTMCell(4, use_bias=False), L.LSTMCell(4)])(masked)
+
+
+@pytest.mark.parametrize("models", [masked_models, unusual_models], ids=["masks of several", "unusual layers"])
+def test_numbers_of_keras(models: Any, keras: Any, h5py: Any, tmp_path: Path) -> None:
+    for seed, (what, given, result) in enumerate(models(keras)):
         rng = np.random.default_rng(seed)
         model = randomized(keras.Model(given, result), rng)
         x = rng.integers(0, 3, (B, T)) if given.shape[1:] == (T,) else rng.integers(-1, 2, (B, T, 1)).repeat(I, 2).astype("f4")
@@ -370,12 +392,7 @@ REFUSED: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "another's layer": (entry("norm", module="mine.layers"), ("'norm'", "class 'LayerNormalization' is none")),
     "a Lambda": (entry("norm", class_name="Lambda"), ("'norm'", "class 'Lambda' is none that is run here")),
     "a GRU": (entry("lstm", class_name="GRU"), ("'lstm'", "this is a GRU")),
-    "return_state": (config("lstm", return_state=True), ("'lstm'", "return_state")),
     "return_sequences of text": (config("lstm", return_sequences="no"), ("'lstm'", "return_sequences must be true or false")),
-    "one direction returns all": (
-        lambda model: layer_of(model, "both")["config"]["layer"]["config"].update(return_state=True),
-        ("'both'", "return_state"),
-    ),
     "merge_mode null": (config("both", merge_mode=None), ("'both'", "merge_mode is null")),
     "time_major": (config("lstm", time_major=True), ("'lstm'", "time_major")),
     "zero and last": (config("lstm", zero_output_for_mask=True), ("'lstm'", "zero_output_for_mask")),
@@ -476,6 +493,16 @@ def test_models_of_keras_that_are_refused(keras: Any, h5py: Any, remembered: Non
         ),
         (Model([steps, other], L.LSTM(2)(L.Add()([steps, other]))), "it has 2 inputs"),
         (Model(steps, [L.LSTM(2)(steps), L.LSTM(3)(steps)]), "it has 2 outputs"),
+        (Model(steps, L.Dense(2)(L.LSTM(3, return_state=True, name="last")(steps)[1])), "it takes output 1 of 'last'"),
+        (keras.Sequential([Input((T, I)), L.LSTM(3, return_state=True, name="last")]), "layer 'last': it has return_state"),
+        (
+            keras.Sequential([Input((T, I)), L.Bidirectional(L.LSTM(3, return_state=True), name="last")]),
+            "layer 'last': it has return_state",
+        ),
+        (
+            Model(steps, L.RNN([L.LSTMCell(3), L.LSTMCell(2)], go_backwards=True)(masked)),
+            "cells of several sizes that go backwards",
+        ),
         (Model(steps, shared(lstm(shared(steps)))), "layer 'shared': it is called 2 times"),
         (Model(steps, L.Softmax(name="soft")(masked)), "layer 'soft': a Softmax with a mask"),
         (Model(words, L.LSTM(2)(L.Concatenate()([embedded(words), embedded(words)]))), "it is called 2 times"),

@@ -545,7 +545,7 @@ def test_shards(keras: Any, h5py: Any, tmp_path: Path) -> None:
     L = keras.layers
     cases = (  # with kernels (3, 16), recurrent ones (4, 16) and biases (16,): 192, 256 and 64 bytes
         (L.LSTM(4, name="mine"), 192 + 256, "mine"),
-        (L.Bidirectional(L.LSTM(4, name="mine")), 512, "bidirectional/backward_mine"),
+        (L.Bidirectional(L.LSTM(4, name="mine"), name="both"), 512, "both/backward_mine"),
         (L.Bidirectional(L.LSTM(4), name="mine"), 2 * 512 - 64, "mine"),
         (L.RNN([L.LSTMCell(4), L.LSTMCell(4)], name="mine"), 512, "mine/stacked_rnn_cells/lstm_cell"),
     )
@@ -1094,6 +1094,37 @@ def test_stacked_cells_have_a_number_in_the_old_form(keras: Any, h5py: Any, tmp_
         save_weights_to_hdf5_group(file, model)
     given = load(tmp_path / "x.h5")(given_input())[0]
     np.testing.assert_allclose(given, keras.ops.convert_to_numpy(model(given_input())), rtol=0, atol=TOLERANCE)
+
+
+def test_cells_that_are_no_network(keras: Any, h5py: Any, tmp_path: Path) -> None:
+    """What they are is said of weights alone, too, where only the shapes tell."""
+    L = keras.layers
+    sizes = L.RNN([L.LSTMCell(6), L.LSTMCell(4)], name="mine")
+    deep = L.Bidirectional(L.RNN([L.LSTMCell(5), L.LSTMCell(5)]), name="mine")
+    for layer, part in ((sizes, "its cells have 6, 4 units"), (deep, "each direction stacks several cells")):
+        model = keras.Sequential([keras.Input((7, 3)), layer])
+        model.save(tmp_path / "x.keras")
+        model.save_weights(tmp_path / "x.weights.h5")
+        for name in ("x.keras", "x.weights.h5"):
+            refused(lambda name=name: load(tmp_path / name), f"{name}': layer 'mine'", part)
+
+
+@pytest.mark.parametrize("bare", ["forward", "backward"])
+def test_a_bias_of_one_direction(bare: str, keras: Any, h5py: Any, tmp_path: Path) -> None:
+    """That of the other is zero."""
+    L = keras.layers
+    ways = [
+        L.LSTM(4, return_sequences=True, use_bias=way != bare, go_backwards=way == "backward") for way in ("forward", "backward")
+    ]
+    model = model_of(keras, L.Bidirectional(ways[0], backward_layer=ways[1], name="mine"), 3)
+    wanted = keras.ops.convert_to_numpy(model(given_input()))
+    model.save(tmp_path / "x.keras")
+    model.save(tmp_path / "x.h5")
+    model.save_weights(tmp_path / "x.weights.h5")
+    for lstm in (from_keras(model), *(load(tmp_path / name) for name in ("x.keras", "x.h5", "x.weights.h5"))):
+        np.testing.assert_allclose(lstm(given_input())[0], wanted, rtol=0, atol=TOLERANCE)
+        layer = lstm.weights.layers[bare == "backward"]
+        assert not np.any([layer.bias_ih, layer.bias_hh])
 
 
 def test_the_version_of_hard_sigmoid_is_told_too(h5py: Any) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "other_kind",
     "plain_plan",
     "plan",
+    "returns_state",
     "shown",
 ]
 
@@ -53,6 +54,8 @@ ACTIVATIONS = {
 MERGE_MODES = ("concat", "sum", "mul", "ave")  # and None: both outputs
 HARD_SIGMOID = {2: Activation("hard_sigmoid", (0.2, 0.5)), 3: Activation("hard_sigmoid", (1 / 6, 0.5))}
 OF_VERSION = {f"hard_sigmoid_keras{version}": activation for version, activation in HARD_SIGMOID.items()}  # a caller's names
+
+STACKS = "each direction stacks several cells and reads only itself; fastlstm's layers read both directions"
 
 # Every key that a configuration may have. Those of the first group mean nothing to what is computed from given weights.
 NEUTRAL = {
@@ -114,6 +117,8 @@ def plain_plan(count: int, bidirectional: bool, told: Told = NOTHING, version: i
     """
     if bidirectional and told.go_backwards:
         raise FormatError("go_backwards: the file holds both directions of a Bidirectional layer")
+    if bidirectional and count != 2:
+        raise FormatError(STACKS)
     if not bidirectional and told.merge_mode is not None:
         raise FormatError("merge_mode: the file holds no Bidirectional layer, but one direction")
     gate = _told_activation(told.recurrent_activation, "recurrent_activation", SIGMOID, version)
@@ -154,6 +159,13 @@ def other_kind(entry: Mapping[str, Any]) -> str:
         if not kind and isinstance(inner, dict):
             kind = other_kind(inner)
     return kind
+
+
+def returns_state(entry: Mapping[str, Any]) -> bool:
+    """Whether a layer, or what Bidirectional wraps, gives its state beside its output."""
+    config = config_of(entry)
+    inner = (config_of(layer) for key in ("layer", "backward_layer") if isinstance(layer := config.get(key), dict))
+    return any(each.get("return_state", False) is not False for each in (config, *inner))
 
 
 def major_version(text: object) -> int | None:
@@ -204,7 +216,7 @@ def _bidirectional(config: Mapping[str, Any], version: int | None) -> Plan:
     if forward.backwards or (backward_layer and not backward.backwards):
         raise FormatError("expected go_backwards False in its layer and True in its backward_layer, got the reverse")
     if len(forward.cells) != 1 or len(backward.cells) != 1:
-        raise FormatError("each direction stacks several cells and reads only itself; fastlstm's layers read both directions")
+        raise FormatError(STACKS)
     if forward.batch_first != backward.batch_first:
         raise FormatError("one direction is time_major, the other is not")
     return Plan(forward.cells + backward.cells, True, False, merge_mode, forward.batch_first)
@@ -224,10 +236,6 @@ def _cells(config: Mapping[str, Any], version: int | None) -> tuple[CellPlan, ..
             name = entry.get("class_name") if isinstance(entry, dict) else entry
             raise FormatError(f"its cells must be keras.layers.LSTMCell, got {shown(name)}")
         cells.append(_cell("LSTMCell", config_of(entry), version, set()))
-    units = {cell.units for cell in cells}
-    if len(units) > 1:
-        sizes = ", ".join(str(cell.units) for cell in cells)
-        raise FormatError(f"its cells have {sizes:.100} units: the layers of one network have one size")
     return tuple(cells)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.keras_config import class_of, config_of, shown
+from fastlstm.loaders.keras_config import class_of, config_of, returns_state, shown
 from fastlstm.loaders.keras_tree import Entry, inner_layers, own_name
 
 __all__ = ["MODELS", "Call", "Graph", "graph"]
@@ -103,7 +103,8 @@ def _chain(entry: Entry, layers: Sequence[Entry], names: Sequence[str]) -> Graph
         shape = config.get("batch_input_shape", config.get("batch_shape", config_of(entry).get("build_input_shape")))
     begin, calls = before, []
     for index, (layer, name) in enumerate(zip(layers[start:], names[start:], strict=True), start):
-        calls.append(Call(index, name, layer, (before,)))
+        several = "it has return_state, and so several outputs, which are not run here" if returns_state(layer) else ""
+        calls.append(Call(index, name, layer, (before,), problem=several))
         before = name
     return Graph(tuple(layers), tuple(calls), begin, before, shape)
 

@@ -108,7 +108,7 @@ def found(
     cells, chosen = layout.cells, plan
 
     def read() -> Weights:
-        records = tuple(_record(tensors, cell) for tensors, cell in zip(cells, chosen.cells, strict=True))
+        records = tuple(_record(tensors, cell, info.bias) for tensors, cell in zip(cells, chosen.cells, strict=True))
         return Weights(records, chosen.bidirectional, chosen.backwards, chosen.backwards, chosen.merge_mode)
 
     return Found(name, info, read, aliases=others)
@@ -117,6 +117,7 @@ def found(
 def _check(name: str, layout: Layout, plan: Plan, limit: float) -> LSTMInfo:
     if len(layout.cells) != len(plan.cells) or layout.bidirectional != plan.bidirectional:
         raise FormatError(f"its configuration has {len(plan.cells)} cell(s) in all, the file holds {len(layout.cells)}")
+    _check_units(layout, plan)
     tensors = [tensor for cell in layout.cells for tensor in cell.all()]
     first = tensors[0]
     if len(first.shape) != 2:
@@ -129,14 +130,14 @@ def _check(name: str, layout: Layout, plan: Plan, limit: float) -> LSTMInfo:
         num_layers=len(plan.cells) // (1 + plan.bidirectional),
         bidirectional=plan.bidirectional,
         proj_size=0,
-        bias=layout.cells[0].bias is not None,
+        bias=any(cell.bias for cell in layout.cells),
         dtype="+".join(sorted({tensor.dtype for tensor in tensors})),
         batch_first=plan.batch_first,
     )
     check_sizes(info.input_size, info.hidden_size, info.num_layers, 0)
     for index, (stored, cell) in enumerate(zip(layout.cells, plan.cells, strict=True)):
         above = index > 0 and not plan.bidirectional
-        _check_cell(stored, cell, info.hidden_size if above else info.input_size, info.hidden_size, info.bias)
+        _check_cell(stored, cell, info.hidden_size if above else info.input_size, info.hidden_size)
     for tensor in tensors:
         if tensor.dtype not in STORED:
             raise FormatError(f"{quoted(tensor.name)} must be one of {', '.join(STORED)}, got {tensor.dtype:.100}")
@@ -148,10 +149,22 @@ def _check(name: str, layout: Layout, plan: Plan, limit: float) -> LSTMInfo:
     return info
 
 
-def _check_cell(stored: CellTensors, cell: CellPlan, I: int, H: int, bias: bool) -> None:
+def _check_units(layout: Layout, plan: Plan) -> None:
+    """Refuse cells of several sizes one upon the other."""
+    pairs = zip(layout.cells, plan.cells, strict=True)
+    units = [cell.units or next(iter(stored.recurrent_kernel.shape), 0) for stored, cell in pairs]
+    if not plan.bidirectional and len(set(units)) > 1:
+        sizes = ", ".join(map(str, units))
+        raise FormatError(
+            f"its cells have {sizes:.100} units: the layers of one network have one size "
+            "(fastlstm.load_model runs others, of a file that describes the whole model)"
+        )
+
+
+def _check_cell(stored: CellTensors, cell: CellPlan, I: int, H: int) -> None:
     if cell.units not in (None, H):
         raise FormatError(f"its configuration has {cell.units} units, {quoted(stored.recurrent_kernel.name)} has {H}")
-    if (stored.bias is not None) != (bias if cell.bias is None else cell.bias):
+    if cell.bias not in (None, stored.bias is not None):
         has = "holds a" if stored.bias else "holds no"
         raise FormatError(f"its configuration has use_bias={not stored.bias}, the file {has} bias")
     expected: list[tuple[Tensor, tuple[int, ...]]] = [(stored.kernel, (I, 4 * H)), (stored.recurrent_kernel, (H, 4 * H))]
@@ -164,7 +177,8 @@ def _check_cell(stored: CellTensors, cell: CellPlan, I: int, H: int, bias: bool)
             raise FormatError(f"{quoted(tensor.name)} must have shape {shape}, got {tensor.shape!s:.100}")
 
 
-def _record(stored: CellTensors, cell: CellPlan) -> LayerWeights:
+def _record(stored: CellTensors, cell: CellPlan, bias: bool) -> LayerWeights:
+    """With a bias of zero where only other cells of the network have one."""
     kernel, recurrent = stored.kernel, stored.recurrent_kernel
     I, H = kernel.shape[0], recurrent.shape[0]
     if stored.bias and stored.bias.shape == (8 * H,):
@@ -176,7 +190,8 @@ def _record(stored: CellTensors, cell: CellPlan) -> LayerWeights:
         bias_ih, bias_hh = biases[0].copy(), biases[1].copy()
     else:
         weight_ih, weight_hh = (to_floats(matrix.read().T, matrix.dtype) for matrix in (kernel, recurrent))
-        bias_ih = to_floats(stored.bias.read(), stored.bias.dtype) if stored.bias else None
+        zero = np.zeros(4 * H, weight_ih.dtype) if bias else None
+        bias_ih = to_floats(stored.bias.read(), stored.bias.dtype) if stored.bias else zero
         bias_hh = None if bias_ih is None else np.zeros_like(bias_ih)
     for array in (weight_ih, weight_hh, bias_ih, bias_hh):
         if array is not None:

@@ -376,17 +376,10 @@ def _masking(reader: _Reader, layer: Layer) -> Value:
 
 
 def _recurrent(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.model import Recurrent, WholeSequence
-
     given = layer.one_input(2)
     plan = keras_config.plan(layer.entry, reader.version)
     sequences, zero = _outputs(layer.entry, plan)
     layout = layer.place.layout(layer.entry)
-    found = keras_layer.found(layer.name, layout, lambda: plan, reader.limit)
-    if found.info is None or found.read is None or layout is None:
-        raise FormatError(found.problem.removeprefix(f"layer {quoted(layer.name)}: "))
-    if found.info.input_size != layer.features():
-        raise FormatError(f"its kernel has {found.info.input_size} rows, its input {layer.features()} features")
     if plan.merge_mode is None and plan.bidirectional:
         raise FormatError("its merge_mode is null: two outputs, which are not run here")
     if not plan.batch_first:
@@ -398,13 +391,48 @@ def _recurrent(reader: _Reader, layer: Layer) -> Value:
         raise FormatError("CuDNNLSTM takes no mask")
     if mask and zero and not sequences:
         raise FormatError("its last output under a mask with zero_output_for_mask is not run here")
+    cells = layout.cells if layout else ()
+    if plan.bidirectional or len({cell.units for cell in plan.cells}) == 1 or len(cells) != len(plan.cells):
+        return _network(reader, layer, given, layout, plan, sequences=sequences, hold=not zero)
+    if mask and plan.backwards:
+        raise FormatError("cells of several sizes that go backwards under a mask are not run here")
+    # A network for each cell: those above the first take the steps as they were processed. Where the mask leaves out
+    # a step all stand still, as Keras' one cell of cells does
+    for number, (stored, cell) in enumerate(zip(cells, plan.cells, strict=True), 1):
+        top = number == len(plan.cells)
+        one = replace(plan, cells=(cell,), backwards=plan.backwards and number == 1)
+        below = layer if top else replace(layer, name=f"{layer.name}/cell{number}")
+        given = _network(reader, below, given, keras_layer.Layout((stored,)), one, sequences=sequences or not top, hold=not zero)
+    return given
+
+
+def _network(
+    reader: _Reader,
+    layer: Layer,
+    given: Value,
+    layout: keras_layer.Layout | None,
+    plan: keras_config.Plan,
+    *,
+    sequences: bool,
+    hold: bool,
+) -> Value:
+    """A step that runs one network, under the mask of the layer."""
+    from fastlstm.model import Recurrent, WholeSequence
+
+    found = keras_layer.found(layer.name, layout, lambda: plan, reader.limit)
+    if found.info is None or found.read is None or layout is None:
+        raise FormatError(found.problem.removeprefix(f"layer {quoted(layer.name)}: "))
+    features = replace(layer, inputs=[given]).features()
+    if found.info.input_size != features:
+        raise FormatError(f"its kernel has {found.info.input_size} rows, its input {features} features")
     reader.count([tensor for cell in layout.cells for tensor in cell.all()])
     units = found.info.hidden_size * (2 if plan.bidirectional and plan.merge_mode == "concat" else 1)
     shape = (given.shape[0], units) if sequences else (units,)
-    if mask is None and sequences:
+    if layer.mask is None and sequences:
         return reader.add(Recurrent, layer.name, [given], shape, weights=found.read(), batch_first=True)
-    more = {"weights": found.read(), "batch_first": True, "last": not sequences, "hold": not zero}
-    return reader.add(WholeSequence, layer.name, [given, *([mask] if mask else [])], shape, mask if sequences else None, **more)
+    inputs = [given, *([layer.mask] if layer.mask else [])]
+    more = {"weights": found.read(), "batch_first": True, "last": not sequences, "hold": hold}
+    return reader.add(WholeSequence, layer.name, inputs, shape, layer.mask if sequences else None, **more)
 
 
 def _outputs(entry: Entry, plan: keras_config.Plan) -> tuple[bool, bool]:
@@ -413,8 +441,6 @@ def _outputs(entry: Entry, plan: keras_config.Plan) -> tuple[bool, bool]:
     layers = [config]
     if plan.bidirectional:
         layers = [config_of(layer) for layer in (config["layer"], config.get("backward_layer")) if layer]
-    if any(flag(layer, "return_state", False) for layer in layers):
-        raise FormatError("it has return_state, and so several outputs, which are not run here")
     if len({flag(layer, "return_sequences", False) for layer in layers}) > 1:
         raise FormatError("one direction has return_sequences, the other has not")
     sequences = flag(layers[0], "return_sequences", False)
