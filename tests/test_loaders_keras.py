@@ -1141,6 +1141,33 @@ def test_the_version_of_hard_sigmoid_is_told_too(h5py: Any) -> None:
     )
 
 
+def test_the_version_is_told_of_a_configuration_that_lacks_it(tmp_path: Path, h5py: Any) -> None:
+    def change(file: Any) -> None:
+        for group in (file, file["model_weights"]):
+            group.attrs.pop("keras_version", None)
+
+    path = tmp_path / "x.h5"
+    path.write_bytes(edited_h5(GOLDEN / "keras2.h5", change))
+    refused(
+        lambda: load(path, "hard"),
+        "keras_version is neither",
+        "recurrent_activation='hard_sigmoid_keras2' or 'hard_sigmoid_keras3'",
+    )
+    for version, slope in ((2, 0.2), (3, 1 / 6)):
+        lstm = load(path, "hard", recurrent_activation=f"hard_sigmoid_keras{version}")
+        assert lstm.weights.layers[0].cell.gate == Activation("hard_sigmoid", (slope, 0.5))
+    told = {"recurrent_activation": "hard_sigmoid_keras2"}
+    for name, options, part in (
+        ("plain", told, "leave out recurrent_activation"),  # a sigmoid
+        ("hard", {**told, "go_backwards": False}, "leave out go_backwards"),
+        ("hard", {**told, "activation": "hard_sigmoid_keras2"}, "leave out activation"),
+        ("hard", {**told, "activation": "hard_sigmoid_keras3"}, "leave out activation, recurrent_activation"),
+        ("hard", {"recurrent_activation": "hard_sigmoid"}, "leave out recurrent_activation"),
+    ):
+        refused(lambda name=name, options=options: load(path, name, **options), "configuration is in the file", part)
+    refused(lambda: load(GOLDEN / "keras2.h5", "hard", **told), "leave out recurrent_activation")
+
+
 def test_what_the_caller_may_not_tell(h5py: Any, tmp_path: Path) -> None:
     alone = GOLDEN / "keras3.weights.h5"
     for options, parts in (

@@ -33,6 +33,7 @@ __all__ = [
     "plan",
     "returns_state",
     "shown",
+    "told_version",
 ]
 
 RECURRENT = ("LSTM", "CuDNNLSTM", "RNN", "Bidirectional")  # may be an LSTM
@@ -161,6 +162,21 @@ def other_kind(entry: Mapping[str, Any]) -> str:
     return kind
 
 
+def told_version(entry: Mapping[str, Any], version: int | None, told: Told) -> tuple[int | None, Told]:
+    """The version, from the caller where the file has none and a layer's hard_sigmoid needs it; and what else the caller says."""
+    names = {f"hard_sigmoid_keras{number}": number for number in HARD_SIGMOID}
+    said = {names[name] for name in (told.activation, told.recurrent_activation) if name in names}
+    if version is not None or len(said) != 1:
+        return version, told
+    pairs = list(zip(*(plan(entry, number).cells for number in HARD_SIGMOID), strict=True))
+    needed = {
+        "activation": any(a.cell.candidate != b.cell.candidate for a, b in pairs),
+        "recurrent_activation": any(a.cell.gate != b.cell.gate for a, b in pairs),
+    }
+    rest = {key: value for key, value in vars(told).items() if not (needed.get(key) and value in names)}
+    return said.pop(), Told(**rest)
+
+
 def returns_state(entry: Mapping[str, Any]) -> bool:
     """Whether a layer, or what Bidirectional wraps, gives its state beside its output."""
     config = config_of(entry)
@@ -256,7 +272,11 @@ def _activation(config: Mapping[str, Any], key: str, version: int | None) -> Act
     name = "linear" if config[key] is None else config[key]
     if name == "hard_sigmoid":
         if version is None:
-            raise FormatError(f"{key} is hard_sigmoid, which Keras 2 and 3 compute differently, and keras_version is neither")
+            either = f"{key}='hard_sigmoid_keras2' or 'hard_sigmoid_keras3'"
+            raise FormatError(
+                f"{key} is hard_sigmoid, which Keras 2 and 3 compute differently, and keras_version is neither: "
+                f"fastlstm.load takes {either}"
+            )
         return HARD_SIGMOID[version]
     if not isinstance(name, str) or name not in ACTIVATIONS:
         known = ", ".join(sorted([*ACTIVATIONS, "hard_sigmoid"]))

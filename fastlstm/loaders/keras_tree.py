@@ -122,6 +122,10 @@ def entry_found(layer: Configured, layout: Layout | None, version: int | None, l
     other = keras_config.other_kind(layer.entry)
     if other:
         return Found(name, problem=f"layer {quoted(name)}: this is {other}, not an LSTM", is_lstm=False)
+    try:
+        version, told = keras_config.told_version(layer.entry, version, told)
+    except FormatError as error:
+        return Found(name, problem=f"layer {quoted(name)}: {error}")
     return found(name, layout, lambda: keras_config.plan(layer.entry, version), limit, layer.names[-1:], told)
 
 
