@@ -64,7 +64,6 @@ REFUSED = {
     "refused_module.pt": ("'torch.nn.modules.rnn.LSTM'", "torch.save(model.state_dict(), path)"),
     "refused_script.pt": ("TorchScript", "torch.save(model.state_dict(), path)"),
     "refused_quantized.pt": ("'torch.ScriptObject'", "quantized"),
-    "refused_pruned.pt": ("'encoder.rnn.weight_hh_l0_orig'", "torch.nn.utils.prune.remove"),
     "refused_orthogonal.pt": ("'encoder.rnn.parametrizations.weight_hh_l0.original'", "parametrization"),
     "refused_negated.pt": ("'weight_ih_l0'", "negation"),
     "refused_gru.pt": ("'rnn'", "this is a GRU"),
@@ -369,13 +368,13 @@ BAD_STATE_DICTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         without() | {"rnn.bias_ih_l0_g": ONES((20,), "f"), "rnn.parametrizations.bias_ih_l0.original0": ONES((20,), "f")},
         ("'rnn.bias_ih_l0_g'", "are the same parameter"),
     ),
-    "weight norm by column": (
-        without("rnn.weight_hh_l0") | {"rnn.weight_hh_l0_g": ONES((1, 5), "f"), "rnn.weight_hh_l0_v": ONES((20, 5), "f")},
-        ("'rnn.weight_hh_l0_g' must have shape (20, 1), got (1, 5)",),
+    "weight norm of neither rows nor columns": (
+        without("rnn.weight_hh_l0") | {"rnn.weight_hh_l0_g": ONES((5, 1), "f"), "rnn.weight_hh_l0_v": ONES((20, 5), "f")},
+        ("'rnn.weight_hh_l0_g' must have shape (20, 1), got (5, 1)",),
     ),
-    "weight norm of the whole": (
-        without("rnn.weight_hh_l0") | {"rnn.weight_hh_l0_g": ONES((), "f"), "rnn.weight_hh_l0_v": ONES((20, 5), "f")},
-        ("'rnn.weight_hh_l0_g' must have shape (20, 1), got ()",),
+    "weight norm of a bias by column": (
+        without("rnn.bias_hh_l0") | {"rnn.bias_hh_l0_g": ONES((1,), "f"), "rnn.bias_hh_l0_v": ONES((20,), "f")},
+        ("'rnn.bias_hh_l0_g' must have shape (20,), got (1,)",),
     ),
     "orthogonal": (
         without("rnn.weight_hh_l0") | {"rnn.parametrizations.weight_hh_l0.original": ONES((20, 5), "f")},
@@ -389,9 +388,18 @@ BAD_STATE_DICTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         without() | {"rnn.parametrizations.weight_xx_l0.original0": ONES(2)},
         ("'rnn.parametrizations.weight_xx_l0.original0'", "not understood"),
     ),
-    "pruned": (
-        without("rnn.weight_hh_l0") | {"rnn.weight_hh_l0_orig": ONES((20, 5), "f"), "rnn.weight_hh_l0_mask": ONES((20, 5), "f")},
-        ("'rnn.weight_hh_l0_orig' is not understood", "prune.remove"),
+    "pruned without a mask": (
+        without("rnn.weight_hh_l0") | {"rnn.weight_hh_l0_orig": ONES((20, 5), "f")},
+        ("orig and mask of a pruned one, found 'rnn.weight_hh_l0_orig'",),
+    ),
+    "a mask and the plain tensor": (without() | {"rnn.bias_hh_l0_mask": ONES(20, "f")}, ("orig and mask", "bias_hh_l0_mask'")),
+    "a mask of another shape": (
+        without("rnn.weight_hh_l0") | {"rnn.weight_hh_l0_orig": ONES((20, 5), "f"), "rnn.weight_hh_l0_mask": ONES((20, 1), "f")},
+        ("'rnn.weight_hh_l0_mask' must have shape (20, 5), got (20, 1)",),
+    ),
+    "a mask of other numbers": (
+        without("rnn.weight_hh_l0") | {"rnn.weight_hh_l0_orig": ONES((20, 5), "f"), "rnn.weight_hh_l0_mask": values("", (20, 5))},
+        ("'rnn.weight_hh_l0_mask' must hold zeros and ones alone",),
     ),
     "weight drop inside": (
         without("rnn.weight_hh_l0") | {"rnn.weight_hh_l0_raw": ONES((20, 5), "f")},
@@ -728,19 +736,61 @@ def test_live_cell() -> None:
     np.testing.assert_allclose(c_n[0], expected[1].detach().numpy(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dim", [0, 1, None])
 @pytest.mark.parametrize("spelling", ["old", "new"])
-def test_live_weight_norm(spelling: str) -> None:
+def test_live_weight_norm(spelling: str, dim: int | None) -> None:
     torch = pytest.importorskip("torch")
     module = torch.nn.LSTM(30, 50)
     if spelling == "old":
         with pytest.warns(FutureWarning):
-            torch.nn.utils.weight_norm(module, "weight_hh_l0")
+            torch.nn.utils.weight_norm(module, "weight_hh_l0", dim)
     else:
-        torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+        torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0", dim)
     with torch.no_grad():
         next(p for name, p in module.named_parameters() if name.endswith(("_g", "original0"))).mul_(1.5)
     assert_same_output(from_torch(module), module)
+    # PyTorch adds up the squares in the precision of the weights
+    module(torch.zeros(1, 1, 30))
+    np.testing.assert_array_max_ulp(from_torch(module).weights.layers[0].weight_hh, module.weight_hh_l0.detach().numpy(), 8)
+    double = module.double()
+    double(torch.zeros(1, 1, 30, dtype=torch.float64))
+    np.testing.assert_array_max_ulp(from_torch(double).weights.layers[0].weight_hh, double.weight_hh_l0.detach().numpy(), 8)
     assert_same_weights(from_torch(module.state_dict()).weights, dict(from_torch(module).weights.named_tensors()))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_live_pruned(dtype: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from torch.nn.utils import prune
+
+    module = torch.nn.LSTM(3, 5, 2, bidirectional=True)
+    prune.random_unstructured(module, "weight_hh_l0", amount=0.3)
+    prune.ln_structured(module, "weight_ih_l1_reverse", amount=0.5, n=2, dim=0)
+    prune.random_unstructured(module, "bias_ih_l1", amount=0.5)
+    module = module.to(getattr(torch, dtype))
+    torch.save(module.state_dict(), tmp_path / "x")
+    saved = load(tmp_path / "x").weights
+    assert_same_weights(saved, dict(from_torch(module).weights.named_tensors()))
+    if dtype == "float32":
+        assert_same_output(from_torch(module), module)
+    for name in ("weight_hh_l0", "weight_ih_l1_reverse", "bias_ih_l1"):
+        prune.remove(module, name)
+    assert_same_weights(saved, {name: tensor.float().numpy() for name, tensor in module.state_dict().items()})
+
+
+def test_golden_pruned() -> None:
+    torch = pytest.importorskip("torch")
+    given = torch.load(GOLDEN / "pruned.pt")
+    weights = load(GOLDEN / "pruned.pt", "encoder.rnn").weights
+    wanted = given["encoder.rnn.weight_hh_l0_orig"] * given["encoder.rnn.weight_hh_l0_mask"]
+    assert weights.layers[0].weight_hh.tobytes() == wanted.numpy().tobytes()
+
+
+def test_a_numpy_array_beside_the_weights(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"hist": np.arange(3.0), "state_dict": torch.nn.LSTM(3, 5).state_dict()}, tmp_path / "x")
+    message = refused(lambda: load(tmp_path / "x"), "a NumPy array beside", "torch.save(checkpoint['state_dict'], path)")
+    assert "model" not in message
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -1,10 +1,13 @@
-"""From the names of PyTorch's tensors to LSTMs: prefixes, layers, cells, weight norm. Shapes are checked before anything is read.
+"""From the names of PyTorch's tensors to LSTMs: prefixes, layers, cells, weight norm, pruning.
+
+Shapes are checked before anything is read.
 
 References
 ----------
 .. [1] ``torch.nn.LSTM`` and ``torch.nn.LSTMCell``: names and shapes of the parameters.
-.. [2] T. Salimans, D. Kingma, "Weight Normalization", 2016: ``w = g * v / ||v||``, by row. ``torch.nn.utils.weight_norm`` stores
-   ``_g`` and ``_v``, ``torch.nn.utils.parametrizations.weight_norm`` stores ``original0`` and ``original1``.
+.. [2] T. Salimans, D. Kingma, "Weight Normalization", 2016: ``w = g * v / ||v||``, by row, by column (``dim=1``) or of all
+   (``dim=None``). ``torch.nn.utils.weight_norm`` stores ``_g`` and ``_v``, ``torch.nn.utils.parametrizations.weight_norm`` stores
+   ``original0`` and ``original1``. ``torch.nn.utils.prune`` stores ``_orig`` and ``_mask``, of zeros and ones: their product.
 .. [3] icefall, ``ScaledLSTM`` in ``scaling.py``: each parameter times ``exp`` of a number named ``_scale``.
 """
 
@@ -41,8 +44,6 @@ FOREIGN = re.compile(r"(weight|bias)_c[a-z]?(_.*)?|.*_l[0-9]+(_.*)?", re.DOTALL)
 FOREIGN_IN_CELL = re.compile(r"(weight|bias)_.*", re.DOTALL)
 FOREIGN_WORD = re.compile(r"(^|_)(peephole|layer_?norm|batch_?norm|norm|ln|bn|gamma|beta)s?(_|[0-9]|$)")
 HINTS = {
-    "orig": "pruned: call torch.nn.utils.prune.remove before saving",
-    "mask": "pruned: call torch.nn.utils.prune.remove before saving",
     "raw": "weight drop: rename the raw tensor to the plain name",
     "scale": "a scale for some parameters and none for others",
 }
@@ -77,8 +78,8 @@ class Parameter:
 
     @property
     def main(self) -> tuple[str, LazyTensor]:
-        """What has the parameter's shape: the plain tensor, or the direction ``v`` of a weight norm."""
-        return self.stored.get("") or self.stored.get("v") or next(iter(self.stored.values()))
+        """What has the parameter's shape: the plain tensor, the direction ``v`` of a weight norm, or what was pruned."""
+        return self.stored.get("") or self.stored.get("v") or self.stored.get("orig") or next(iter(self.stored.values()))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,14 +88,20 @@ class Parameter:
     def check(self) -> None:
         """Refuse what is not exactly one known way to store a parameter."""
         for variant, (name, _) in self.stored.items():
-            if variant not in ("", "g", "v", "scale"):
+            if variant not in ("", "g", "v", "orig", "mask", "scale"):
                 raise FormatError(f"{quoted(name)} is not understood ({HINTS.get(variant, 'a parametrization')})")
         parts = self.stored.keys() - {"scale"}
-        if parts not in ({""}, {"g", "v"}):
+        if parts not in ({""}, {"g", "v"}, {"orig", "mask"}):
             names = listing(name for name, _ in self.stored.values())
-            raise FormatError(f"a parameter is either one tensor or both parts (g and v) of a weight norm, found {names}")
+            raise FormatError(
+                "a parameter is one tensor, or both parts (g and v) of a weight norm, or orig and mask of a pruned one, "
+                f"found {names}"
+            )
         if "g" in parts:
-            self._check_shape("g", (self.shape[:1] + (1,) * (len(self.shape) - 1),))
+            by_column = [(1, *self.shape[1:])] if len(self.shape) == 2 else []
+            self._check_shape("g", (self.shape[:1] + (1,) * (len(self.shape) - 1), (), *by_column))
+        if "mask" in parts:
+            self._check_shape("mask", (self.shape,))
         if "scale" in self.stored:
             self._check_shape("scale", ((), (1,)))
 
@@ -105,7 +112,18 @@ class Parameter:
 
     def compute(self, arrays: Mapping[str, Array]) -> Array:
         """The effective parameter, made in place of the array with its shape."""
-        value = _weight_norm(arrays["g"], arrays["v"]) if "v" in arrays else arrays[""]
+        if "v" in arrays:
+            value = _weight_norm(arrays["g"], arrays["v"])
+        elif "orig" in arrays:
+            value, mask = arrays["orig"], arrays["mask"]
+            if not ((mask == 0) | (mask == 1)).all():
+                raise FormatError(
+                    f"{quoted(self.stored['mask'][0])} must hold zeros and ones alone, as the mask of a pruned tensor"
+                )
+            with np.errstate(all="ignore"):
+                value *= mask
+        else:
+            value = arrays[""]
         if "scale" in arrays:
             with np.errstate(all="ignore"):
                 value *= np.exp(arrays["scale"].reshape(()).astype(np.float64)).astype(value.dtype)
@@ -337,13 +355,23 @@ def _check_stored(parameters: Sequence[Parameter], limit: float) -> None:
 
 
 def _weight_norm(g: Array, v: Array) -> Array:
-    """``w = g * v / ||v||`` by row, in float64 and rounded once; in place of ``v``, in blocks that bound the memory."""
+    """``w = g * v / ||v||`` in float64 and rounded once; in place of ``v``, in blocks of rows that bound the memory.
+
+    The norm is of each row, of each column or of all, as ``g`` has a number for each.
+    """
     step = max(1, 2**17 // max(1, math.prod(v.shape[1:])))
+    blocks = [slice(start, start + step) for start in range(0, len(v), step)]
+    by_row = g.ndim > 0 and len(g) == len(v)
     with np.errstate(all="ignore"):
-        for start in range(0, len(v), step):
-            rows = v[start : start + step].astype(np.float64)
-            norms = np.sqrt((rows * rows).reshape(len(rows), -1).sum(axis=1)).reshape(-1, *[1] * (v.ndim - 1))
-            v[start : start + step] = rows * (g[start : start + step] / norms)
+        if not by_row:
+            squares = sum(np.square(v[block], dtype=np.float64).sum(axis=0 if g.ndim else None) for block in blocks)
+            factor = g / np.sqrt(squares)
+        for block in blocks:
+            rows = v[block].astype(np.float64)
+            if by_row:
+                norms = np.sqrt((rows * rows).reshape(len(rows), -1).sum(axis=1)).reshape(-1, *[1] * (v.ndim - 1))
+                factor = g[block] / norms
+            v[block] = rows * factor
     return v
 
 

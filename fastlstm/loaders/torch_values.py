@@ -89,6 +89,11 @@ class Tensor:
 def unsupported(name: str) -> FormatError:
     if name == "torch.ScriptObject" or "quantized" in name:
         return FormatError(f"unsupported global {quoted(name)}: this model is quantized; before quantization, {RESAVE}")
+    if name.startswith("numpy."):  # what else of NumPy a checkpoint holds is a blank
+        return FormatError(
+            f"unsupported global {quoted(name)}: a NumPy array beside the weights; only tensors and plain containers "
+            "are read: save the state dict of the checkpoint alone, with torch: torch.save(checkpoint['state_dict'], path)"
+        )
     return FormatError(
         f"unsupported global {quoted(name)}: only tensors and plain containers are read, never classes or functions; "
         f"if this is a whole pickled model, {RESAVE}"

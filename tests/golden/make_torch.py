@@ -144,7 +144,7 @@ def main() -> None:
     save("refused_quantized.pt", torch.ao.quantization.quantize_dynamic(Model(3, 5), {nn.LSTM}).state_dict())
     model = Model(3, 5)
     prune.random_unstructured(model.encoder["rnn"], "weight_hh_l0", amount=0.3)
-    save("refused_pruned.pt", model.state_dict())
+    save("pruned.pt", model.state_dict())
     model = Model(3, 5)
     parametrizations.orthogonal(model.encoder["rnn"], "weight_hh_l0")
     save("refused_orthogonal.pt", model.state_dict())
