@@ -417,6 +417,8 @@ BAD_STATE_DICTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "weight_ch_l0", "weight_ci", "bias_xx_l0", "weight_ih_l00", "weight_ih_l1000", "weight_ih_l-1_l0",
             "weight_ih_l0_backward", "h_0_l0", "peephole_i", "layer_norm.weight",
             "LayerNorm_c.bias", "ln_ih.weight", "norm1.weight", "gamma_h", "beta",
+            "h0", "c0", "h_0", "c_0", "H0", "h_init", "c_init", "init_h", "init_c0", "initial_state", "hidden_init", "hx", "h0.1",
+            "learned_cell_state",
         )
     },
     **{
@@ -431,6 +433,19 @@ BAD_STATE_DICTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 def test_state_dict_is_refused(case: str) -> None:
     tensors, parts = BAD_STATE_DICTS[case]
     refused(lambda: from_torch(tensors), *parts)
+
+
+def test_an_initial_state_beside_an_lstm_is_not_its_own() -> None:
+    """As Stanza's taggers have it; nor is a layer that computes one. Whoever loads the LSTM alone passes the state."""
+    tensors = state_dict("lstm.") | {
+        "lstm_h_init": ONES((1, 1, 5), "f"),
+        "h0": ONES((1, 1, 5), "f"),
+        "init_h.weight": ONES((5, 2), "f"),
+    }
+    assert_same_weights(from_torch(tensors).weights, state_dict())
+    assert_same_weights(
+        from_torch(state_dict() | {"init_h.weight": ONES((5, 2), "f"), "shift": ONES(5, "f")}).weights, state_dict()
+    )
 
 
 def test_weight_drop_around_an_lstm_is_refused() -> None:
@@ -756,6 +771,21 @@ def test_live_weight_norm(spelling: str, dim: int | None) -> None:
     double(torch.zeros(1, 1, 30, dtype=torch.float64))
     np.testing.assert_array_max_ulp(from_torch(double).weights.layers[0].weight_hh, double.weight_hh_l0.detach().numpy(), 8)
     assert_same_weights(from_torch(module.state_dict()).weights, dict(from_torch(module).weights.named_tensors()))
+
+
+def test_live_initial_state_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Learned(torch.nn.LSTM):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__(3, 5)
+            self.h0 = torch.nn.Parameter(torch.ones(1, 1, 5))
+
+    for source in (Learned(), Learned().state_dict(), torch.nn.ModuleDict({"lstm": Learned()}).state_dict()):
+        refused(
+            lambda source=source: from_torch(source),
+            "h0' belongs to an LSTM and is not understood: no parameter of nn.LSTM (an initial state?",
+        )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

@@ -43,6 +43,9 @@ PARAMETRIZED = re.compile(PARAMETER + r"\.(.+)", re.DOTALL)
 FOREIGN = re.compile(r"(weight|bias)_c[a-z]?(_.*)?|.*_l[0-9]+(_.*)?", re.DOTALL)
 FOREIGN_IN_CELL = re.compile(r"(weight|bias)_.*", re.DOTALL)
 FOREIGN_WORD = re.compile(r"(^|_)(peephole|layer_?norm|batch_?norm|norm|ln|bn|gamma|beta)s?(_|[0-9]|$)")
+# An initial state that was learned: h0, c_0, h_init, init_hidden, learned_cell_state, hx
+STATE, START = r"([hc]x?|hidden|cell|state|hidden_state|cell_state)s?", r"(0|init|initial|learned|start)"
+INITIAL = re.compile(rf"{STATE}_?{START}|{START}_?{STATE}(_?0)?|[hc]x")
 HINTS = {
     "raw": "weight drop: rename the raw tensor to the plain name",
     "scale": "a scale for some parameters and none for others",
@@ -220,6 +223,10 @@ def _is_foreign(parts: Sequence[str], in_cell: bool) -> bool:
             return False
         if FOREIGN.fullmatch(first) or (in_cell and FOREIGN_IN_CELL.fullmatch(first)):
             return True
+    if INITIAL.fullmatch(first.lower()) and (
+        len(parts) == 1 or (len(parts) == 2 and parts[1].isdigit())
+    ):  # or one for each layer
+        return True
     return FOREIGN_WORD.search(first.lower()) is not None
 
 
@@ -273,7 +280,9 @@ def _check(candidate: Candidate, limit: float) -> tuple[LSTMInfo, dict[str, Para
     if candidate.twice:
         raise FormatError(candidate.twice)
     if candidate.foreign:
-        raise FormatError(f"{quoted(candidate.foreign)} belongs to an LSTM and is not understood: no parameter of nn.LSTM")
+        initial = any(INITIAL.fullmatch(part.lower()) for part in candidate.foreign.split("."))
+        way = " (an initial state? pass it to the calls, and a state dict without it)" if initial else ""
+        raise FormatError(f"{quoted(candidate.foreign)} belongs to an LSTM and is not understood: no parameter of nn.LSTM{way}")
     for parameter in given.values():
         parameter.check()
         for name, tensor in parameter.stored.values():  # before shapes: what is sparse, quantized or without values has none here
