@@ -671,6 +671,7 @@ KERAS_WORDS = (
     "weight_names", "", "\0", "\ud800", "k" * 2000, "/", "//", "entries", "broken", "missing", "time_major", "go_backwards",
     "forward_lstm", "backward_lstm", "Functional", "InputLayer", "Embedding", "Dense", "Masking", "Add", "Concatenate", "Flatten",
     "Reshape", "LayerNormalization", "TimeDistributed", "RepeatVector", "Dropout", "NotEqual", "Any", "LogicalOr", "LeakyReLU",
+    "ExpandDims", "ZerosLike", "OnesLike", "bool", "keras.src.ops.numpy",
     "args", "kwargs", "mask", "training", "inbound_nodes", "input_layers", "output_layers", "batch_shape", "target_shape", "axis",
     "keras_history", "__keras_tensor__", "words", "ids", "mask_zero", "return_sequences", "return_state", "build_input_shape",
 )  # fmt: skip
@@ -773,7 +774,13 @@ def keras_whole() -> tuple[dict[str, object], dict[str, dict[str, tuple[int, ...
     call("LayerNormalization", "norm", "sum", axis=-1, epsilon=0.001, center=True, scale=True)
     call("Bidirectional", "both", "norm", mask="real", merge_mode="ave", layer=keras_layer("LSTM", "way", **lstm))
     call("Concatenate", "beside", "both", "norm", axis=-1)
-    call("LSTM", "last", "beside", mask="real", **{**lstm, "return_sequences": False})
+    call("ExpandDims", "thin", "real", axis=-1)
+    call("ZerosLike", "zeros", "both", dtype="bool")
+    call("LogicalOr", "wide", "thin", "zeros")
+    call("OnesLike", "ones", "norm", dtype="bool")
+    call("Concatenate", "masks", "wide", "ones", axis=-1)
+    call("Any", "any", "masks", axis=-1, keepdims=False)
+    call("LSTM", "last", "beside", mask="any", **{**lstm, "return_sequences": False})
     call("RepeatVector", "repeat", "last", n=2)
     layers = [
         keras_layer("Masking", "masking", mask_value=0.0),
