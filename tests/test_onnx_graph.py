@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from helpers import import_torch, required
 
-from fastlstm import FormatError, load_model
+from fastlstm import FormatError, load, load_model
 from fastlstm.graph import FLOOR, Graph
 from fastlstm.onnx_operators import _tile
 
@@ -335,6 +335,52 @@ def test_lstm(direction: str, state: str, lengths: bool, tmp_path: Path) -> None
     turned = [value if value.ndim == 1 else value.swapaxes(0, 1) for value in inputs.values()]
     y, *states = expected
     assert_equal(loaded(proto, tmp_path)(*turned), [y.transpose(2, 0, 1, 3), *(part.swapaxes(0, 1) for part in states)])
+
+
+@pytest.mark.parametrize("kind", ["linear", "input", "encoder", "learned", "both learned", "computed and learned"])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "dynamic"])
+def test_one_state_of_two(kind: str, dynamic: bool, tmp_path: Path) -> None:
+    """One state computed, given or learned, the other zeros or learned: the graph runs; of the LSTM alone zeros are no state."""
+    torch = import_torch()
+    nn = torch.nn
+    torch.manual_seed(0)
+
+    class Module(nn.Module):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.encoder, self.linear = nn.LSTM(I, H), nn.LSTM(I, H), nn.Linear(H, H)
+            self.h, self.c = (nn.Parameter(torch.randn(1, 1, H)) for _ in range(2))
+
+        def forward(self, x: Any, z: Any) -> Any:
+            B = x.size(1)
+            h = {
+                "linear": lambda: self.linear(z).unsqueeze(0),
+                "input": lambda: z.unsqueeze(0),
+                "encoder": lambda: self.encoder(x)[1][0] + 0 * z,
+                "learned": lambda: self.h.expand(1, B, H).contiguous(),
+                "both learned": lambda: self.h.expand(1, B, H).contiguous(),
+                "computed and learned": lambda: self.linear(z).unsqueeze(0),
+            }[kind]()
+            c = self.c.repeat(1, B, 1) if kind.endswith(" learned") else torch.zeros_like(h)
+            return self.lstm(x, (h, c))[0] + z
+
+    module = Module().eval()
+    path = tmp_path / "model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        given = torch.randn(T, B, I), torch.randn(B, H)
+        axes = {"dynamic_axes": {"x": {1: "B"}, "z": {0: "B"}}} if dynamic else {}
+        torch.onnx.export(module, given, path, dynamo=False, opset_version=17, input_names=["x", "z"], **axes)
+    graph, rows = load_model(path), B + 3 if dynamic else B
+    given = torch.randn(T, rows, I), torch.randn(rows, H)
+    with torch.no_grad():
+        assert_equal(graph(*map(np.asarray, given)), [module(*given).numpy()])
+    if kind == "computed and learned":
+        with pytest.raises(FormatError, match="one initial state is a constant that is not zero, another is given at run time"):
+            load(path)
+    else:
+        lstm = load(path, None if kind != "encoder" else "/lstm/LSTM")
+        assert lstm.weights.is_variant == ("learned" in kind)
 
 
 def test_nodes_with_the_same_weights_share_them(tmp_path: Path) -> None:

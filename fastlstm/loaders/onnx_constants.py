@@ -11,6 +11,7 @@ https://onnx.ai/onnx/operators: each function here is the operator of its name, 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -25,9 +26,23 @@ from fastlstm.loaders.onnx_external import Folder
 from fastlstm.loaders.onnx_graph import Scope, attributes, label
 from fastlstm.loaders.onnx_sizes import Sizes
 from fastlstm.loaders.source import WEIGHTS_CEILING
+from fastlstm.onnx_operators import OPERATORS as RUN
 from fastlstm.weights import MAX_SIZE
 
-__all__ = ["Call", "Constants", "RunTime", "Value", "check_inside", "dequantized", "is_outside", "read"]
+__all__ = [
+    "MAX_DEPTH",
+    "NUMBERS_LIMIT",
+    "OPERATORS",
+    "Call",
+    "Constants",
+    "RunTime",
+    "Value",
+    "check_inside",
+    "dequantized",
+    "effort",
+    "is_outside",
+    "read",
+]
 
 INTEGERS = {name: np.dtype(name) for name in ("int8", "uint8", "int32", "int64", "bool")}
 DTYPES = {**STORED, **INTEGERS}
@@ -181,9 +196,7 @@ class Constants:
             self.used.add(name)
             return self._tensor(scope.tensors[name], name, (id(scope), name))
         node, output = scope.producers[name]
-        self._room -= len(node.input) + len(node.output) + len(node.attribute)
-        if self._room < 0:
-            raise FormatError(f"constants that are made of more than {MAX_PARTS} parts; {FOLD}")
+        self.spend(node)
         operator = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if node.op_type == "Shape":  # of a tensor that need not be constant
             known = self.sizes.numbers(scope, name, depth)
@@ -203,6 +216,12 @@ class Constants:
         except FormatError as error:
             raise FormatError(f"{quoted(node.op_type)} node {quoted(label(node))}: {error}") from None
 
+    def spend(self, node: Any) -> None:
+        """Count the parts of a node."""
+        self._room -= len(node.input) + len(node.output) + len(node.attribute)
+        if self._room < 0:
+            raise FormatError(f"constants that are made of more than {MAX_PARTS} parts; {FOLD}")
+
     def make(self, key: Hashable, value: Value) -> Value:
         """The value with that description, this one if it is the first.
 
@@ -216,31 +235,6 @@ class Constants:
             raise FormatError(f"more than {MAX_DEPTH} operators in a row; {FOLD}")
         outside = value.outside or next((part.outside for part in value.inputs if part.outside), "")
         return self._made.setdefault(key, replace(value, outside=outside))
-
-    def spread(self, scope: Scope, name: str, axis: int, depth: int = 0) -> Value:
-        """A constant that Expand repeats along an axis of three, as often as only a run knows: with one of them there.
-
-        Layers take their part of it with Slice.
-
-        Raises
-        ------
-        FormatError
-            If it is something else.
-        """
-        scope = scope.owner(name) or scope
-        node, _ = scope.producers.get(name, (None, 0))
-        if node is None or depth > MAX_DEPTH or node.domain not in ("", "ai.onnx") or node.op_type not in ("Expand", "Slice"):
-            raise RunTime(f"{quoted(name)} is computed at run time")
-        first, *others = node.input
-        if node.op_type == "Slice":
-            rest = [self.get(scope, each) if each else None for each in others]
-            return OPERATORS["Slice"](Call(self, node, name, 0, [self.spread(scope, first, axis, depth + 1), *rest]))
-        x, sizes = self.get(scope, first), self.sizes.numbers(scope, others[0]) if others else None
-        if sizes is None or sizes.shape != (3,) or len(x.shape) > 3 or ((1,) * (3 - len(x.shape)) + x.shape)[axis] != 1:
-            return x
-        shape = _broadcast(x.shape, tuple(1 if place == axis or not isinstance(n, int) else n for place, n in enumerate(sizes)))
-        spread = Value(shape, x.dtype, lambda array: np.broadcast_to(array, shape), (x,), False, x.depth + 1)
-        return self.make(("spread", id(x), shape), spread)
 
     def integers(self, value: Value, what: str = "an input") -> Array:
         """The numbers of a small constant: a shape, axes, where slices begin.
@@ -582,6 +576,40 @@ def _constant_of_shape(call: Call) -> Value:
     return call.constants.make((call.node.op_type, sizes, one.dtype, read(one, SMALL).tobytes()), made)
 
 
+def _tile(call: Call) -> Value:
+    x, repeats = call.input(0), call.numbers(1)
+    call.attributes()
+    if repeats is None or len(repeats) != len(x.shape) or min(repeats, default=0) < 0:
+        raise FormatError(f"repeats {repeats!s:.100} of a tensor with {len(x.shape)} dimensions")
+    shape, times = map(operator.mul, repeats, x.shape), np.array(repeats, np.int64)
+    return call.make(shape, x.dtype, lambda array: RUN["Tile"].run(array, times), (x,), tuple(repeats), copies=True)
+
+
+def _equal(call: Call) -> Value:
+    call.attributes()
+    a, b = call.input(0), call.input(1)
+    if a.dtype != b.dtype or a.dtype not in (*NUMBERS, "bool"):
+        raise FormatError(f"{a.dtype} and {b.dtype} cannot be compared here; {FOLD}")
+    return call.make(_broadcast(a.shape, b.shape), "bool", np.equal, (a, b), copies=True)
+
+
+def _where(call: Call) -> Value:
+    call.attributes()
+    condition, a, b = (call.input(index) for index in range(3))
+    if condition.dtype != "bool" or a.dtype != b.dtype:
+        raise FormatError(f"bool and two of one dtype expected, got {condition.dtype}, {a.dtype} and {b.dtype}")
+    shape = _broadcast(condition.shape, _broadcast(a.shape, b.shape))
+    return call.make(shape, a.dtype, np.where, (condition, a, b), copies=True)
+
+
+def _function(call: Call) -> Value:
+    call.attributes()
+    x, function = call.input(0), RUN[call.node.op_type].run
+    if x.dtype not in ("float32", "float64"):
+        raise FormatError(f"{x.dtype} cannot be computed here; {FOLD}")
+    return call.make(x.shape, x.dtype, function, (x,), copies=True)
+
+
 def _arithmetic(function: Callable[[Array, Array], Array], dtypes: Iterable[str]) -> Callable[[Call], Value]:
     allowed = frozenset(dtypes)
 
@@ -639,6 +667,7 @@ OPERATORS: dict[str, Callable[[Call], Value]] = {
     "ConstantOfShape": _constant_of_shape,
     "DequantizeLinear": _dequantize_linear,
     "Div": _arithmetic(np.divide, NUMBERS[:3]),
+    "Equal": _equal,
     "Expand": _expand,
     "Gather": _gather,
     "Identity": _identity,
@@ -648,6 +677,9 @@ OPERATORS: dict[str, Callable[[Call], Value]] = {
     "Split": _split,
     "Squeeze": _squeeze,
     "Sub": _arithmetic(np.subtract, NUMBERS),
+    "Tile": _tile,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
+    "Where": _where,
+    **dict.fromkeys(("Exp", "Neg", "Relu", "Sigmoid", "Sqrt", "Tanh"), _function),
 }

@@ -24,6 +24,7 @@ from fastlstm.loaders.found import Contents, Found, listing, quoted
 from fastlstm.loaders.onnx_constants import TYPES, Constants, is_outside, read
 from fastlstm.loaders.onnx_external import Folder
 from fastlstm.loaders.onnx_graph import Scope, import_onnx, label, scopes
+from fastlstm.loaders.onnx_states import States
 from fastlstm.loaders.source import SourceFile, return_freed, weights_limit
 from fastlstm.weights import MAX_SIZE
 
@@ -224,8 +225,9 @@ def _contents(model: Any, size: int, folder: Folder | None = None) -> Contents:
     """List the LSTMs of a model of so many bytes, with tensors in other files if their folder is given."""
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     constants = Constants(folder)
+    states = States(constants)
     every = list(scopes(model.graph))
-    items = [_examine(node, scope, constants, opset) for scope in every for node in scope.graph.node if _kind(node)]
+    items = [_examine(node, scope, constants, states, opset) for scope in every for node in scope.graph.node if _kind(node)]
     items += [_in_function(node, function) for function in model.functions for node in function.node if _kind(node)]
 
     total = size + (folder.total if folder else 0)
@@ -292,7 +294,7 @@ def _kind(node: Any) -> str:
     return "of an unknown kind" if "LSTM" in node.op_type and not standard else ""
 
 
-def _examine(node: Any, scope: Scope, constants: Constants, opset: int) -> Item:
+def _examine(node: Any, scope: Scope, constants: Constants, states: States, opset: int) -> Item:
     kind, name = _kind(node), quoted(label(node))
     if kind == "of an unknown kind":
         operator = quoted(f"{node.domain}.{node.op_type}")
@@ -300,7 +302,7 @@ def _examine(node: Any, scope: Scope, constants: Constants, opset: int) -> Item:
     if kind != "LSTM":
         return Item(node, scope.path, problem=f"{name}: this is {kind}, not an LSTM", is_lstm=False)
     try:
-        return Item(node, scope.path, [onnx_lstm.layer(node, scope, constants, opset)])
+        return Item(node, scope.path, [onnx_lstm.layer(node, scope, constants, opset, states)])
     except FormatError as error:
         return Item(node, scope.path, problem=str(error))
 

@@ -42,6 +42,8 @@ class Scope:
     outer : Scope or None
     path : str
         Which subgraph this is: ``"node.then_branch."``; empty for the main graph.
+    walked : bool
+        Whether this is a second look at a subgraph, on the way through the node that it is part of.
     inputs : dict of str to ValueInfoProto
         Graph inputs without a constant default.
     sparse : set of str
@@ -57,6 +59,7 @@ class Scope:
     graph: Any
     outer: Scope | None = None
     path: str = ""
+    walked: bool = False
     inputs: dict[str, Any] = field(default_factory=dict)
     sparse: set[str] = field(default_factory=set)
     tensors: dict[str, Any] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from fastlstm.loaders.found import Found, LSTMInfo, quoted
 from fastlstm.loaders.onnx_constants import Call, Constants, RunTime, Value, check_inside, dequantized, read
 from fastlstm.loaders.onnx_graph import Scope, attributes, label
 from fastlstm.loaders.onnx_sizes import Open, Size
+from fastlstm.loaders.onnx_states import States
 from fastlstm.weights import MAX_SIZE, LayerWeights, Weights
 
 __all__ = ["ACTIVATIONS", "TAKES_ALPHA", "TAKES_BOTH", "Layer", "chains", "found", "layer"]
@@ -75,6 +76,7 @@ class Layer:
     B: Value | None
     P: Value | None
     initial: tuple[Value | None, Value | None]  # h and c, (D, B, H)
+    given: bool  # whether the caller gives one of them: then the other may only be zeros
     direction: str
     cells: tuple[Cell, ...]
     layout: int
@@ -99,14 +101,15 @@ class Layer:
     @property
     def identity(self) -> tuple[object, ...]:
         """Equal for nodes that compute the same: equal constants are one object."""
-        return self.W, self.R, self.B, self.P, self.initial, self.direction, self.cells, self.layout
+        given = self.given and self.initial != (None, None)
+        return self.W, self.R, self.B, self.P, self.initial, given, self.direction, self.cells, self.layout
 
 
 # ---- One node ------------------------------------------------------------------------------------------------------------------
 
 
-def layer(node: Any, scope: Scope, constants: Constants, opset: int) -> Layer:
-    """Check an LSTM or DynamicQuantizeLSTM node.
+def layer(node: Any, scope: Scope, constants: Constants, opset: int, states: States | None = None) -> Layer:
+    """Check an LSTM or DynamicQuantizeLSTM node, and find its initial states with ``states``; without they are as any input.
 
     Raises
     ------
@@ -114,12 +117,12 @@ def layer(node: Any, scope: Scope, constants: Constants, opset: int) -> Layer:
         If it cannot be read exactly; the message names the node.
     """
     try:
-        return _layer(node, scope, constants, opset)
+        return _layer(node, scope, constants, opset, states)
     except FormatError as error:
         raise FormatError(f"LSTM node {quoted(label(node))} {error}") from None
 
 
-def _layer(node: Any, scope: Scope, constants: Constants, opset: int) -> Layer:
+def _layer(node: Any, scope: Scope, constants: Constants, opset: int, states: States | None) -> Layer:
     quantized = node.op_type == "DynamicQuantizeLSTM"
     if opset < 7:
         raise FormatError(f"is of operator set {opset}: convert the model to 7 or newer with onnx.version_converter")
@@ -141,7 +144,7 @@ def _layer(node: Any, scope: Scope, constants: Constants, opset: int) -> Layer:
     cells = _cells(given, D)
 
     state = (D, -1, H) if layout == 0 else (-1, D, H)
-    values = _constants(node, scope, constants, state)
+    values, given_state = _constants(node, scope, constants, states, state)
     W, R, initial = values["W"], values["R"], (values["initial_h"], values["initial_c"])
     if W is None or R is None:
         raise FormatError(f"lacks {'W' if W is None else 'R'}")
@@ -157,10 +160,13 @@ def _layer(node: Any, scope: Scope, constants: Constants, opset: int) -> Layer:
         ("initial_c", initial[1], state),
     ):
         _check(name, value, expected, W.dtype)
+    if states is not None:
+        h, c = (None if value is None or states.is_zero(value) else value for value in initial)
+        initial = h, c
     if node.output and node.output[0]:
         T, B = _lengths(node, scope, constants, layout)
         constants.sizes.note(scope, node.output[0], (T, D, B, H) if layout == 0 else (B, T, D, H))
-    return Layer(node, scope, W, R, values["B"], values["P"], initial, direction, cells, layout, dtype)
+    return Layer(node, scope, W, R, values["B"], values["P"], initial, given_state, direction, cells, layout, dtype)
 
 
 def _lengths(node: Any, scope: Scope, constants: Constants, layout: int) -> tuple[Size, Size]:
@@ -176,49 +182,26 @@ def _lengths(node: Any, scope: Scope, constants: Constants, layout: int) -> tupl
     return T, B
 
 
-def _constants(node: Any, scope: Scope, constants: Constants, state: tuple[int, ...]) -> dict[str, Value | None]:
-    """The constants by ONNX's names of the inputs; a state that is computed at run time is the caller's to give.
-
-    A constant that Expand spreads over the rows of a batch, which only the caller knows, is one all the same.
-    """
+def _constants(
+    node: Any, scope: Scope, constants: Constants, states: States | None, shape: tuple[int, ...]
+) -> tuple[dict[str, Value | None], bool]:
+    """The constants by ONNX's names of the inputs, and whether a state is the caller's to give."""
     values: dict[str, Value | None] = dict.fromkeys(QUANTIZED_INPUTS)
-    computed = set()
-    for name, given in zip(QUANTIZED_INPUTS, node.input, strict=False):
-        if not given or name in ("X", "sequence_lens"):
+    given = False
+    for name, tensor in zip(QUANTIZED_INPUTS, node.input, strict=False):
+        if not tensor or name in ("X", "sequence_lens"):
             continue
         try:
-            if name.startswith("initial"):
-                values[name] = _initial(name, given, scope, constants, state)
-                if values[name] is None:
-                    computed.add(name)
-            else:
-                values[name] = constants.get(scope, given)
+            if not name.startswith("initial"):
+                values[name] = constants.get(scope, tensor)
+            elif states is not None:
+                values[name] = states.find(scope, tensor, shape)
+                given |= values[name] is None
         except RunTime as error:
             raise FormatError(f"has no constant {name}: {error}") from None
         except FormatError as error:
             raise FormatError(f"cannot be read, because of its {name}: {error}") from None
-    if len(computed) == 1 and (values["initial_h"] or values["initial_c"]):
-        raise FormatError(f"has one state as a constant and {computed.pop()} at run time; both or neither expected")
-    return values
-
-
-def _initial(name: str, given: str, scope: Scope, constants: Constants, expected: tuple[int, ...]) -> Value | None:
-    """A state that is a constant, for as many rows or for one; None for one that is computed at run time."""
-    try:
-        return constants.get(scope, given)
-    except RunTime:
-        pass
-    try:
-        return constants.spread(scope, given, expected.index(-1))
-    except RunTime:
-        pass
-    shape = constants.sizes.shape(scope, given)
-    if shape is not None and (
-        len(shape) != 3 or any(isinstance(n, int) and n != m >= 0 for n, m in zip(shape, expected, strict=True))
-    ):
-        sizes = ", ".join(str(n) if isinstance(n, int) else "?" for n in shape)
-        raise FormatError(f"it has the shape ({sizes}); by hidden_size and direction {_sizes(expected, 'B')} is expected")
-    return None
+    return values, given
 
 
 def _sizes(expected: tuple[int, ...], unknown: str) -> str:
@@ -461,6 +444,11 @@ def _weights(chain: Sequence[Layer], room: int) -> Weights:
             b_ih, b_hh = (_frozen(half.copy()) if bias else None for half in np.split(B[d], 2))
             records.append(LayerWeights(W[d], R[d], b_ih, b_hh, None, P[d] if peephole else None, h[d], c[d], cell))
             initial |= bool(h[d].any() or c[d].any())
+    if initial and any(each.given for each in chain):
+        raise FormatError(
+            f"LSTM node {quoted(chain[0].name)}: one initial state is a constant that is not zero, another is given at run time; "
+            "both or neither expected"
+        )
     if not initial:  # zeros are what there is without any
         records = [replace(record, h_0=None, c_0=None) for record in records]
     return Weights(tuple(records), len(chain[0].cells) == 2, chain[0].direction == "reverse")

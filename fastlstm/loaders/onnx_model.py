@@ -8,7 +8,7 @@ https://github.com/onnx/onnx/blob/main/docs/IR.md
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -231,7 +231,6 @@ class _Reader:
         x, lengths, h, c = ([*node.input, *[""] * 7][place] for place in (0, 4, 5, 6))
         if not x:
             raise ValueError("lacks X")
-        layer = replace(layer, initial=(None, None))  # these are inputs as any other
         if layer.identity not in self.places:
             found = onnx_lstm.found([layer], layer.name, (), weights_limit(self.size), weights_limit(self.size) + self.size)
             if found.read is None:
