@@ -397,6 +397,44 @@ def test_dead_nodes_are_left_out(tmp_path: Path) -> None:
     assert repr(loaded(model(nodes, {"x": X}), tmp_path)) == "Graph(x -> y: 1 nodes)"
 
 
+def test_nodes_in_any_order(tmp_path: Path) -> None:
+    """Some tools add nodes at the end of the list."""
+    nodes = [
+        node("Cast", "x", "a", "in", to=TensorProto.FLOAT16),
+        node("LSTM", "a W R B", "b", "lstm", hidden_size=H),
+        node("Squeeze", "b one", "c"),
+        node("Identity", "one1", "one"),
+        node("Mul", "c c", "y"),
+    ]
+    constants = lstm_constants() | {"one1": ints([1])}
+    inputs = {"x": numbers(T, B, I)}
+    ordered = loaded(model(nodes, inputs, constants), tmp_path)
+    assert [step.name for step in ordered.steps if not hasattr(step, "value")] == ["in", "lstm", "c", "y"]
+    for order in ([4, 1, 2, 0, 3], [1, 2, 3, 4, 0], [4, 3, 2, 1, 0]):
+        graph = loaded(model([nodes[place] for place in order], inputs, constants), tmp_path)
+        assert graph(*inputs.values()).tobytes() == ordered(*inputs.values()).tobytes()
+        assert load(tmp_path / "model.onnx", "lstm").hidden_size == H
+    many = [node("Neg", f"x{n}", f"x{n + 1}") for n in range(5000)]
+    assert_equal(loaded(model(many[::-1], {"x0": X}, outputs="x5000"), tmp_path)(X), [X], 0)
+
+
+def test_converted_to_float16(tmp_path: Path) -> None:
+    """ONNX Runtime's converter puts the Cast of an input after all other nodes."""
+    required("onnxruntime")
+    float16 = pytest.importorskip("onnxruntime.transformers.float16")
+    nodes = [node("LSTM", "x W R B", "a", hidden_size=H), node("Squeeze", "a one", "b"), node("Relu", "b", "y")]
+    inputs = {"x": numbers(T, B, I)}
+    proto = typed(model(nodes, inputs, lstm_constants() | {"one": ints([1])}))
+    expected = loaded(proto, tmp_path)(*inputs.values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        converted = float16.convert_float_to_float16(proto, keep_io_types=True)
+    assert converted.graph.node[0].op_type != "Cast"
+    given = loaded(converted, tmp_path)(*inputs.values())
+    assert given.dtype == np.float32
+    assert np.abs(given - expected).max() < 1e-3
+
+
 def test_a_long_chain_of_nodes(tmp_path: Path) -> None:
     nodes = [node("Neg", f"x{n}", f"x{n + 1}") for n in range(301)]
     assert_equal(loaded(model(nodes, {"x0": X}, outputs="x301"), tmp_path)(X), [-X], 0)
@@ -656,7 +694,8 @@ BAD: dict[str, tuple[Any, tuple[str, ...]]] = {
     "another Gelu": (after(node("Gelu", "y", "z", "g", approximate="other")), ("node 'g' ('Gelu') approximate",)),
     "a Split into another number": (after(node("Split", "y", "z", "s", num_outputs=2)), ("node 's' ('Split') num_outputs",)),
     "a name from nowhere": (after(node("Add", "y nowhere", "z", "a")), ("'nowhere' is read and nothing before gives it",)),
-    "a loop": (after(node("Add", "y b", "a"), node("Neg", "a", "b"), outputs="b"), ("'b' is read and nothing before gives it",)),
+    "a loop": (after(node("Add", "y b", "a"), node("Neg", "a", "b"), outputs="b"), ("need each other's results: 'a', 'b'",)),
+    "itself": (after(node("Add", "y b", "b", "adds"), outputs="b"), ("need each other's results: 'adds'", ALONE)),
     "an output from nowhere": (after(outputs="nowhere"), ("'nowhere' is read and nothing before gives it",)),
     "no output": (after(outputs=""), ("the graph has no outputs", ALONE)),
     "an output without a name": (

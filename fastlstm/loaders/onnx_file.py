@@ -227,7 +227,7 @@ def _contents(model: Any, size: int, folder: Folder | None = None) -> Contents:
     constants = Constants(folder)
     states = States(constants)
     every = list(scopes(model.graph))
-    items = [_examine(node, scope, constants, states, opset) for scope in every for node in scope.graph.node if _kind(node)]
+    items = [_examine(node, scope, constants, states, opset) for scope in every for node in _in_order(scope) if _kind(node)]
     items += [_in_function(node, function) for function in model.functions for node in function.node if _kind(node)]
 
     total = size + (folder.total if folder else 0)
@@ -253,6 +253,13 @@ def _contents(model: Any, size: int, folder: Folder | None = None) -> Contents:
     kinds = Counter(node.op_type for scope in every for node in scope.graph.node)
     operators = listing((kind for kind, _ in kinds.most_common()), 5)
     return Contents(found, f"an ONNX model with {kinds.total()} nodes" + (f": {operators}" if kinds else ""), parts)
+
+
+def _in_order(scope: Scope) -> Sequence[Any]:
+    try:
+        return scope.in_order()
+    except FormatError:  # an LSTM beside nodes that never run can be read all the same
+        return list(scope.graph.node)
 
 
 def _taken_apart(scope: Scope, constants: Constants, limit: int, room: int) -> list[Found]:

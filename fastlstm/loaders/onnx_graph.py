@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders.found import quoted
+from fastlstm.loaders.found import listing, quoted
 
 __all__ = ["Scope", "attributes", "import_onnx", "label", "scopes"]
 
@@ -96,6 +96,39 @@ class Scope:
         ):
             scope = scope.outer
         return scope
+
+    def in_order(self) -> list[Any]:
+        """The nodes, each after those whose results it takes, else in the order of the file: some tools add theirs at the end.
+
+        Raises
+        ------
+        FormatError
+            If nodes need each other's results.
+        """
+        nodes = list(self.graph.node)
+        places = {name: place for place, node in enumerate(nodes) for name in node.output if name}
+        result: list[Any] = []
+        done: dict[int, bool] = {}  # False while what a node takes is being put in order
+        for start in range(len(nodes)):
+            waiting = [] if start in done else [(start, iter(nodes[start].input))]
+            done.setdefault(start, False)
+            while waiting:
+                place, names = waiting[-1]
+                before = next((each for each in map(places.get, names) if each is not None and not done.get(each)), None)
+                if before is None:
+                    done[place] = True
+                    result.append(nodes[place])
+                    waiting.pop()
+                elif before in done:
+                    path = [each for each, _ in waiting]
+                    circle = listing((label(nodes[each]) for each in path[path.index(before) :]), 5)
+                    raise FormatError(
+                        f"nodes of the graph {quoted(self.path + self.graph.name)} need each other's results: {circle}"
+                    )
+                else:
+                    done[before] = False
+                    waiting.append((before, iter(nodes[before].input)))
+        return result
 
     def use(self, name: str) -> None:
         owner = self.owner(name)

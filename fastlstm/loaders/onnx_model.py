@@ -151,8 +151,8 @@ class _Reader:
         return GraphInput(name, _run_as(dtype), sizes if kind.HasField("shape") else None)
 
     def needed(self, wanted: set[str]) -> list[Any]:
-        """The nodes that the outputs depend on and that are no constants, in the order of the file."""
-        nodes = list(self.proto.node)
+        """The nodes that the outputs depend on and that are no constants, each after those whose results it takes."""
+        nodes = self.scope.in_order()
         for node in nodes:  # from the first on, so that no chain is long when it is asked for
             self.constant(next(iter(node.output), ""))
         needed = []
