@@ -113,7 +113,7 @@ class Node(Step):
         if operator.floats and first.dtype.kind != "f":
             raise ValueError(f"floats expected, got {first.dtype}")
         result = operator.run(*values, **self.attributes)
-        return np.asarray(result, first.dtype) if operator.floats else result
+        return np.asarray(result, first.dtype) if operator.floats and not isinstance(result, tuple) else result
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,7 @@
 """ONNX operators on NumPy arrays: those that exporters write around LSTMs, each a function and a line of the table below.
 
+Functions of one kind and some length are in ``onnx_normalizations``, ``onnx_quantized`` and ``onnx_selection``.
+
 A function takes the inputs by position, None for one left out, and the attributes by name. It is ONNX's operator of that name in
 all versions from operator set 7 on; where a version moved an attribute to an input, both are taken.
 
@@ -11,14 +13,40 @@ https://onnx.ai/onnx/operators
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.model import ACTIVATIONS, SELU_ALPHA, SELU_SCALE, SMALL, small_product
+from fastlstm.onnx_arguments import axes_of, axis_of, either, integers_of, number_of, sizes_of
+from fastlstm.onnx_normalizations import (
+    batch_normalization,
+    batch_normalization_of,
+    group_normalization,
+    group_normalization_of,
+    instance_normalization,
+    layer_normalization,
+    mean,
+    skip_layer_normalization,
+)
+from fastlstm.onnx_quantized import dequantize, dynamic_quantize, matmul_integer, quantize, quantize_of
+from fastlstm.onnx_selection import (
+    gather_elements,
+    gather_nd,
+    gathered_nd,
+    one_hot,
+    one_hot_size,
+    pad,
+    pad_of,
+    padded,
+    range_of,
+    range_size,
+    top_k,
+)
 
 __all__ = ["OPERATORS", "Operator", "product"]
 
@@ -65,44 +93,7 @@ class Operator:
     outputs: int = 1
 
 
-# ---- Numbers and sizes ---------------------------------------------------------------------------------------------------------
-
-
-def _integers(value: Array | Sequence[int] | None) -> list[int] | None:
-    """From an attribute, or an input of few integers."""
-    if value is None or isinstance(value, list):
-        return value
-    array = np.asarray(value)
-    if array.dtype.kind not in "iu" or array.ndim > 1:
-        raise ValueError(f"axes, sizes and places must be a list of integers, got {array.dtype} of shape {array.shape}")
-    return [int(number) for number in array.reshape(-1)]
-
-
-def _either(attribute: Sequence[int] | None, value: Array | None, what: str) -> list[int]:
-    found = _integers(value if attribute is None else attribute)
-    if found is None:
-        raise ValueError(f"{what} are missing")
-    return found
-
-
-def _axis(axis: int, rank: int) -> int:
-    if not -rank <= axis < rank:
-        raise ValueError(f"axis {axis} of a tensor with {rank} dimensions")
-    return axis % rank
-
-
-def _axes(axes: Sequence[int], rank: int) -> tuple[int, ...]:
-    result = tuple(_axis(axis, rank) for axis in axes)
-    if len(set(result)) < len(result):
-        raise ValueError(f"axes {result} name one twice")
-    return result
-
-
-def _sizes(shape: Array | None) -> list[int]:
-    sizes = _either(None, shape, "sizes")
-    if min(sizes, default=0) < 0:
-        raise ValueError(f"sizes {sizes!s:.100}: none may be negative")
-    return sizes
+# ---- Sizes ---------------------------------------------------------------------------------------------------------
 
 
 def _broadcast(*inputs: Array | None, **_: Any) -> int:
@@ -110,11 +101,11 @@ def _broadcast(*inputs: Array | None, **_: Any) -> int:
 
 
 def _expanded(x: Array, shape: Array) -> int:
-    return math.prod(np.broadcast_shapes(x.shape, tuple(_sizes(shape))))
+    return math.prod(np.broadcast_shapes(x.shape, tuple(sizes_of(shape))))
 
 
 def _gathered(x: Array, indices: Array, axis: int = 0) -> int:
-    axis = _axis(axis, x.ndim)
+    axis = axis_of(axis, x.ndim)
     return math.prod((*x.shape[:axis], indices.size, *x.shape[axis + 1 :]))
 
 
@@ -141,7 +132,7 @@ def _transpose(x: Array, perm: list[int] | None = None) -> Array:
 
 
 def _reshape(x: Array, shape: Array, allowzero: int = 0) -> Array:
-    sizes = _either(None, shape, "sizes")
+    sizes = either(None, shape, "sizes")
     if not allowzero:
         if any(size == 0 and axis >= x.ndim for axis, size in enumerate(sizes)):
             raise ValueError(f"shape {sizes!s:.100} of a tensor with {x.ndim} dimensions")
@@ -159,22 +150,22 @@ def _flatten(x: Array, axis: int = 1) -> Array:
 
 
 def _squeeze(x: Array, given: Array | None = None, axes: list[int] | None = None) -> Array:
-    gone = _integers(given if axes is None else axes)
-    return np.squeeze(x, None if gone is None else _axes(gone, x.ndim))
+    gone = integers_of(given if axes is None else axes)
+    return np.squeeze(x, None if gone is None else axes_of(gone, x.ndim))
 
 
 def _unsqueeze(x: Array, given: Array | None = None, axes: list[int] | None = None) -> Array:
-    new = _either(axes, given, "axes")
-    return np.expand_dims(x, _axes(new, x.ndim + len(new)))
+    new = either(axes, given, "axes")
+    return np.expand_dims(x, axes_of(new, x.ndim + len(new)))
 
 
 def _slice(x: Array, *given: Array | None, **attributes: list[int]) -> Array:
     starts, ends, axes, steps = [*given, *[None] * 4][:4]
-    first = _either(attributes.get("starts"), starts, "starts")
-    last = _either(attributes.get("ends"), ends, "ends")
-    along = _integers(attributes.get("axes", axes))
-    along = list(_axes(range(len(first)) if along is None else along, x.ndim))
-    step = _integers(steps) or [1] * len(first)
+    first = either(attributes.get("starts"), starts, "starts")
+    last = either(attributes.get("ends"), ends, "ends")
+    along = integers_of(attributes.get("axes", axes))
+    along = list(axes_of(range(len(first)) if along is None else along, x.ndim))
+    step = integers_of(steps) or [1] * len(first)
     if not len(first) == len(last) == len(along) == len(step) or 0 in step:
         raise ValueError("starts, ends, axes and steps must be equally many, and no step 0")
     where = [slice(None)] * x.ndim
@@ -187,7 +178,7 @@ def _slice(x: Array, *given: Array | None, **attributes: list[int]) -> Array:
 def _split(
     x: Array, given: Array | None = None, split: list[int] | None = None, axis: int = 0, parts: int = 1
 ) -> tuple[Array, ...]:
-    axis, sizes = _axis(axis, x.ndim), _integers(given if split is None else split)
+    axis, sizes = axis_of(axis, x.ndim), integers_of(given if split is None else split)
     if sizes is None:  # equal parts; the last may be smaller
         size = -(-x.shape[axis] // parts)
         ends = [min(size * part, x.shape[axis]) for part in range(1, parts)]
@@ -205,13 +196,13 @@ def _split_parts(given: Given, opset: int, outputs: int) -> Given:
 
 
 def _concat(*parts: Array, axis: int) -> Array:
-    return np.concatenate(parts, _axis(axis, parts[0].ndim))
+    return np.concatenate(parts, axis_of(axis, parts[0].ndim))
 
 
 def _gather(x: Array, indices: Array, axis: int = 0) -> Array:
     if indices.dtype.kind not in "iu":
         raise ValueError(f"indices must be integers, got {indices.dtype}")
-    return np.take(x, indices, _axis(axis, x.ndim))
+    return np.take(x, indices, axis_of(axis, x.ndim))
 
 
 def _shape(x: Array, start: int = 0, end: int | None = None) -> Array:
@@ -219,18 +210,18 @@ def _shape(x: Array, start: int = 0, end: int | None = None) -> Array:
 
 
 def _expand(x: Array, shape: Array) -> Array:
-    return np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(_sizes(shape))))
+    return np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(sizes_of(shape))))
 
 
 def _constant_of_shape(shape: Array, value: Array | None = None) -> Array:
     one = np.zeros(1, np.float32) if value is None else value
     if one.size != 1:
         raise ValueError(f"one value expected, got shape {one.shape}")
-    return np.broadcast_to(one.reshape(()), _sizes(shape))
+    return np.broadcast_to(one.reshape(()), sizes_of(shape))
 
 
 def _tile(x: Array, repeats: Array) -> Array:
-    times = _sizes(repeats)
+    times = sizes_of(repeats)
     if len(times) != x.ndim:
         raise ValueError(f"repeats {times!s:.100} of a tensor with {x.ndim} dimensions")
     # Not np.tile, which makes an array for each axis
@@ -310,39 +301,65 @@ def _folded(function: Callable[[Array, Array], Array]) -> Callable[..., Array]:
     return run
 
 
-def _mean(x: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
-    """NumPy's own warns where there is nothing to add."""
-    return np.asarray(x.sum(axis, keepdims=keepdims) / x.dtype.type(math.prod(x.shape[each] for each in axis)))
-
-
 def _reduce(function: Callable[..., Array]) -> Callable[..., Array]:
     def run(
         x: Array, given: Array | None = None, axes: list[int] | None = None, keepdims: int = 1, noop_with_empty_axes: int = 0
     ) -> Array:
-        along = _integers(given if axes is None else axes)
+        along = integers_of(given if axes is None else axes)
         if not along:
-            if noop_with_empty_axes:
-                return x
-            along = list(range(x.ndim))
-        return np.asarray(function(x, axis=_axes(along, x.ndim), keepdims=bool(keepdims)), x.dtype)
+            along = [] if noop_with_empty_axes else list(range(x.ndim))
+        return np.asarray(function(x, axis=axes_of(along, x.ndim), keepdims=bool(keepdims)), x.dtype)
 
     return run
 
 
+def _log_sum_exp(x: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
+    most = x.max(axis, keepdims=True, initial=-np.inf)
+    most = np.where(np.isfinite(most), most, 0)
+    total = np.log(np.exp(x - most).sum(axis, keepdims=keepdims))
+    return np.asarray(total + most.reshape(total.shape))
+
+
+def _over_places(function: Callable[..., Array]) -> Callable[[Array], Array]:
+    """Of all axes after that of channels."""
+
+    def run(x: Array) -> Array:
+        if x.ndim < 3:
+            raise ValueError(f"at least 3 dimensions expected, got shape {x.shape}")
+        return function(x, axis=tuple(range(2, x.ndim)), keepdims=True)
+
+    return run
+
+
+def _logical(function: Callable[..., Array]) -> Callable[..., Array]:
+    def run(*inputs: Array) -> Array:
+        if any(x.dtype != np.bool_ for x in inputs):
+            raise ValueError(f"bool expected, got {' and '.join(str(x.dtype) for x in inputs)}")
+        return function(*inputs)
+
+    return run
+
+
+def _mod(a: Array, b: Array, fmod: int = 0) -> Array:
+    if a.dtype.kind == "f" and not fmod:
+        raise ValueError("fmod must be 1 for floats")
+    return np.asarray(np.fmod(a, b) if fmod else np.mod(a, b))
+
+
+def _cumulated(x: Array, axis: Array, exclusive: int = 0, reverse: int = 0) -> Array:
+    along = axis_of(number_of(axis, "axis"), x.ndim)
+    turned = np.moveaxis(np.flip(x, along) if reverse else x, along, 0)
+    result: Array = np.cumsum(turned, 0, x.dtype)
+    if exclusive:
+        result = np.concatenate([np.zeros_like(turned[:1]), result[:-1]])
+    back = np.moveaxis(result, 0, along)
+    return np.flip(back, along) if reverse else back
+
+
 def _argmax(x: Array, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Array:
-    axis = _axis(axis, x.ndim)
+    axis = axis_of(axis, x.ndim)
     at = x.shape[axis] - 1 - np.flip(x, axis).argmax(axis) if select_last_index else x.argmax(axis)
     return np.expand_dims(at, axis) if keepdims else np.asarray(at)
-
-
-def _layer_normalization(
-    x: Array, scale: Array, bias: Array | None = None, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
-) -> Array:
-    axes = tuple(range(_axis(axis, x.ndim), x.ndim))
-    centred = x - _mean(x, axes, True)
-    y: Array = centred / np.sqrt(_mean(centred * centred, axes, True) + x.dtype.type(epsilon))
-    y = y * np.broadcast_to(scale, x.shape)
-    return y if bias is None else y + np.broadcast_to(bias, x.shape)
 
 
 # ---- Activations ---------------------------------------------------------------------------------------------------------------
@@ -352,7 +369,7 @@ def _along_axis(function: Callable[[Array], Array]) -> Callable[..., Array]:
     """Of an axis instead of the last one; before operator set 13 (`flat`) of all axes from it on, as if they were one."""
 
     def run(x: Array, axis: int, flat: bool) -> Array:
-        axis = _axis(axis, x.ndim)
+        axis = axis_of(axis, x.ndim)
         turned = x.reshape(*x.shape[:axis], math.prod(x.shape[axis:])) if flat else np.moveaxis(x, axis, -1)
         if not turned.shape[-1]:  # there is no maximum of nothing
             raise ValueError(f"axis {axis} of a tensor of shape {x.shape} is empty")
@@ -407,6 +424,31 @@ def _hard_swish(x: Array) -> Array:
     return np.asarray(x * _hard_sigmoid(x, 1 / 6, 0.5))
 
 
+def _prelu(x: Array, slope: Array) -> Array:
+    return np.where(x < 0, x * np.broadcast_to(slope, x.shape), x)
+
+
+FUSED: dict[bytes, Callable[..., Array]] = {
+    b"": lambda x: x,
+    b"Relu": ACTIVATIONS["relu"],
+    b"Sigmoid": ACTIVATIONS["sigmoid"],
+    b"Tanh": ACTIVATIONS["tanh"],
+    b"LeakyRelu": _leaky_relu,
+}
+
+
+def _fused_gemm(*inputs: Any, activation: Callable[[Array], Array], **given: Any) -> Array:
+    return activation(_gemm(*inputs, **given))
+
+
+def _fused_activation(given: Given, opset: int, outputs: int) -> Given:
+    name, alpha = given.pop("activation", b""), given.pop("activation_alpha", None)
+    if name not in FUSED or given.keys() & {"activation_beta", "activation_gamma"} or (alpha is None) == (name == b"LeakyRelu"):
+        raise ValueError(f"an activation of {', '.join(key.decode() for key in FUSED if key)} and its alpha expected")
+    function = FUSED[name]
+    return {**given, "activation": function if alpha is None else partial(function, alpha=alpha)}
+
+
 # ---- The table -----------------------------------------------------------------------------------------------------------------
 
 
@@ -435,13 +477,18 @@ OPERATORS: dict[str, Operator] = {
     "Cast": Operator(_cast, attributes={"to": "i", "saturate": "i", "round_mode": "s"}, needs=("to",), prepare=_cast_target),
     "Concat": Operator(_concat, (1, ANY_NUMBER), {"axis": "i"}, needs=("axis",), alike=True),
     "ConstantOfShape": Operator(
-        _constant_of_shape, attributes={"value": "t"}, elements=lambda shape, **_: math.prod(_sizes(shape))
+        _constant_of_shape, attributes={"value": "t"}, elements=lambda shape, **_: math.prod(sizes_of(shape))
     ),
     "Dropout": Operator(lambda x, *more: x, (1, 3), {"ratio": "f", "seed": "i"}, off=(2,), prepare=lambda *_: {}),
     "Expand": Operator(_expand, (2, 2), elements=_expanded),
     "Flatten": Operator(_flatten, attributes={"axis": "i"}),
     "Gather": Operator(_gather, (2, 2), {"axis": "i"}, elements=_gathered),
+    "GatherElements": Operator(gather_elements, (2, 2), {"axis": "i"}, elements=lambda x, indices, **_: indices.size),
+    "GatherND": Operator(gather_nd, (2, 2), {"batch_dims": "i"}, elements=gathered_nd),
     "Identity": Operator(lambda x: x),
+    "OneHot": Operator(one_hot, (3, 3), {"axis": "i"}, elements=one_hot_size),
+    "Pad": Operator(pad, (1, 4), {"mode": "s", "pads": "ints", "value": "f"}, elements=padded, prepare=pad_of),
+    "Range": Operator(range_of, (3, 3), elements=range_size, alike=True),
     "Reshape": Operator(_reshape, (2, 2), {"allowzero": "i"}),
     "Shape": Operator(_shape, attributes={"start": "i", "end": "i"}, elements=lambda x, **_: x.ndim),
     "Size": Operator(lambda x: np.array(x.size, np.int64), elements=lambda x: 1),
@@ -450,15 +497,33 @@ OPERATORS: dict[str, Operator] = {
         _split, (1, 2), {"axis": "i", "split": "ints", "num_outputs": "i"}, prepare=_split_parts, outputs=ANY_NUMBER
     ),
     "Squeeze": Operator(_squeeze, (1, 2), {"axes": "ints"}),
-    "Tile": Operator(_tile, (2, 2), elements=lambda x, repeats: x.size * math.prod(_sizes(repeats))),
+    "Tile": Operator(_tile, (2, 2), elements=lambda x, repeats: x.size * math.prod(sizes_of(repeats))),
+    "TopK": Operator(
+        top_k,
+        (1, 2),
+        {"axis": "i", "k": "i", "largest": "i", "sorted": "i"},
+        elements=lambda x, *_, **__: 4 * x.size,  # sorting takes places of all
+        outputs=2,
+    ),
     "Transpose": Operator(_transpose, attributes={"perm": "ints"}),
     "Unsqueeze": Operator(_unsqueeze, (1, 2), {"axes": "ints"}),
     # Arithmetic
     "Abs": _unary(np.abs, floats=False),
     "Add": _pair(np.add),
+    "And": Operator(_logical(np.logical_and), (2, 2), elements=_broadcast),
     "ArgMax": Operator(_argmax, attributes={"axis": "i", "keepdims": "i", "select_last_index": "i"}),
+    "BatchNormalization": Operator(
+        batch_normalization,
+        (5, 5),
+        {"epsilon": "f", "momentum": "f", "spatial": "i", "training_mode": "i"},
+        prepare=batch_normalization_of,
+        floats=True,
+    ),
     "Clip": Operator(_clip, (1, 3), {"min": "f", "max": "f"}, alike=True, elements=_broadcast),
+    "CumSum": Operator(_cumulated, (2, 2), {"exclusive": "i", "reverse": "i"}),
+    "DequantizeLinear": Operator(dequantize, (2, 3), {"axis": "i", "block_size": "i", "output_dtype": "i"}, prepare=quantize_of),
     "Div": _pair(_divide),
+    "DynamicQuantizeLinear": Operator(dynamic_quantize, outputs=3, elements=lambda x: x.size + 2),
     "Equal": _pair(np.equal),
     "Erf": _unary(_erf),
     "Exp": _unary(np.exp),
@@ -470,20 +535,51 @@ OPERATORS: dict[str, Operator] = {
         alike=True,
         floats=True,
     ),
-    "LayerNormalization": Operator(
-        _layer_normalization, (2, 3), {"axis": "i", "epsilon": "f", "stash_type": "i"}, alike=True, floats=True
+    "GlobalAveragePool": _unary(_over_places(mean)),
+    "GlobalMaxPool": _unary(_over_places(np.max)),
+    "Greater": _pair(np.greater),
+    "GreaterOrEqual": _pair(np.greater_equal),
+    "GroupNormalization": Operator(
+        group_normalization,
+        (3, 3),
+        {"epsilon": "f", "num_groups": "i", "stash_type": "i"},
+        needs=("num_groups",),
+        prepare=group_normalization_of,
+        alike=True,
+        floats=True,
     ),
+    "InstanceNormalization": Operator(instance_normalization, (3, 3), {"epsilon": "f"}, alike=True, floats=True),
+    "LayerNormalization": Operator(
+        layer_normalization, (2, 3), {"axis": "i", "epsilon": "f", "stash_type": "i"}, alike=True, floats=True
+    ),
+    "Less": _pair(np.less),
+    "LessOrEqual": _pair(np.less_equal),
     "Log": _unary(np.log),
     "MatMul": Operator(product, (2, 2), elements=_multiplied, alike=True),
+    "MatMulInteger": Operator(matmul_integer, (2, 4), elements=lambda a, b, *_: _multiplied(a, b) + 2 * (a.size + b.size)),
     "Max": _many(np.maximum),
     "Min": _many(np.minimum),
+    "Mod": Operator(_mod, (2, 2), {"fmod": "i"}, elements=_broadcast, alike=True),
     "Mul": _pair(np.multiply),
     "Neg": _unary(np.negative, floats=False),
+    "Not": Operator(_logical(np.logical_not)),
+    "Or": Operator(_logical(np.logical_or), (2, 2), elements=_broadcast),
     "Pow": Operator(_power, (2, 2), elements=_broadcast),
+    "QuantizeLinear": Operator(
+        quantize,
+        (2, 3),
+        {"axis": "i", "block_size": "i", "output_dtype": "i", "precision": "i", "saturate": "i"},
+        prepare=quantize_of,
+    ),
     "Reciprocal": _unary(np.reciprocal),
+    "ReduceL2": _over_axes(lambda x, axis, keepdims: np.sqrt((x * x).sum(axis, keepdims=keepdims)), floats=True),
+    "ReduceLogSumExp": _over_axes(_log_sum_exp, floats=True),
     "ReduceMax": _over_axes(np.max),
-    "ReduceMean": _over_axes(_mean, floats=True),
+    "ReduceMean": _over_axes(mean, floats=True),
+    "ReduceMin": _over_axes(np.min),
+    "ReduceProd": _over_axes(np.prod),
     "ReduceSum": _over_axes(np.sum),
+    "Round": _unary(np.rint),
     "Sqrt": _unary(np.sqrt),
     "Sub": _pair(np.subtract),
     "Sum": _many(np.add),
@@ -495,6 +591,7 @@ OPERATORS: dict[str, Operator] = {
     "HardSwish": _unary(_hard_swish),
     "LeakyRelu": _unary(_leaky_relu, alpha="f"),
     "LogSoftmax": _softmax(ACTIVATIONS["log_softmax"]),
+    "PRelu": Operator(_prelu, (2, 2), alike=True, floats=True),
     "Relu": _unary(ACTIVATIONS["relu"], floats=False),
     "Selu": _unary(_selu, alpha="f", gamma="f"),
     "Sigmoid": _unary(ACTIVATIONS["sigmoid"]),
@@ -502,4 +599,27 @@ OPERATORS: dict[str, Operator] = {
     "Softplus": _unary(ACTIVATIONS["softplus"]),
     "Softsign": _unary(ACTIVATIONS["softsign"]),
     "Tanh": _unary(ACTIVATIONS["tanh"]),
+    # What ONNX Runtime's optimizers write
+    "com.microsoft.FusedGemm": Operator(
+        _fused_gemm,
+        (2, 3),
+        {
+            **{"alpha": "f", "beta": "f", "transA": "i", "transB": "i", "activation": "s"},
+            **{f"activation_{name}": "f" for name in ("alpha", "beta", "gamma")},
+        },
+        elements=lambda *inputs, activation, **given: _gemm_size(*inputs, **given),
+        prepare=_fused_activation,
+        alike=True,
+        floats=True,
+    ),
+    "com.microsoft.Gelu": _unary(_gelu),
+    "com.microsoft.SkipLayerNormalization": Operator(
+        skip_layer_normalization,
+        (3, 5),
+        {"epsilon": "f"},
+        elements=lambda x, *_, **__: 4 * x.size,
+        alike=True,
+        floats=True,
+        outputs=4,
+    ),
 }

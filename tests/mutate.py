@@ -270,6 +270,76 @@ def onnx_chain() -> bytes:
     return onnx_model(b"".join(field(1, node) for node in nodes) + b"".join(field(5, tensor) for tensor in tensors))
 
 
+def onnx_state() -> bytes:
+    """An LSTM that begins with what it learned, for as many rows as there are."""
+    numbers = {"one": 1, "width": 2, "front": 0}
+    tensors = [onnx_tensor(key, (1,), struct.pack("<q", n), 7) for key, n in numbers.items()]
+    tensors.append(onnx_tensor("learned", (1, 1, 2), struct.pack("<2f", 0.5, -0.5)))
+    nodes = [
+        onnx_node("Shape", "X", "n", start=1, end=2),
+        onnx_node("Concat", "one n one", "times", axis=0),
+        onnx_node("Tile", "learned times", "h"),
+        onnx_node("Concat", "one n width", "sizes", axis=0),
+        onnx_node("Reshape", "h sizes", "h0"),
+        onnx_node("ConstantOfShape", "sizes", "zeros"),
+        onnx_node("Squeeze", "zeros front", "flat"),
+        onnx_node("Unsqueeze", "flat front", "c"),
+        onnx_node("Transpose", "c", "c1", perm=(0, 1, 2)),
+        onnx_node("Add", "c1 h", "c0"),
+        onnx_node("LSTM", "X w R B - h0 c0", "Y", "lstm", hidden_size=2),
+    ]
+    graph = [field(1, node) for node in nodes] + [field(5, tensor) for tensor in tensors]
+    return onnx_model(
+        b"".join(graph) + onnx_weights() + field(11, onnx_value("X", 1, "T", "B", 3)) + field(12, onnx_value("Y", 1))
+    )
+
+
+def onnx_selection() -> bytes:
+    """A graph of what takes elements by number, and of integers of 8 bits."""
+    constants = {"two": (2,), "ends": (0, 1, 0, 0), "at": (0,), "scalar": ()}
+    tensors = [
+        onnx_tensor(key, (len(n),) * (key != "scalar"), struct.pack(f"<{len(n) or 1}q", *(n or (1,))), 7)
+        for key, n in constants.items()
+    ]
+    tensors += [
+        onnx_tensor(name, shape, struct.pack(f"<{product(shape)}f", *values(shape, 1))) for name, shape in SELECTED.items()
+    ]
+    nodes = [
+        onnx_node("TopK", "v two", "most places", axis=-1),
+        onnx_node("GatherElements", "v places", "g", axis=1),
+        onnx_node("Greater", "g most", "more"),
+        onnx_node("Not", "more", "less"),
+        onnx_node("Where", "less g most", "either"),
+        onnx_node("Pad", "either ends", "p"),
+        onnx_node("CumSum", "p scalar", "sums", exclusive=1),
+        onnx_node("ReduceL2", "sums two1", "length", keepdims=1),
+        onnx_node("BatchNormalization", "sums s s s s", "b", epsilon=0.01),
+        onnx_node("GroupNormalization", "b s s", "groups", num_groups=3),
+        onnx_node("DynamicQuantizeLinear", "groups", "q scale zero"),
+        onnx_node("DequantizeLinear", "q scale zero", "floats"),
+        onnx_node("MatMulInteger", "q q8 zero", "integers"),
+        onnx_node("Mod", "integers integers", "m"),
+        onnx_node("Range", "zero1 scalar scalar", "range"),
+        onnx_node("GatherND", "floats at2", "nd"),
+        onnx_node("OneHot", "places two values", "hot", axis=1),
+        onnx_node("PRelu", "floats s", "out"),
+        onnx_node("Reshape", "floats three", "X"),
+        onnx_node("LSTM", "X w R B", "Y", "lstm", hidden_size=2),
+    ]
+    tensors.append(onnx_tensor("two1", (1,), struct.pack("<q", 1), 7))
+    tensors.append(onnx_tensor("three", (3,), struct.pack("<3q", -1, 1, 3), 7))
+    tensors.append(onnx_tensor("zero1", (), struct.pack("<q", 0), 7))
+    tensors.append(onnx_tensor("at2", (1, 1), struct.pack("<q", 0), 7))
+    tensors.append(onnx_tensor("q8", (3, 2), bytes(range(6)), 2))
+    graph = [field(1, node) for node in nodes] + [field(5, tensor) for tensor in tensors] + [onnx_weights()]
+    graph.append(field(11, onnx_value("v", 1, "B", 4)))
+    outputs = ("out", "hot", "nd", "m", "range", "length", "Y")
+    return onnx_model(b"".join(graph) + b"".join(field(12, onnx_value(name, 1)) for name in outputs), opset=21)
+
+
+SELECTED = {"s": (3,), "values": (2,)}
+
+
 def onnx_value(name: str, dtype: int, *sizes: int | str) -> bytes:
     shape = b"".join(field(1, field(1 if isinstance(size, int) else 2, size)) for size in sizes)
     return field(1, name) + field(2, field(1, field(1, dtype) + field(2, shape)))
@@ -579,6 +649,7 @@ ONNX_WORDS = (
     "axis", "axes", "perm", "value", "to", "../x", "\0", "a" * 600, "cell.weight_ih", "cell.weight_hh_l0", "location", "fastlstm",
     "x", "ids", "h", "y", "last", "Gemm", "MatMul", "Softmax", "Tile", "Shape", "Relu", "Div", "Pow", "Where", "Clip",
     "ReduceMean", "Flatten", "Dropout", "LayerNormalization", "Sum", "Erf", "ArgMax", "Size", "Equal", "keepdims", "starts",
+    "Range", "OneHot", "TopK", "Pad", "GatherND", "GatherElements", "CumSum", "Mod", "MatMulInteger", "RandomNormalLike",
 )  # fmt: skip
 
 Field = tuple[int, int, "int | bytes"]  # number, wire type, value
@@ -1279,8 +1350,8 @@ def formats() -> dict[str, tuple[list[bytes], Mutation]]:
             [safetensors(), *golden("bidirectional_projection.safetensors", "bfloat16.safetensors")],
             mutate_safetensors,
         ),
-        "onnx": ([onnx(), onnx_chain(), *golden("float16.onnx", "dynamo_learned.onnx")], mutate_onnx),
-        "onnx-graph": ([onnx_graph(), *golden("float16.onnx")], mutate_onnx),
+        "onnx": ([onnx(), onnx_chain(), onnx_state(), *golden("float16.onnx", "dynamo_learned.onnx")], mutate_onnx),
+        "onnx-graph": ([onnx_graph(), onnx_selection(), *golden("float16.onnx")], mutate_onnx),
         "keras": ([keras_archive(), fake_hdf5(*keras_tree()), fake_hdf5(*keras_legacy_tree())], mutate_keras),
         "keras_model": (
             [keras_archive(keras_whole()[0], fake_hdf5(*keras_whole_trees()[0])), fake_hdf5(*keras_whole_trees()[1])],

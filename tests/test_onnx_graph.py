@@ -206,6 +206,8 @@ def test_random_exports(seed: int, dynamo: bool, tmp_path: Path) -> None:
 
 X, Y = numbers(2, 3, 4), numbers(2, 3, 4, seed=1)
 INTEGERS = np.array([[7, -7, 5], [-5, 3, -9]])
+BYTES = np.array([[0, 200, 255], [7, 100, 128]], np.uint8)
+CHANNELS = numbers(3, 3, seed=2)  # of X
 ints = np.array
 
 # name: (operator, inputs, attributes, operator set)
@@ -289,6 +291,55 @@ OPERATORS: dict[str, tuple[str, list[Any], dict[str, Any], int]] = {
     "Unsqueeze": ("Unsqueeze", [X, ints([-1, 0])], {}, 20),
     "Unsqueeze, old": ("Unsqueeze", [X], {"axes": [1]}, 11),
     "Where": ("Where", [X > 0, X, Y[:, :, :1]], {}, 20),
+    "And": ("And", [X > 0, Y[:1] > 0], {}, 20),
+    "BatchNormalization": ("BatchNormalization", [X, *CHANNELS, np.abs(CHANNELS[0])], {"epsilon": 0.01}, 20),
+    "BatchNormalization, old": ("BatchNormalization", [X[..., None], *CHANNELS, np.abs(CHANNELS[0])], {"momentum": 0.8}, 9),
+    "CumSum": ("CumSum", [X, ints(1)], {}, 20),
+    "CumSum, exclusive": ("CumSum", [X, ints(-1)], {"exclusive": 1}, 20),
+    "CumSum, reverse": ("CumSum", [INTEGERS, ints(1)], {"exclusive": 1, "reverse": 1}, 20),
+    "DequantizeLinear": ("DequantizeLinear", [BYTES, np.float32(0.1), np.uint8(7)], {}, 20),
+    "DequantizeLinear by axis": (
+        "DequantizeLinear",
+        [BYTES.view(np.int8), np.float32([0.1, 2]), np.int8([3, -3])],
+        {"axis": 0},
+        13,
+    ),
+    "DequantizeLinear of a bias": ("DequantizeLinear", [INTEGERS.astype(np.int32), np.float32(0.1)], {}, 10),
+    "GatherElements": ("GatherElements", [X, ints([[[1, -1, 0], [0, 0, 1]]])], {"axis": 1}, 20),
+    "GatherND": ("GatherND", [X, ints([[0, 1], [-1, 2]])], {}, 20),
+    "GatherND of rows": ("GatherND", [X, ints([[1], [0]])], {"batch_dims": 1}, 20),
+    "GatherND of two axes": ("GatherND", [X, ints([[[0], [1], [3]], [[3], [2], [0]]])], {"batch_dims": 2}, 20),
+    "GlobalAveragePool": ("GlobalAveragePool", [X[None]], {}, 20),
+    "GlobalMaxPool": ("GlobalMaxPool", [X], {}, 20),
+    "Greater": ("Greater", [X, Y[:, :1]], {}, 20),
+    "GreaterOrEqual": ("GreaterOrEqual", [INTEGERS, ints([5, -7, 5])], {}, 20),
+    "GroupNormalization": ("GroupNormalization", [numbers(2, 6, 5), *numbers(2, 6)], {"num_groups": 3}, 21),
+    "InstanceNormalization": ("InstanceNormalization", [X, *CHANNELS[:2]], {"epsilon": 0.01}, 20),
+    "Less": ("Less", [X, Y], {}, 7),
+    "LessOrEqual": ("LessOrEqual", [X, X[:1]], {}, 20),
+    "MatMulInteger": ("MatMulInteger", [BYTES, BYTES.T.view(np.int8).copy(), np.uint8(3), np.int8([2, -5])], {}, 20),
+    "MatMulInteger, plain": ("MatMulInteger", [BYTES, BYTES.T.copy()], {}, 10),
+    "Mod": ("Mod", [INTEGERS, ints([2, -2, 4])], {}, 20),
+    "Mod of floats": ("Mod", [X, Y], {"fmod": 1}, 20),
+    "Not": ("Not", [X > 0], {}, 20),
+    "OneHot": ("OneHot", [INTEGERS, ints(6), np.float32([0.5, 2])], {}, 20),
+    "OneHot in front": ("OneHot", [INTEGERS, ints([6]), ints([0, 1])], {"axis": 0}, 11),
+    "Or": ("Or", [X > 0, Y > 0], {}, 20),
+    "PRelu": ("PRelu", [X, Y[0, :, :1]], {}, 20),
+    "Pad": ("Pad", [X, ints([0, 1, 2, 1, 0, -3]), np.float32(0.5)], {}, 20),
+    "Pad, some axes": ("Pad", [X, ints([-1, 2]), np.float32(0), ints([-2])], {"mode": "constant"}, 20),
+    "Pad, old": ("Pad", [X], {"pads": [0, 0, 1, 0, 2, 0], "value": 1.5}, 10),
+    "QuantizeLinear": ("QuantizeLinear", [9 * X, np.float32(0.1), np.uint8(7)], {}, 20),
+    "QuantizeLinear by axis": ("QuantizeLinear", [X, np.float32([0.1, 2, 1]), np.int8([3, -3, 0])], {"axis": 1}, 13),
+    "Range": ("Range", [ints(3), ints(20), ints(4)], {}, 20),
+    "Range backwards": ("Range", [np.float32(1), np.float32(-1), np.float32(-0.25)], {}, 20),
+    "Range of nothing": ("Range", [ints(3), ints(1), ints(1)], {}, 20),
+    "ReduceL2": ("ReduceL2", [X, ints([0, -1])], {}, 20),
+    "ReduceL2, old": ("ReduceL2", [X], {"axes": [1], "keepdims": 0}, 13),
+    "ReduceLogSumExp": ("ReduceLogSumExp", [100 * X, ints([1])], {}, 20),
+    "ReduceMin": ("ReduceMin", [X, ints([1])], {"keepdims": 0}, 20),
+    "ReduceProd": ("ReduceProd", [INTEGERS, ints([1])], {}, 20),
+    "Round": ("Round", [np.float32([0.5, 1.5, -2.5, -0.4])], {}, 20),
 }
 
 
@@ -298,6 +349,41 @@ def test_operator(case: str, tmp_path: Path) -> None:
     inputs = {f"x{index}": np.asarray(array) for index, array in enumerate(arrays)}
     proto = typed(model([node(kind, " ".join(inputs), **attributes)], inputs, opset=opset))
     assert_equal(loaded(proto, tmp_path)(*inputs.values()), runtime(proto, inputs), 2e-6)
+
+
+@pytest.mark.parametrize("case", ["largest", "smallest", "old"])
+def test_top_k(case: str, tmp_path: Path) -> None:
+    more = {"largest": {"axis": 1}, "smallest": {"largest": 0}, "old": {"k": 2}}[case]
+    x, k = np.round(2 * X), {} if case == "old" else {"k": ints([2])}  # with equal ones
+    proto = model([node("TopK", " ".join(["x", *k]), "y places", **more)], {"x": x}, k, "y places", 9 if case == "old" else 20)
+    assert_equal(loaded(proto, tmp_path)(x), runtime(typed(proto), {"x": x}), 0)
+
+
+@pytest.mark.parametrize("x", [3 * X, np.abs(X) + 1, -np.abs(X), 0 * X], ids=["both", "positive", "negative", "zeros"])
+def test_dynamic_quantization(x: np.ndarray, tmp_path: Path) -> None:
+    proto = model([node("DynamicQuantizeLinear", "x", "y scale zero")], {"x": x}, None, "y scale zero")
+    assert_equal(loaded(proto, tmp_path)(x), runtime(typed(proto), {"x": x}), 0)
+
+
+CONTRIB: dict[str, tuple[str, list[Any], dict[str, Any], str]] = {
+    "FusedGemm": ("FusedGemm", [X[0], Y[0], Y[0, 0, :3]], {"transB": 1, "alpha": 0.5, "activation": "Relu"}, "y"),
+    "FusedGemm by LeakyRelu": ("FusedGemm", [X[0], Y[0].T], {"activation": "LeakyRelu", "activation_alpha": 0.3}, "y"),
+    "Gelu": ("Gelu", [X], {}, "y"),
+    "SkipLayerNormalization": ("SkipLayerNormalization", [X, Y, *Y[0]], {"epsilon": 0.01}, "y"),
+    "SkipLayerNormalization and the sum": ("SkipLayerNormalization", [X, Y, Y[0, 0]], {}, "y - - sum"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRIB)
+def test_operator_of_onnx_runtime(case: str, tmp_path: Path) -> None:
+    kind, arrays, attributes, outputs = CONTRIB[case]
+    inputs = {f"x{index}": np.asarray(array) for index, array in enumerate(arrays)}
+    made = node(kind, " ".join(inputs), outputs, domain="com.microsoft", **attributes)
+    proto = model([made], inputs, outputs=outputs.replace("-", ""))
+    graph = loaded(proto, tmp_path)
+    for value in proto.graph.output:
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
+    assert_equal(graph(*inputs.values()), runtime(proto, inputs))
 
 
 @pytest.mark.parametrize(("axis", "given"), [(1, None), (2, [2, 1, 1])])
@@ -314,6 +400,52 @@ I, H, T, B = 3, 4, 6, 2
 def lstm_constants(D: int = 1, inputs: int = I) -> dict[str, np.ndarray]:
     shapes = {"W": (D, 4 * H, inputs), "R": (D, 4 * H, H), "B": (D, 8 * H)}
     return {name: numbers(*shape) / 2 for name, shape in shapes.items()}
+
+
+def head() -> tuple[Any, dict[str, np.ndarray]]:
+    """An LSTM and two dense layers after it."""
+    nodes = [
+        node("LSTM", "x W R B", "a", hidden_size=H),
+        node("Squeeze", "a one", "b"),
+        node("Gather", "b zero", "c", axis=0),
+        node("Gemm", "c fc bias", "d", transB=1),
+        node("Relu", "d", "e"),
+        node("MatMul", "e out"),
+    ]
+    constants = {"one": ints([1]), "zero": ints(0), "fc": numbers(5, H), "bias": numbers(5), "out": numbers(5, 3)}
+    inputs = {"x": numbers(T, B, I)}
+    return typed(model(nodes, inputs, lstm_constants() | constants, opset=17)), inputs
+
+
+def test_saved_by_onnx_runtime(tmp_path: Path) -> None:
+    """With a Gemm and a Relu in one node."""
+    ort = required("onnxruntime")
+    proto, inputs = head()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    optimized = onnx.load(tmp_path / "optimized.onnx")
+    assert "FusedGemm" in {each.op_type for each in optimized.graph.node}
+    assert_equal(loaded(optimized, tmp_path)(*inputs.values()), runtime(proto, inputs))
+
+
+def test_quantized_by_onnx_runtime(tmp_path: Path) -> None:
+    """Dense layers of 8 bits run as there, where the LSTM stays in float32."""
+    required("onnxruntime")
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    proto, inputs = head()
+    onnx.save(proto, tmp_path / "plain.onnx")
+    kinds = ["Gemm", "MatMul"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantization.quantize_dynamic(tmp_path / "plain.onnx", tmp_path / "small.onnx", op_types_to_quantize=kinds)
+    small = onnx.load(tmp_path / "small.onnx")
+    assert "MatMulInteger" in {each.op_type for each in small.graph.node}
+    (expected,) = runtime(small, inputs)
+    # A number beside the half of a step may be rounded to the other side
+    assert np.abs(loaded(small, tmp_path)(*inputs.values()) - expected).max() < 0.02 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
@@ -572,6 +704,45 @@ CALLS: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any], type[Exception
         ValueError,
         ("(ConstantOfShape)", "elements"),
     ),
+    "Range": (
+        [node("Range", "x s one")],
+        {"x": ints(0)},
+        {"s": ints(2**40), "one": ints(1)},
+        ValueError,
+        ("(Range)", "elements"),
+    ),
+    "Range without an end": (
+        [node("Range", "x s one")],
+        {"x": np.float32(0)},
+        {"s": np.float32(1), "one": np.float32(0)},
+        ValueError,
+        ("(Range)", "division"),
+    ),
+    "OneHot": (
+        [node("OneHot", "x s two")],
+        {"x": np.zeros((1, 0), np.int64)},
+        {"s": ints(2**40), "two": ONE.repeat(2)},
+        ValueError,
+        ("(OneHot)", "elements"),
+    ),
+    "Pad": ([node("Pad", "x s")], {"x": ONE}, {"s": ints([0, 2**40])}, ValueError, ("(Pad)", "elements")),
+    "Pad that takes too much": ([node("Pad", "x s")], {"x": ONE}, {"s": ints([-2, 5])}, ValueError, ("(Pad)", "of an axis of 1")),
+    "TopK of too many": ([node("TopK", "x s", "y i")], {"x": ONE}, {"s": ints([2])}, ValueError, ("(TopK): the first 2 of 1",)),
+    "GatherND": (
+        [node("Expand", "x s", "i"), node("GatherND", "table i")],
+        {"x": ints([0])},
+        {"s": ints([2**20, 1]), "table": numbers(2, 64)},
+        ValueError,
+        ("(GatherND)", "elements"),
+    ),
+    "GatherElements of more": (
+        [node("GatherElements", "x s")],
+        {"x": X[0, 0]},
+        {"s": ints([7])},
+        ValueError,
+        ("(GatherElements)", "out of bounds"),
+    ),
+    "numbers for Not": ([node("Not", "x")], {"x": X}, {}, ValueError, ("(Not): bool expected, got float32",)),
     "an outer product": (
         [node("Expand", "x s", "a"), node("Reshape", "a column", "b"), node("MatMul", "b a")],
         {"x": ONE},
@@ -674,8 +845,8 @@ BAD: dict[str, tuple[Any, tuple[str, ...]]] = {
         ("node 'if' is a 'If'", ALONE),
     ),
     "another domain": (
-        after(node("FusedGemm", "y W", "z", "f", domain="com.microsoft")),
-        ("'f' is a 'com.microsoft.FusedGemm'", ALONE),
+        after(node("Attention", "y W", "z", "f", domain="com.microsoft")),
+        ("'f' is a 'com.microsoft.Attention'", ALONE),
     ),
     "an unknown attribute": (after(node("Relu", "y", "z", "r", limit=6.0)), ("node 'r' ('Relu') attribute 'limit'", ALONE)),
     "no axis": (after(node("Concat", "y y", "z", "c")), ("node 'c' ('Concat') lacks the attribute axis",)),
@@ -701,6 +872,22 @@ BAD: dict[str, tuple[Any, tuple[str, ...]]] = {
     "an output without a name": (
         changed(after(), output=helper.make_empty_tensor_value_info("")),
         ("an input or output of the graph has no name",),
+    ),
+    "BatchNormalization that trains": (
+        after(node("BatchNormalization", "y g g g g", "z", "b", training_mode=1), g=numbers(1)),
+        ("node 'b' ('BatchNormalization') training_mode",),
+    ),
+    "Pad by reflection": (
+        after(node("Pad", "y p", "z", "p", mode="reflect"), p=ints([0] * 8)),
+        ("node 'p' ('Pad') mode must be",),
+    ),
+    "blocks": (
+        after(node("DequantizeLinear", "y g", "z", "d", block_size=2), g=numbers(1)),
+        ("node 'd' ('DequantizeLinear') block_size",),
+    ),
+    "an unknown activation": (
+        after(node("FusedGemm", "y g", "z", "f", domain="com.microsoft", activation="Elu"), g=numbers(1)),
+        ("node 'f' ('FusedGemm') an activation of Relu",),
     ),
     "an old operator set": (after(outputs="y", opset=6), ("operator set 6",)),
     "an input that is no tensor": (changed(after(outputs="y"), input=SEQUENCE), ("input 's' of the graph is no tensor",)),

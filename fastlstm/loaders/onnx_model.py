@@ -200,9 +200,9 @@ class _Reader:
             raise FormatError(f"with {quoted(name)} the constants take more than {weights_limit(self.size)} bytes")
 
     def node(self, node: Any) -> Node:
-        operator = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        operator = OPERATORS.get(kind)
         if operator is None:
-            kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
             raise FormatError(f"node {quoted(label(node))} is a {quoted(kind)}, which is not run here")
         inputs = list(node.input)
         while inputs and not inputs[-1]:
@@ -213,8 +213,8 @@ class _Reader:
         if any(node.output[operator.outputs :]) or not node.output:
             raise ValueError(f"has {len(node.output)} outputs, of which {operator.outputs} can be given")
         given = attributes_of(node, operator.attributes, operator.needs)
-        for name, kind in operator.attributes.items():
-            if kind == "t" and name in given:
+        for name, of in operator.attributes.items():
+            if of == "t" and name in given:
                 tensor = self.constants._tensor(given[name], node.output[0], id(node))
                 given[name] = self.array(tensor, node.output[0])
         for place in operator.off:
@@ -224,7 +224,7 @@ class _Reader:
                     raise ValueError(f"has an input {quoted(inputs[place])} that is not a constant 0")
                 inputs[place] = ""
         prepared = operator.prepare(given, self.opset, len(node.output))
-        return Node(label(node), tuple(map(self.take, inputs)), node.op_type, prepared, tuple(node.output))
+        return Node(label(node), tuple(map(self.take, inputs)), kind, prepared, tuple(node.output))
 
     def lstm(self, node: Any) -> PendingLSTM:
         layer = onnx_lstm.layer(node, self.scope, self.constants, self.opset)
