@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastlstm.arrays import Array, as_array, as_floats, shape_error
+from fastlstm.arrays import Array, as_array, shape_error
 from fastlstm.lstm import LSTM
 from fastlstm.model import Model, ModelStream, Step
 from fastlstm.onnx_operators import OPERATORS
@@ -35,11 +35,14 @@ class GraphInput:
         Of floats exactly this; of integers any that fit.
     shape : tuple of int, str or None, or None
         Sizes, the file's names of those that are free, or None for free ones without a name; None if the file does not say.
+    stored : str
+        What the file says instead of ``dtype``, if that is float16 or bfloat16.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str | None, ...] | None
+    stored: str = ""
 
     def checked(self, value: Any) -> Array:
         """A read-only array of that dtype and shape.
@@ -50,7 +53,12 @@ class GraphInput:
             If it does not fit; the message names the input.
         """
         name = f"input {self.name!r:.100}"
-        array = as_floats(name, value, self.dtype) if self.dtype.kind == "f" else self._integers(name, as_array(name, value))
+        array = as_array(name, value, self.dtype)
+        if self.dtype.kind != "f":
+            array = self._integers(name, array)
+        elif array.dtype != self.dtype:
+            why = f", as which its {self.stored} runs here" if self.stored else ""
+            raise TypeError(f"{name} must be {self.dtype}{why}, got {array.dtype}; convert it to {self.dtype.name} first")
         wanted = array.shape if self.shape is None else self.shape
         if len(wanted) != array.ndim or any(
             isinstance(size, int) and size != given for size, given in zip(wanted, array.shape, strict=True)

@@ -1273,6 +1273,7 @@ def test_external_data(outside: Callable[..., Path], monkeypatch: pytest.MonkeyP
         refused(lambda path=path: from_onnx(path), "another file", "'W'", "external_data=True")
     monkeypatch.chdir(path.parent)
     assert from_onnx("model.onnx", external_data=True).hidden_size == H
+    assert from_onnx(outside(location="./weights/w.bin"), external_data=True).hidden_size == H
     refused(lambda: from_onnx(onnx.load("model.onnx", load_external_data=False), external_data=True), "another file")
 
 
@@ -1354,7 +1355,21 @@ def test_what_pytorch_exports_with_external_data(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "location",
-    ["../w.bin", "weights/../../w.bin", "/etc/passwd", "/dev/zero", "", ".", "weights//w.bin", "a\\w.bin", "x\0", "./w"],
+    [
+        "../w.bin",
+        "weights/../../w.bin",
+        "/etc/passwd",
+        "/dev/zero",
+        "",
+        ".",
+        "weights//w.bin",
+        "a\\w.bin",
+        "x\0",
+        "././w",
+        ".//etc/passwd",
+        "./../w.bin",
+        "./",
+    ],
 )
 def test_external_data_outside_of_the_folder(location: str, outside: Callable[..., Path]) -> None:
     path = outside(location=location)

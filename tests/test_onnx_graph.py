@@ -135,6 +135,9 @@ def test_float16_runs_as_float32() -> None:
     for result, wanted in zip(given, expected, strict=True):
         assert result.dtype == np.float32
         assert np.abs(result - wanted).max() < 1e-3
+    message = "input 'x' must be float32, as which its float16 runs here, got float16; convert it to float32 first"
+    with pytest.raises(TypeError, match=message):
+        load_model(GOLDEN / "float16.onnx")(x.astype(np.float16))
 
 
 def random_module(seed: int) -> tuple[Any, Any, bool]:
@@ -933,6 +936,17 @@ def test_refused(case: str, tmp_path: Path) -> None:
         load_model(path)
     for part in ("model.onnx", *parts):
         assert part in str(caught.value)
+
+
+def test_which_lstms_can_be_loaded_alone(tmp_path: Path) -> None:
+    """All of them: the node that does not run may come after any."""
+    second = node("LSTM", "a W2 R B", "b", "second", hidden_size=H)
+    nodes = [node("LSTM", "x W R B", "y", "first", hidden_size=H), node("Conv", "y W", "a", "conv"), second]
+    path = tmp_path / "model.onnx"
+    onnx.save(model(nodes, {"x": X}, lstm_constants(inputs=4) | {"W2": numbers(1, 4 * H, 3)}, "b"), path)
+    with pytest.raises(FormatError) as caught:
+        load_model(path)
+    assert str(caught.value).endswith("one of its LSTMs alone: fastlstm.load(path, name=...) with 'first', 'second'")
 
 
 def test_nonfinite_constants_if_asked(tmp_path: Path) -> None:

@@ -284,6 +284,8 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
         except ValueError as error:
             names = [item.name for item in loader.find(file).found if item.info and not item.info.problem]
             alone = f"; the LSTM alone: fastlstm.load(path, name={quoted(names[0])})" if names else ""
+            if len(names) > 1:
+                alone = f"; one of its LSTMs alone: fastlstm.load(path, name=...) with {listing(names, 5)}"
             raise FormatError(f"{error}{alone}") from None
         if not allow_nonfinite:
             for step in model.steps:

@@ -103,4 +103,5 @@ def _place(tensor: Any) -> tuple[str, int, int | None]:
         if not (text.isascii() and text.isdigit() and len(text) < 19):
             raise FormatError(f"external data of {quoted(tensor.name)}: {key} must be a number of bytes, got {quoted(text)}")
         numbers[key] = int(text)
-    return given["location"], numbers["offset"], numbers["length"] if "length" in given else None
+    location = given["location"].removeprefix("./")  # the folder itself, which some writers say
+    return location, numbers["offset"], numbers["length"] if "length" in given else None

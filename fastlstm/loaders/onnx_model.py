@@ -148,7 +148,9 @@ class _Reader:
         )
         if len(sizes) > MAX_RANK:
             raise FormatError(f"input {quoted(name)} of the graph has {len(sizes)} dimensions, more than {MAX_RANK}")
-        return GraphInput(name, _run_as(dtype), sizes if kind.HasField("shape") else None)
+        run_as = _run_as(dtype)
+        stored = dtype if run_as.kind == "f" and run_as.name != dtype else ""
+        return GraphInput(name, run_as, sizes if kind.HasField("shape") else None, stored)
 
     def needed(self, wanted: set[str]) -> list[Any]:
         """The nodes that the outputs depend on and that are no constants, each after those whose results it takes."""
