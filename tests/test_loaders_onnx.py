@@ -848,6 +848,15 @@ UNLIKE: dict[str, tuple[Any, str]] = {
     "rows taken by number": ([step("Expand", "h", "sizes", "e"), step("Gather", "e", "0", "s", axis=1)], "axis of the rows"),
     "no axis of rows": ([step("Expand", "h", "sizes", "e"), step("Squeeze", "e", "s")], "takes the axis of the rows away"),
     "another size": ([step("Tile", "row", "n", "s")], "repeated along axis 0"),
+    "sizes from nowhere": (
+        [
+            step("Gather", "n", "", "m"),
+            step("ConstantOfShape", "m", "e"),
+            step("Squeeze", "e", "1", "f"),
+            step("Range", "f", "s"),
+        ],
+        "'Range' node 's'",
+    ),
     "itself": ([step("Expand", "t", "sizes", "s"), step("Neg", "s", "t")], "needs itself"),
 }
 

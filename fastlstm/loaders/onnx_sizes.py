@@ -140,7 +140,13 @@ class Sizes:
         first = 2 if node.op_type == "Mul" else len(node.input) if node.op_type == "Concat" else 1  # inputs that may hold sizes
         operator = OPERATORS[node.op_type]
         values = [self.numbers(scope, each, depth + 1) if each else None for each in node.input[:first]]
-        if not values or any(value is None for value in values):
+        least, most = operator.inputs
+        if (
+            not values
+            or any(value is None for value in values)
+            or not least <= len(node.input) <= most
+            or "" in node.input[:least]
+        ):
             return None
         places = [self._integers(scope, each, depth + 1) if each else None for each in node.input[first:]]
         given = attributes(node, operator.attributes)
