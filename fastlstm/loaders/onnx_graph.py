@@ -105,29 +105,28 @@ class Scope:
         FormatError
             If nodes need each other's results.
         """
-        nodes = list(self.graph.node)
-        places = {name: place for place, node in enumerate(nodes) for name in node.output if name}
         result: list[Any] = []
-        done: dict[int, bool] = {}  # False while what a node takes is being put in order
-        for start in range(len(nodes)):
-            waiting = [] if start in done else [(start, iter(nodes[start].input))]
-            done.setdefault(start, False)
+        done: dict[int, bool] = {}  # by the id of a node; False while what it takes is being put in order
+        for start in self.graph.node:
+            waiting = [] if id(start) in done else [(start, iter(start.input))]
+            done.setdefault(id(start), False)
             while waiting:
-                place, names = waiting[-1]
-                before = next((each for each in map(places.get, names) if each is not None and not done.get(each)), None)
+                node, names = waiting[-1]
+                found = (self.producers[name][0] for name in names if name in self.producers)
+                before = next((each for each in found if not done.get(id(each))), None)
                 if before is None:
-                    done[place] = True
-                    result.append(nodes[place])
+                    done[id(node)] = True
+                    result.append(node)
                     waiting.pop()
-                elif before in done:
+                elif id(before) in done:
                     path = [each for each, _ in waiting]
-                    circle = listing((label(nodes[each]) for each in path[path.index(before) :]), 5)
+                    circle = listing(map(label, path[[*map(id, path)].index(id(before)) :]), 5)
                     raise FormatError(
                         f"nodes of the graph {quoted(self.path + self.graph.name)} need each other's results: {circle}"
                     )
                 else:
-                    done[before] = False
-                    waiting.append((before, iter(nodes[before].input)))
+                    done[id(before)] = False
+                    waiting.append((before, iter(before.input)))
         return result
 
     def use(self, name: str) -> None:
