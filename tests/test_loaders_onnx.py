@@ -857,6 +857,10 @@ UNLIKE: dict[str, tuple[Any, str]] = {
         ],
         "'Range' node 's'",
     ),
+    "nothing": ([step("Transpose", "", "s")], "'Transpose' node 's': an input is missing"),
+    "one input of two": ([step("Expand", "h", "sizes", "e"), step("Add", "e", "s")], "input 1 is missing"),
+    "nothing at all": ([step("Transpose", "s")], "'Transpose' node 's': an input is missing"),
+    "nothing of nothing": ([step("Concat", "s", axis=0)], "'Concat' node 's': an input is missing"),
     "itself": ([step("Expand", "t", "sizes", "s"), step("Neg", "s", "t")], "needs itself"),
 }
 

@@ -25,7 +25,7 @@ RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "Rando
 ELEMENTWISE = ("Add", "Cast", "Div", "Equal", "Exp", "Identity", "Mul", "Neg", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh", "Where")
 # The input from which on inputs say how, and not what: sizes, and others
 SIZED = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Tile": 1}
-HOW = {**SIZED, "Gather": 1, "Slice": 1, "Split": 1, "Squeeze": 1, "Unsqueeze": 1}
+HOW = {**SIZED, "Gather": 1, "Slice": 1, "Split": 1, "Squeeze": 1, "Transpose": 1, "Unsqueeze": 1}
 
 
 @dataclass(frozen=True)
@@ -180,19 +180,20 @@ class States:
             unlike = f"{quoted(node.op_type)} node {quoted(label(node))}: {UNLIKE}"
             raise FormatError(unlike) if isinstance(problem, RunTime) else problem
         self._constants.spend(node)
-        how = HOW.get(node.op_type, len(node.input))
-        values = [self._find_rows(scope, each, depth + 1) if each else None for each in node.input[:how]]
+        how = HOW.get(node.op_type, max(1, len(node.input)))
+        if "" in node.input[:how] or len(node.input) < min(1, how):
+            raise FormatError(f"{quoted(node.op_type)} node {quoted(label(node))}: an input is missing")
+        values = [self._find_rows(scope, each, depth + 1) for each in node.input[:how]]
         if node.op_type in SIZED:
             numbers = self._numbers(scope, node.input[how]) if len(node.input) > how else None
             rest: list[Value | None] = []
         else:
             numbers, rest = None, [self._constants.get(scope, each) if each else None for each in node.input[how:]]
-        if len(values) == 1 and values[0] is not None and values[0].uniform and node.op_type not in ELEMENTWISE:
+        if len(values) == 1 and values[0].uniform and node.op_type not in ELEMENTWISE:
             return values[0]  # only its shape changes
-        inputs = [None if each is None else each.value for each in values]
-        call = Call(self._constants, node, name, output, [*inputs, *rest])
+        call = Call(self._constants, node, name, output, [*(each.value for each in values), *rest])
         try:
-            return function(call, [each for each in values if each is not None], numbers)
+            return function(call, values, numbers)
         except FormatError as error:
             raise FormatError(f"{quoted(node.op_type)} node {quoted(label(node))}: {error}") from None
 
