@@ -388,7 +388,10 @@ REFUSED: dict[str, tuple[Edit, tuple[str, ...]]] = {
         lambda model: next(one for one in model["config"]["layers"] if one["class_name"] == "NotEqual").update(class_name="Less"),
         ("mask is not run here", "class 'Less' is none that is run here"),
     ),
-    "a custom layer": (entry("norm", class_name="Norm"), ("'norm'", "class 'Norm' is none that is run here", "name='both'")),
+    "a custom layer": (
+        entry("norm", class_name="Norm"),
+        ("'norm'", "class 'Norm' is none that is run here", "name=...) with 'both', 'lstm'"),
+    ),
     "another's layer": (entry("norm", module="mine.layers"), ("'norm'", "class 'LayerNormalization' is none")),
     "a Lambda": (entry("norm", class_name="Lambda"), ("'norm'", "class 'Lambda' is none that is run here")),
     "a GRU": (entry("lstm", class_name="GRU"), ("'lstm'", "this is a GRU")),
