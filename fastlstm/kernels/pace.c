@@ -8,7 +8,7 @@
 #include "pace.h"
 #include "team.h"
 
-/* Where a pair ends that nobody measures: a little of what one call saw, and differences that any two calls have, are none. */
+/* Shorter calls say little, and what is less than NOTICED, per mille, any two calls differ by. Nobody is left with less than LEAST. */
 static const int64_t SHORTEST_NS = 20000, FORGET_NS = 300000000;
 enum { LEAST = 150, NOTICED = 40 };
 
