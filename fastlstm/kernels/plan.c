@@ -4,12 +4,12 @@
  * times as fast; with its own prices the model divides no shape better there, and B 4 to 16 worse (bench/NOTES.md). They decide
  * between divisions, so only their ratios matter; a division never changes a result.
  */
+#include "caches.h"
 #include "fastlstm.h"
 #include "meeting.h"
 #include "pace.h"
 
 #include <math.h>
-#include <unistd.h>
 
 #define FMA_PER_NS_PER_BYTE 1.4 /* multiply-adds per ns and byte of vector, in full tiles: 16 lanes x 2 x 3.5 GHz x 0.8 / 64 */
 #define L2_BYTES_PER_NS 110.0   /* weights of one core, streamed from its own L2 */
@@ -27,21 +27,6 @@ enum { L1_WEIGHTS = 24 << 10 };   /* weights that stay in L1 from step to step *
 enum { CHUNK_ROWS = 192 };        /* so many reuse each panel of W often enough */
 enum { STRIDE_TOKENS = 256 };     /* tokens one layer hands to the next while they are still in a cache */
 
-/* Asked once: on a virtual machine the question costs microseconds. Threads that race here find the same answer. */
-static double l2_bytes(void)
-{
-    static _Atomic long bytes;
-
-    if (bytes == 0) {
-        long found = 0;
-#ifdef _SC_LEVEL2_CACHE_SIZE
-        found = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#endif
-        bytes = found > 0 ? found : 1 << 20;
-    }
-    return (double)bytes;
-}
-
 /* One product of `rows` rows with a packed matrix of `vectors` panel columns and K elements: arithmetic or reading, the larger. */
 static double product_ns(const fl_network *net, double rows, double vectors, double K, double resident)
 {
@@ -50,7 +35,7 @@ static double product_ns(const fl_network *net, double rows, double vectors, dou
     const double busy = fmax(rows, tiles * 1.25);
     const double arithmetic = busy * vectors * lanes * K / (FMA_PER_NS_PER_BYTE * (double)(net->V * net->item));
     const double bytes = vectors * lanes * (double)fl_weight_item(net->kind, net->item) * K;
-    const double reading = bytes / (resident <= 0.8 * l2_bytes() ? L2_BYTES_PER_NS : L3_BYTES_PER_NS);
+    const double reading = bytes / (resident <= 0.8 * (double)fl_l2_bytes() ? L2_BYTES_PER_NS : L3_BYTES_PER_NS);
     return fmax(arithmetic, reading);
 }
 
@@ -132,14 +117,14 @@ static fl_index most_inputs(const fl_network *net) { return net->L > 1 ? fl_max(
 
 /* Whether between two uses of one weight so many bytes of others pass, in one thread, that L2 does not keep it: then they are fetched
  * early. */
-static int is_far(double bytes) { return bytes > 0.8 * l2_bytes(); }
+static int is_far(double bytes) { return bytes > 0.8 * (double)fl_l2_bytes(); }
 
 /* One block's four chains wait for the latency of multiply-add, four cycles: they use up one vector per cycle. That is all that L2 can
  * give if a vector is a cache line (and one stream it gives more steadily than two: 230 against 128 GB/s measured). What comes from far
  * beyond, so that L2 keeps next to nothing, comes faster in two streams: 127 against 109 GB/s from L3, 92 against 78 from memory. */
 static int blocks_at_once(const fl_network *net, double R)
 {
-    return net->V * net->item < 64 || R <= L1_WEIGHTS || R > 4 * l2_bytes() ? 2 : 1;
+    return net->V * net->item < 64 || R <= L1_WEIGHTS || R > 4 * (double)fl_l2_bytes() ? 2 : 1;
 }
 
 /* Steps that a layer hands on at a time. Side by side, few meetings (T / stride) are weighed against a short lag (stride steps). */

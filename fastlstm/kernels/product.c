@@ -1,8 +1,11 @@
 /* Products of any number of rows with a packed panel, cut into tiles. */
+#include "caches.h"
 #include "schedule.h"
 
-/* Most elements of a panel taken at a time: 32 KiB of AVX-512 panel, in L1 while all rows pass. */
-enum { PANEL_K = 2 * FL_LONG_SLAB };
+/* Elements of a panel taken at a time. So many of most panels stay in L1 while all rows pass; where 32 KiB of AVX-512's do not (Zen 4: L1
+ * holds as much), every tile reads from L2 anyway, and long parts have fewer ends. */
+enum { PANEL_K = 2 * FL_LONG_SLAB, LONG_PANEL_K = 8 * FL_LONG_SLAB };
+static fl_index most_elements(fl_index step) { return PANEL_K * step <= fl_l1_bytes() / 4 * 3 ? PANEL_K : LONG_PANEL_K; }
 
 /* Weights from beyond L2 arrive more slowly than the first of several tiles could use them. So all tiles that pass through one part of a
  * panel share in asking for the next part: it is in L2 when its turn comes. */
@@ -23,7 +26,7 @@ void fl_multiply(const fl_kernels *kernels, const fl_factor *weights, fl_index b
         kernels->tiles[kind][n - 1](1, early, slab, acc, 0, panel, 0, scales, rows, K);
         return;
     }
-    const fl_index tiles = fl_ceil_div(n, FL_MAX_TILE), parts = fl_ceil_div(K, PANEL_K);
+    const fl_index tiles = fl_ceil_div(n, FL_MAX_TILE), parts = fl_ceil_div(K, most_elements(step));
     const fl_index part = fl_round_up(fl_ceil_div(K, parts), slab); /* even ones, of whole slabs */
     for (fl_index k = 0; k < K; k += part) {
         const fl_index count = fl_min(part, K - k), left = K - k - count;

@@ -1,0 +1,11 @@
+/* How much a processor's caches hold; see caches.c. */
+#ifndef FL_CACHES_H
+#define FL_CACHES_H
+
+#include "fastlstm.h"
+
+/* Bytes of one core's L1 for data, and of its L2; where the system does not say, what most have. */
+fl_index fl_l1_bytes(void);
+fl_index fl_l2_bytes(void);
+
+#endif
