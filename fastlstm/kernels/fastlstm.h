@@ -41,7 +41,7 @@ static inline fl_index fl_slab(fl_index K) { return K < 6 * FL_LONG_SLAB ? FL_SL
  * other, a share of those that come next. */
 typedef struct {
     const char *next; /* NULL: its own */
-    fl_index step;    /* bytes of `next` for each element: one line is asked for, wherever it begins */
+    fl_index step;    /* bytes of `next` for each element, at most two lines: all that they touch are asked for */
 } fl_fetch;
 enum { FL_NOTHING, FL_OWN, FL_NEXT }; /* the same as a constant for a tile's text */
 
