@@ -842,8 +842,9 @@ def test_the_child_has_time_by_the_size_of_the_file(tmp_path: Path, h5py: Any) -
             child = subprocess.run([sys.executable, "-c", code, str(hdf5.WORKER.parent)], stdin=stream, check=False)
         assert child.returncode == -signal.SIGPROF
         took.append(sum(os.times()[2:4]) - sum(before[2:4]))
-    assert 0.6 < took[0] < 1.2
-    assert 0.7 < took[1] - took[0] < 1.3
+    # The timer counts whole ticks of whoever runs when one ends: on a busy machine too many, and the signal comes early
+    assert 0.3 < took[0] < 1.2
+    assert 0.3 < took[1] - took[0] < 1.3
 
 
 def test_the_child_ignores_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, h5py: Any) -> None:

@@ -31,7 +31,7 @@ void fl_multiply(const fl_kernels *kernels, const fl_factor *weights, fl_index b
     for (fl_index k = 0; k < K; k += part) {
         const fl_index count = fl_min(part, K - k), left = K - k - count;
         const char *next = left ? panel + (k + count) * step : weights->then;
-        fetch.step = step * (left ? fl_min(part, left) : part) / (tiles * count);
+        fetch.step = step * (left ? fl_min(count, left) : count) / (tiles * count); /* two lines at most */
         for (fl_index t = 0; t < tiles; t++) { /* even tiles: 7 rows are 4 and 3, not 6 and 1 */
             const fl_index first = fl_share(n, tiles, t), M = fl_share(n, tiles, t + 1) - first;
             const void *at[FL_MAX_TILE];
