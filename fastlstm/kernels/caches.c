@@ -5,32 +5,29 @@
 #include <stdatomic.h>
 #include <unistd.h>
 
-static fl_index known_or(long found, fl_index usual) { return found > 0 ? (fl_index)found : usual; }
+/* Where the C library has no such question, one that it answers with -1. */
+#ifndef _SC_LEVEL1_DCACHE_SIZE
+#define _SC_LEVEL1_DCACHE_SIZE -1
+#define _SC_LEVEL2_CACHE_SIZE -1
+#endif
+
+static fl_index known(_Atomic fl_index *bytes, int question, fl_index usual)
+{
+    if (*bytes == 0) {
+        const long found = sysconf(question);
+        *bytes = found > 0 ? found : usual;
+    }
+    return *bytes;
+}
 
 fl_index fl_l1_bytes(void)
 {
     static _Atomic fl_index bytes;
-
-    if (bytes == 0) {
-        long found = 0;
-#ifdef _SC_LEVEL1_DCACHE_SIZE
-        found = sysconf(_SC_LEVEL1_DCACHE_SIZE);
-#endif
-        bytes = known_or(found, 32 << 10);
-    }
-    return bytes;
+    return known(&bytes, _SC_LEVEL1_DCACHE_SIZE, 32 << 10);
 }
 
 fl_index fl_l2_bytes(void)
 {
     static _Atomic fl_index bytes;
-
-    if (bytes == 0) {
-        long found = 0;
-#ifdef _SC_LEVEL2_CACHE_SIZE
-        found = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#endif
-        bytes = known_or(found, 1 << 20);
-    }
-    return bytes;
+    return known(&bytes, _SC_LEVEL2_CACHE_SIZE, 1 << 20);
 }
