@@ -11,6 +11,7 @@
  * As in the forward pass a thread owns outputs: columns of dh and dX, gate rows of dW and dR. A block's tokens are summed on their own,
  * slab by slab, before they join the gradient: the order depends on T, B and the lengths alone. No vector code here.
  */
+#include "pace.h"
 #include "schedule.h"
 
 #include <string.h>
@@ -885,8 +886,6 @@ void fl_backward(fl_backward_call *call, int thread)
         call->begun = 1;
     if (call->plan.threads > 1)
         fl_start_clock();
-    if (call->plan.threads == 2)
-        fl_begin_work();
     const int status = run_layers(&p);
     if (call->plan.threads == 2)
         call->worked_ns[thread] = status == FL_OK ? fl_worked_ns() : 0;

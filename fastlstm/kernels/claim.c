@@ -4,7 +4,7 @@
  * Here the workers of all callers together stay within the processors, and a caller that finds the processors busy computes alone.
  */
 #include "claim.h"
-#include "team.h"
+#include "clock.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -68,31 +68,5 @@ void fl_note_crowd(void)
     atomic_store(&crowd_ns, next);
     atomic_store(&crowded_until, now + next);
 }
-
-/* When the thread's clock was started, and the processor's time that it had had then. */
-static _Thread_local int64_t clock_began, processor_began;
-
-/* To ask for the processor's time takes 0.4 us, much of a call of 20: the answer serves the calls that follow at once, too. They may have
- * an idle pause between them, which is then a small part of what counts as held up (FL_SLICE_NS). */
-static const int64_t CLOCK_NS = 100000;
-
-static int64_t my_processor_ns(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
-}
-
-void fl_start_clock(void)
-{
-    const int64_t now = fl_now_ns();
-
-    if (now - clock_began < CLOCK_NS)
-        return;
-    clock_began = now;
-    processor_began = my_processor_ns();
-}
-
-int64_t fl_held_up_ns(void) { return fl_now_ns() - clock_began - (my_processor_ns() - processor_began); }
 
 void fl_return_threads(int threads) { atomic_fetch_sub(&computing, threads); }

@@ -6,7 +6,7 @@
  * forgotten, and every thread that calls has a pair of its own.
  */
 #include "pace.h"
-#include "team.h"
+#include "clock.h"
 
 /* Shorter calls say little, and what is less than NOTICED, per mille, any two calls differ by. Nobody is left with less than LEAST. */
 static const int64_t SHORTEST_NS = 20000, FORGET_NS = 300000000;
@@ -14,7 +14,6 @@ enum { LEAST = 150, NOTICED = 40 };
 
 static _Thread_local int share = FL_EVEN;
 static _Thread_local int64_t forgotten;
-static _Thread_local int64_t begun, waited;
 
 int fl_pace(void)
 {
@@ -35,13 +34,3 @@ void fl_note_pace(int given, int64_t first_ns, int64_t second_ns)
     share = next < LEAST ? LEAST : next > 1000 - LEAST ? 1000 - LEAST : next;
     forgotten = fl_now_ns() + FORGET_NS;
 }
-
-void fl_begin_work(void)
-{
-    waited = 0;
-    begun = fl_now_ns();
-}
-
-void fl_count_wait(int64_t ns) { waited += ns; }
-
-int64_t fl_worked_ns(void) { return fl_now_ns() - begun - waited; }

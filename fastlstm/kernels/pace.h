@@ -13,9 +13,4 @@ int fl_pace(void);
 /* Of a call in which the calling thread had so much of the work: how long each of the pair worked, without waiting; 0: not to the end. */
 void fl_note_pace(int share, int64_t first_ns, int64_t second_ns);
 
-/* The time that the calling thread has worked since fl_begin_work: until now, without what it has waited (fl_count_wait). */
-void fl_begin_work(void);
-void fl_count_wait(int64_t ns);
-int64_t fl_worked_ns(void);
-
 #endif

@@ -15,6 +15,7 @@
  * goes on alone from the next step: half as fast, but not at the mercy of the scheduler's time slices of some milliseconds.
  */
 #include "schedule.h"
+#include "pace.h"
 
 #include <string.h>
 
@@ -628,8 +629,6 @@ void fl_forward(fl_call *call, int thread)
         call->begun = 1;
     if (call->plan.threads > 1)
         fl_start_clock();
-    if (call->plan.threads == 2)
-        fl_begin_work();
     if (call->tape)
         keep_inputs(call, thread);
     for (fl_index layer = p.layer; layer < p.layer_end; layer++)

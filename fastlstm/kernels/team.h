@@ -3,7 +3,7 @@
 #define FL_TEAM_H
 
 #include "claim.h"
-#include "pace.h"
+#include "clock.h"
 #include "processor.h"
 
 #include <sched.h>
@@ -21,13 +21,6 @@ static inline void fl_pause(void)
 #elif defined(__aarch64__)
     __asm__ volatile("yield");
 #endif
-}
-
-static inline int64_t fl_now_ns(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
 }
 
 typedef struct {

@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include "fastlstm.h"
 #include "meeting.h"
+#include "pace.h"
 
 #include <math.h>
 #include <pthread.h>
