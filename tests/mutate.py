@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastlstm.graph import Graph
+    from fastlstm.models.graph import Graph
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -1406,8 +1406,8 @@ def attack(path: str, data: bytes, report: Report) -> None:
     Any exception but the two promised ones goes on to the caller, with the file kept.
     """
     from fastlstm import FormatError
-    from fastlstm.graph import Graph
     from fastlstm.loaders import load, load_model, scan
+    from fastlstm.models.graph import Graph
 
     with open(path, "wb") as stream:
         stream.write(data)

@@ -45,7 +45,7 @@ def measured(path: Path, acts: Sequence[str] = ACTS) -> tuple[bool, int, float]:
 def main() -> None:
     import safetensors  # noqa: F401
 
-    import fastlstm.model  # noqa: F401
+    import fastlstm.models.model  # noqa: F401
     from fastlstm import FormatError, from_onnx, load, load_model, scan
     from fastlstm.loaders import assembly, flax_file, guitarml_file, hdf5, nam_file, npz_file, rtneural_file  # noqa: F401
 

@@ -15,21 +15,9 @@ from test_loaders_audio import H, guitarml, nam, rtneural, values, write
 
 import fastlstm
 from fastlstm import FormatError, LayerWeights, Weights, load_model
-from fastlstm.model import (
-    ACTIVATIONS,
-    INPUT,
-    Activate,
-    Add,
-    Dense,
-    Embedding,
-    Features,
-    LastStep,
-    LayerNorm,
-    Model,
-    Recurrent,
-    Reshape,
-    Step,
-)
+from fastlstm.models.layers import INPUT, Activate, Add, Dense, Embedding, Features, LastStep, LayerNorm, Recurrent, Reshape, Step
+from fastlstm.models.model import Model
+from fastlstm.operators.activations import ACTIVATIONS
 
 T, B = 9, 3
 

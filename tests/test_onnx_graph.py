@@ -17,8 +17,8 @@ import pytest
 from helpers import import_torch, required
 
 from fastlstm import FormatError, load, load_model
-from fastlstm.graph import FLOOR, Graph
-from fastlstm.onnx_operators import _tile
+from fastlstm.models.graph import FLOOR, Graph
+from fastlstm.operators.layout import tile
 
 onnx = required("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -959,7 +959,7 @@ def test_a_tile_takes_no_more_than_its_result() -> None:
     """An array for each axis would be half as much again."""
     tracemalloc.start()
     try:
-        result = _tile(np.ones((2, 1), np.float32), np.array([1 << 20, 2]))
+        result = tile(np.ones((2, 1), np.float32), np.array([1 << 20, 2]))
         assert tracemalloc.get_traced_memory()[1] < 1.1 * result.nbytes
     finally:
         tracemalloc.stop()

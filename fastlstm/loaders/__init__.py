@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fastlstm.loaders.keras_config import Told
     from fastlstm.loaders.source import SourceFile
     from fastlstm.lstm import LSTM
-    from fastlstm.model import Model
+    from fastlstm.models.model import Model
 
 __all__ = [
     "LSTMInfo",
@@ -249,9 +249,9 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
     Returns
     -------
     Model
-        To be called with arrays, or for ``stream()``. Of an ONNX model a :class:`fastlstm.graph.Graph`: it is called with the
-        graph's inputs, in the order and the shapes of the file (``model.inputs``), gives its outputs, a tuple if they are
-        several, and does not stream. LSTMs run in the engine, the operators of ``fastlstm.onnx_operators`` in NumPy; float16
+        To be called with arrays, or for ``stream()``. Of an ONNX model a :class:`fastlstm.models.graph.Graph`: it is called with
+        the graph's inputs, in the order and the shapes of the file (``model.inputs``), gives its outputs, a tuple if they are
+        several, and does not stream. LSTMs run in the engine, the operators of ``fastlstm.operators`` in NumPy; float16
         runs as float32.
 
     Raises

@@ -19,7 +19,7 @@ from fastlstm.loaders.torch_names import Array, Group, LazyTensor
 from fastlstm.loaders.torch_names import find as find_lstms
 
 if TYPE_CHECKING:
-    from fastlstm.model import Model
+    from fastlstm.models.model import Model
 
 __all__ = ["find", "model", "recognises"]
 
@@ -69,7 +69,8 @@ def model(file: SourceFile) -> Model:
     FormatError
         If the file does not say that it is one, or holds another tensor.
     """
-    from fastlstm.model import INPUT, Add, Dense, Features, Model, Recurrent, Step
+    from fastlstm.models.layers import INPUT, Add, Dense, Features, Recurrent, Step
+    from fastlstm.models.model import Model
 
     declared = file.json.get("model_data")
     if not isinstance(declared, dict) or declared.get("model") != "SimpleRNN":

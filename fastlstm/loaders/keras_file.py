@@ -25,7 +25,7 @@ from fastlstm.loaders.keras_tree import Entry
 from fastlstm.loaders.source import WEIGHTS_FLOOR, SourceFile, return_freed
 
 if TYPE_CHECKING:
-    from fastlstm.model import Model
+    from fastlstm.models.model import Model
 
 __all__ = ["find", "model", "recognises"]
 

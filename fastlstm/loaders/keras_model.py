@@ -30,7 +30,8 @@ from fastlstm.loaders.keras_tree import MAX_DEPTH, Entry, Names, Place, joined
 from fastlstm.weights import MAX_SIZE
 
 if TYPE_CHECKING:
-    from fastlstm.model import Model, Step
+    from fastlstm.models.layers import Step
+    from fastlstm.models.model import Model
 
 __all__ = ["Pending", "read"]
 
@@ -95,7 +96,7 @@ class Pending:
 
     def model(self) -> Model:
         """Make the steps; those with LSTMs pack the weights."""
-        from fastlstm.model import Model
+        from fastlstm.models.model import Model
 
         steps = [plan.kind(plan.name, plan.inputs, **plan.arguments) for plan in self.plans]
         size = None if self.indices else self.shape[-1]
@@ -121,7 +122,7 @@ def read(entry: Entry, version: int | None, place: Place, limit: float) -> Pendi
     FormatError
         At the first layer that is not run here; the message names it.
     """
-    from fastlstm.model import INPUT, Embedding, NotEqual, Reshape
+    from fastlstm.models.layers import INPUT, Embedding, NotEqual, Reshape
 
     every = graph(entry)
     shape = _shape(every.shape, "the model's input")
@@ -248,7 +249,7 @@ class _Reader:
         self, kind: type[Step], name: str, inputs: Sequence[Value], shape: Shape, mask: Value | None = None, /, **more: Any
     ) -> Value:
         """Plan a step."""
-        from fastlstm.model import INPUT
+        from fastlstm.models.layers import INPUT
 
         name = f"{name}_" if name == INPUT else name
         if name in self.plans:
@@ -338,7 +339,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _dense(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.model import Dense
+    from fastlstm.models.layers import Dense
 
     layer.check_keys("units", "activation", "use_bias")
     given, units = layer.one_input(), _size(layer, "units")
@@ -352,7 +353,7 @@ def _dense(reader: _Reader, layer: Layer) -> Value:
 
 
 def _embedding(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.model import INPUT, Embedding, NotEqual
+    from fastlstm.models.layers import INPUT, Embedding, NotEqual
 
     layer.check_keys("input_dim", "output_dim", "mask_zero")
     given, outputs = layer.one_input(), _size(layer, "output_dim")
@@ -366,7 +367,7 @@ def _embedding(reader: _Reader, layer: Layer) -> Value:
 
 
 def _masking(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.model import AnyFeature, Masked, NotEqual
+    from fastlstm.models.layers import AnyFeature, Masked, NotEqual
 
     layer.check_keys("mask_value")
     given, value = layer.one_input(2), _number(layer, "mask_value", 0.0)
@@ -417,7 +418,7 @@ def _network(
     hold: bool,
 ) -> Value:
     """A step that runs one network, under the mask of the layer."""
-    from fastlstm.model import Recurrent, WholeSequence
+    from fastlstm.models.layers import Recurrent, WholeSequence
 
     found = keras_layer.found(layer.name, layout, lambda: plan, reader.limit)
     if found.info is None or found.read is None or layout is None:
@@ -449,7 +450,7 @@ def _outputs(entry: Entry, plan: keras_config.Plan) -> tuple[bool, bool]:
 
 
 def _layer_norm(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.model import LayerNorm
+    from fastlstm.models.layers import LayerNorm
 
     layer.check_keys("axis", "epsilon", "center", "scale", "rms_scaling")
     given, features = layer.one_input(), layer.features()
@@ -473,7 +474,7 @@ def _skipped(reader: _Reader, layer: Layer) -> Value:
 
 
 def _activate(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.model import Activate
+    from fastlstm.models.layers import Activate
 
     layer.check_keys("activation")
     given = layer.one_input()
@@ -481,7 +482,7 @@ def _activate(reader: _Reader, layer: Layer) -> Value:
 
 
 def _softmax(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.model import Activate
+    from fastlstm.models.layers import Activate
 
     layer.check_keys("axis")
     given = layer.one_input()
@@ -493,7 +494,7 @@ def _softmax(reader: _Reader, layer: Layer) -> Value:
 
 
 def _elu(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.model import Activate
+    from fastlstm.models.layers import Activate
 
     layer.check_keys("alpha")
     given = layer.one_input()
@@ -503,7 +504,7 @@ def _elu(reader: _Reader, layer: Layer) -> Value:
 
 
 def _relu(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.model import ReLU
+    from fastlstm.models.layers import ReLU
 
     layer.check_keys("max_value", "negative_slope", "threshold")
     given = layer.one_input()
@@ -513,7 +514,7 @@ def _relu(reader: _Reader, layer: Layer) -> Value:
 
 
 def _leaky_relu(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.model import ReLU
+    from fastlstm.models.layers import ReLU
 
     layer.check_keys("negative_slope", "alpha")  # the second in Keras 2
     given = layer.one_input()
@@ -524,7 +525,7 @@ def _leaky_relu(reader: _Reader, layer: Layer) -> Value:
 
 
 def _reshape(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.model import Reshape
+    from fastlstm.models.layers import Reshape
 
     layer.check_keys("target_shape")
     given, target = layer.one_input(), layer.config.get("target_shape")
@@ -542,7 +543,7 @@ def _reshape(reader: _Reader, layer: Layer) -> Value:
 
 
 def _flatten(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.model import Reshape
+    from fastlstm.models.layers import Reshape
 
     layer.check_keys("data_format")
     given, order = layer.one_input(), layer.config.get("data_format", "channels_last")
@@ -558,7 +559,7 @@ def _total(shape: Shape) -> int | None:
 
 
 def _repeat(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.model import RepeatVector
+    from fastlstm.models.layers import RepeatVector
 
     layer.check_keys("n")
     given, count = layer.one_input(1), _size(layer, "n")
@@ -566,7 +567,7 @@ def _repeat(reader: _Reader, layer: Layer) -> Value:
 
 
 def _add(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.model import Add
+    from fastlstm.models.layers import Add
 
     layer.check_keys()
     shapes = {value.shape for value in layer.inputs}
@@ -576,7 +577,7 @@ def _add(reader: _Reader, layer: Layer) -> Value:
 
 
 def _concatenate(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.model import Concatenate
+    from fastlstm.models.layers import Concatenate
 
     layer.check_keys("axis")
     shapes, axis = [value.shape for value in layer.inputs], layer.config.get("axis", -1)
@@ -615,7 +616,7 @@ def _mask_of_sum(reader: _Reader, layer: Layer) -> Value | None:
 
 def _mask_side_by_side(reader: _Reader, layer: Layer, axis: int) -> Value | None:
     """The masks as wide as their inputs, side by side as these are; a step counts that is real in any feature."""
-    from fastlstm.model import AnyFeature, Concatenate, Everywhere
+    from fastlstm.models.layers import AnyFeature, Concatenate, Everywhere
 
     first = layer.inputs[0].mask
     if all(value.mask is None for value in layer.inputs):
@@ -650,7 +651,7 @@ def _time_distributed(reader: _Reader, layer: Layer) -> Value:
 
 def _not_equal(reader: _Reader, layer: Layer) -> Value:
     """An operation of Keras 3, by which masks are made; so are those that follow."""
-    from fastlstm.model import NotEqual
+    from fastlstm.models.layers import NotEqual
 
     if len(layer.inputs) != 1 or len(layer.constants) != 1 or not _is_number(layer.constants[0]):
         raise FormatError("NotEqual is run here for a tensor and a number")
@@ -658,7 +659,7 @@ def _not_equal(reader: _Reader, layer: Layer) -> Value:
 
 
 def _any(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.model import AnyFeature
+    from fastlstm.models.layers import AnyFeature
 
     layer.check_keys("axis", "keepdims")
     given = layer.one_input(2)
@@ -675,7 +676,7 @@ def _logical_or(reader: _Reader, layer: Layer) -> Value:
 
 def _either(reader: _Reader, name: str, a: Value, b: Value) -> Value:
     """Of two masks that are the same, that one."""
-    from fastlstm.model import Either
+    from fastlstm.models.layers import Either
 
     if a.problem or b.problem or (a.step, a.shape) == (b.step, b.shape):
         return b if b.problem else a
@@ -693,14 +694,14 @@ def _expand_dims(reader: _Reader, layer: Layer) -> Value:
 
 
 def _last_axis(reader: _Reader, name: str, given: Value) -> Value:
-    from fastlstm.model import LastAxis
+    from fastlstm.models.layers import LastAxis
 
     return given if given.problem else reader.add(LastAxis, name, [given], (*given.shape, 1))
 
 
 def _everywhere(value: bool) -> Callable[[_Reader, Layer], Value]:
     def make(reader: _Reader, layer: Layer) -> Value:
-        from fastlstm.model import Everywhere
+        from fastlstm.models.layers import Everywhere
 
         if layer.config.get("dtype") != "bool":
             raise FormatError("ZerosLike and OnesLike are run here for masks")

@@ -22,7 +22,7 @@ from fastlstm.loaders.source import SourceFile
 from fastlstm.weights import LayerWeights, Weights
 
 if TYPE_CHECKING:
-    from fastlstm.model import Model
+    from fastlstm.models.model import Model
 
 __all__ = ["find", "model", "recognises"]
 
@@ -87,7 +87,8 @@ def model(file: SourceFile) -> Model:
     FormatError
         If there is another architecture.
     """
-    from fastlstm.model import INPUT, Dense, Model, Recurrent
+    from fastlstm.models.layers import INPUT, Dense, Recurrent
+    from fastlstm.models.model import Model
 
     if file.json["architecture"] != "LSTM":
         raise FormatError(f"architecture {quoted(str(file.json['architecture']))} is none that is run here")

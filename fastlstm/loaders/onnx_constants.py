@@ -26,7 +26,7 @@ from fastlstm.loaders.onnx_external import Folder
 from fastlstm.loaders.onnx_graph import Scope, attributes, label
 from fastlstm.loaders.onnx_sizes import Sizes
 from fastlstm.loaders.source import WEIGHTS_CEILING
-from fastlstm.onnx_operators import OPERATORS as RUN
+from fastlstm.operators.table import OPERATORS as RUN
 from fastlstm.weights import MAX_SIZE
 
 __all__ = [

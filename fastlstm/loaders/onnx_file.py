@@ -29,7 +29,7 @@ from fastlstm.loaders.source import SourceFile, return_freed, weights_limit
 from fastlstm.weights import MAX_SIZE
 
 if TYPE_CHECKING:
-    from fastlstm.graph import Graph
+    from fastlstm.models.graph import Graph
 
 __all__ = ["find", "find_live", "model", "recognises"]
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.graph import Constant, Graph, GraphInput, GraphStep, LSTMNode, Node
 from fastlstm.loaders import onnx_lstm
 from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import quoted
@@ -25,7 +24,8 @@ from fastlstm.loaders.onnx_external import Folder
 from fastlstm.loaders.onnx_graph import Scope, attributes, label
 from fastlstm.loaders.source import weights_limit
 from fastlstm.lstm import LSTM
-from fastlstm.onnx_operators import OPERATORS
+from fastlstm.models.graph import Constant, Graph, GraphInput, GraphStep, LSTMNode, Node
+from fastlstm.operators.table import OPERATORS
 from fastlstm.weights import Weights
 
 __all__ = ["Pending", "read"]

@@ -17,7 +17,7 @@ import numpy as np
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders.onnx_graph import Scope, attributes
-from fastlstm.onnx_operators import OPERATORS
+from fastlstm.operators.table import OPERATORS
 
 if TYPE_CHECKING:
     from fastlstm.loaders.onnx_constants import Constants

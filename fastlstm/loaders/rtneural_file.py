@@ -19,7 +19,7 @@ from fastlstm.loaders.source import SourceFile
 from fastlstm.loaders.torch_names import Array
 
 if TYPE_CHECKING:
-    from fastlstm.model import Model
+    from fastlstm.models.model import Model
 
 __all__ = ["find", "model", "recognises"]
 
@@ -93,7 +93,8 @@ def model(file: SourceFile) -> Model:
     FormatError
         At the first layer that is not run here; the message names it.
     """
-    from fastlstm.model import INPUT, Activate, Dense, Model, Recurrent, Step
+    from fastlstm.models.layers import INPUT, Activate, Dense, Recurrent, Step
+    from fastlstm.models.model import Model
 
     for key in GAINS:
         if file.json.get(key) not in (None, 0, False):

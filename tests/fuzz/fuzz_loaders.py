@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 with atheris.instrument_imports(include=["fastlstm"]):  # here all that loaders import later, when they are asked
-    import fastlstm.graph
     import fastlstm.loaders
+    import fastlstm.models.graph
 
     for _, name, _ in pkgutil.iter_modules(fastlstm.loaders.__path__):
         if not name.endswith("_worker"):

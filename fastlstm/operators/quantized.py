@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastlstm.arrays import Array
-from fastlstm.onnx_arguments import axis_of
+from fastlstm.operators.arguments import axis_of
 
 __all__ = ["dequantize", "dynamic_quantize", "matmul_integer", "quantize", "quantize_of"]
 

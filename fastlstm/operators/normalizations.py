@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastlstm.arrays import Array
-from fastlstm.onnx_arguments import axis_of
+from fastlstm.operators.arguments import axis_of
 
 __all__ = [
     "batch_normalization",

@@ -1,7 +1,7 @@
 """Whole ONNX graphs of LSTMs and what stands around them: LSTMs run in the engine, other operators in NumPy.
 
-A graph is a :class:`fastlstm.model.Model` whose steps may have several results, and which is called with the graph's own inputs
-in the graph's own layout. Shapes are computed at run time, as exporters of dynamic axes have it.
+A graph is a :class:`fastlstm.models.model.Model` whose steps may have several results, and which is called with the graph's own
+inputs in the graph's own layout. Shapes are computed at run time, as exporters of dynamic axes have it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 
 from fastlstm.arrays import Array, as_array, shape_error
 from fastlstm.lstm import LSTM
-from fastlstm.model import Model, ModelStream, Step
-from fastlstm.onnx_operators import OPERATORS
+from fastlstm.models.layers import Step
+from fastlstm.models.model import Model, ModelStream
+from fastlstm.operators.table import OPERATORS
 
 __all__ = ["Constant", "Graph", "GraphInput", "LSTMNode", "Node"]
 
@@ -95,7 +96,7 @@ class Constant(Step):
 
 @dataclass(frozen=True, eq=False)
 class Node(Step):
-    """A node with an operator of :data:`fastlstm.onnx_operators.OPERATORS`.
+    """A node with an operator of :data:`fastlstm.operators.table.OPERATORS`.
 
     Attributes
     ----------

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from fastlstm.arrays import Array
-from fastlstm.onnx_arguments import axes_of, axis_of, either, integers_of, number_of
+from fastlstm.operators.arguments import axes_of, axis_of, either, integers_of, number_of
 
 __all__ = [
     "gather_elements",
     "gather_nd",
-    "gathered_nd",
+    "gather_nd_size",
     "one_hot",
     "one_hot_size",
     "pad",
     "pad_of",
-    "padded",
+    "pad_size",
     "range_of",
     "range_size",
     "top_k",
@@ -39,7 +39,7 @@ def gather_elements(x: Array, indices: Array, axis: int = 0) -> Array:
     return np.take_along_axis(x[where], indices, axis)
 
 
-def gathered_nd(x: Array, indices: Array, batch_dims: int = 0) -> int:
+def gather_nd_size(x: Array, indices: Array, batch_dims: int = 0) -> int:
     if not 0 <= batch_dims < indices.ndim or not 1 <= indices.shape[-1] <= x.ndim - batch_dims:
         raise ValueError(f"indices of shape {indices.shape} into a tensor of shape {x.shape}, batch_dims {batch_dims}")
     return math.prod((*indices.shape[:-1], *x.shape[batch_dims + indices.shape[-1] :]))
@@ -99,7 +99,7 @@ def _pads(x: Array, pads: Any, axes: Any) -> list[tuple[int, int]]:
     return result
 
 
-def padded(x: Array, pads: Any = None, constant: Array | None = None, axes: Array | None = None, **given: Any) -> int:
+def pad_size(x: Array, pads: Any = None, constant: Array | None = None, axes: Array | None = None, **given: Any) -> int:
     around = _pads(x, given.get("pads", pads), axes)
     return math.prod(size + sum(ends) for size, ends in zip(x.shape, around, strict=True))
 

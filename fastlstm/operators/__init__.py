@@ -1,0 +1,1 @@
+"""What runs around the LSTMs of whole models, on NumPy arrays: ONNX' operators (``table``) and what they are made of."""
