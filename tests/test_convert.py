@@ -255,6 +255,8 @@ def test_text_that_does_not_fit(ours: dict[str, Any], part: str, tmp_path: Path)
         ({"fc.weight": np.zeros(3, "f")}, "unexpected tensor 'fc.weight'"),
         ({"weight_hh_l0": np.zeros((20, 4), "f")}, "weight_hh_l0 must have shape"),
         ({"bias_ih_l0": np.zeros(20)}, "bias_ih_l0 must be float32"),
+        ({"bias_ih_l0": np.zeros([1] * 40, "f")}, "'bias_ih_l0' must be a matrix or a vector, got 40 dimensions"),
+        ({"more": np.zeros((0, 2, 2), "f")}, "'more' must be a matrix or a vector, got 3 dimensions"),
         ({"bias_ih_l0": np.zeros(20, int)}, "'bias_ih_l0' must be one of float16"),
     ):
         save_file(tensors | change, tmp_path / "x", {"fastlstm": json.dumps({"batch_first": False, "cells": [{}]})})

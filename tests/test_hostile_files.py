@@ -782,6 +782,23 @@ def shared_parts(parts: int, nodes: int) -> bytes:
     return mutate.onnx_model(graph + field(11, mutate.onnx_value("X", 1, "T", "B", 3)) + outputs)
 
 
+def nested_states(levels: int, nodes: int) -> bytes:
+    """Ifs in Ifs, beside each an LSTM whose state comes out of it: to every graph lead as many ways as it is deep."""
+    state = field(12, mutate.onnx_value("s", 1, 1, 1, 2))
+    graph = b"".join(field(1, mutate.onnx_node("Identity", "s", f"n{n}")) for n in range(nodes)) + state
+    for level in range(levels):
+        branches = b"".join(
+            field(5, field(1, f"{way}_branch") + field(6, inner) + field(20, 5))
+            for way, inner in (("then", graph), ("else", state))
+        )
+        graph = field(1, field(1, "c") + field(2, f"i{level}") + field(4, "If") + branches)
+        graph += field(1, mutate.onnx_node("LSTM", f"X w R - - i{level} i{level}", f"y{level}", f"lstm{level}", hidden_size=2))
+        graph += field(1, mutate.onnx_node("Identity", f"i{level}", f"o{level}"))
+        graph += field(12, mutate.onnx_value(f"o{level}", 1, 1, 1, 2))
+    given = field(11, mutate.onnx_value("X", 1, "T", "B", 3)) + field(11, mutate.onnx_value("s", 1, 1, 1, 2))
+    return mutate.onnx_model(graph + given + mutate.onnx_weights() + field(5, mutate.onnx_tensor("c", (), b"\1", 9)))
+
+
 def nameless_node(outputs: int, graphs: int) -> bytes:
     """A node without a name, with outputs that nobody wants and graphs inside it, whose names begin with its name."""
     return field(1, field(2, "") * outputs + field(4, "If") + field(5, field(1, "g") + field(11, b"") * graphs + field(20, 10)))
@@ -893,6 +910,29 @@ def wide_keras(entries: int, units: int) -> bytes:
     cell = {"units": units, "activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": False}
     embedding = {"class_name": "Embedding", "config": {"name": "e", "input_dim": entries, "output_dim": units}}
     return keras_archive(stream.getvalue(), model_config(embedding, {"class_name": "LSTM", "config": {"name": "l", **cell}}))
+
+
+def masks_of_masks(count: int) -> bytes:
+    """Two chains of layers of Keras 3, each with the one before as its mask, and their sum."""
+
+    def tensor(name: str) -> dict[str, Any]:
+        return {"class_name": "__keras_tensor__", "config": {"shape": [None, None, 4], "keras_history": [name, 0, 0]}}
+
+    def layer(kind: str, name: str, given: Any, mask: str | None = None, **config: Any) -> dict[str, Any]:
+        called = {"args": [given], "kwargs": {"mask": tensor(mask)} if mask else {}}
+        return {"class_name": kind, "name": name, "config": {"name": name, **config}, "inbound_nodes": [called]}
+
+    layers: list[dict[str, Any]] = [
+        {"class_name": "InputLayer", "name": "x", "config": {"name": "x", "batch_shape": [None, None, 4]}}
+    ]
+    for chain in "ab":
+        for n in range(count):
+            layers.append(layer("Dropout", f"{chain}{n}", tensor("x"), f"{chain}{n - 1}" if n else None, rate=0.5))
+    layers.append(layer("Add", "sum", [tensor(f"a{count - 1}"), tensor(f"b{count - 1}")]))
+    config = {"name": "m", "layers": layers, "input_layers": [["x", 0, 0]], "output_layers": [["sum", 0, 0]]}
+    return keras_archive(
+        keras_weights(4), json.dumps({"class_name": "Functional", "config": config}, separators=(",", ":")).encode()
+    )
 
 
 def many_steps(count: int, *, functional: bool) -> bytes:
@@ -1049,6 +1089,7 @@ BOMBS: dict[str, tuple[Build, bool]] = {
     "ONNX: expanded and joined": (lambda: joined_model(40), False),
     "ONNX: 8,000 LSTMs of the same 10,000 parts": (lambda: shared_parts(10_000, 8_000), False),
     "ONNX: 20 LSTMs of the same 1,000 parts": (lambda: shared_parts(1_000, 20), True),
+    "ONNX: states out of 30 graphs in each other": (lambda: nested_states(30, 20_000), True),
     "ONNX: a node without a name": (lambda: mutate.onnx(nameless_node(100_000, 10_000)), True),
     "ONNX: split into 500 and joined": (lambda: split_model(500), True),
     "ONNX: split into 20,000 and joined": (lambda: split_model(20_000), False),
@@ -1071,6 +1112,7 @@ BOMBS: dict[str, tuple[Build, bool]] = {
     "Keras model of 16 bits, 64 MB of Embedding": (lambda: wide_keras(1 << 20, 32), True),
     "Keras model of 9,000 layers": (lambda: many_steps(9_000, functional=False), True),
     "Keras model of 9,000 layers in a graph": (lambda: many_steps(9_000, functional=True), True),
+    "Keras model of masks of masks": (lambda: masks_of_masks(1_500), True),
     "Keras model of 20,000 layers": (lambda: many_steps(20_000, functional=True), False),
     "Keras weights of 2,000 layers": (lambda: many_layers(2_000), False),
     "Keras weights of 2,000 layers, close together": (lambda: many_layers(2_000, "latest"), False),

@@ -197,6 +197,7 @@ def without_bias() -> dict[str, Any]:
     return content
 
 
+NO_ROWS = "got a list that is no list of rows of numbers, all of one length"
 BAD_GUITARML: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "another hidden size": (guitarml(hidden_size=5), ("model_data has hidden_size 5, the tensors have 4",)),
     "another input size": (guitarml(input_size=2), ("model_data has input_size 2, the tensors have 1",)),
@@ -204,9 +205,13 @@ BAD_GUITARML: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "another output size": (guitarml(output_size=2), ("model_data has output_size 2, the tensors have 1",)),
     "a bias that is not declared": (guitarml(bias_fl=False), ("model_data has bias_fl False, the tensors have True",)),
     "a bias that is missing": (without_bias(), ("model_data has bias_fl True, the tensors have False",)),
-    "rows of different lengths": (tensor_changed("weight_hh_l0", [[1, 2, 3, 4], [1, 2, 3]]), ("must be a list of rows",)),
-    "rows that are no lists": (tensor_changed("weight_hh_l0", [[1, 2], "x"]), ("'rec.weight_hh_l0' must be a list of rows",)),
-    "three axes": (tensor_changed("weight_hh_l0", [[[1], [2]]]), ("'rec.weight_hh_l0' must be a list of rows",)),
+    "rows of different lengths": (tensor_changed("weight_hh_l0", [[1, 2, 3, 4], [1, 2, 3]]), ("'rec.weight_hh_l0'", NO_ROWS)),
+    "rows that are no lists": (tensor_changed("weight_hh_l0", [[1, 2], "x"]), ("'rec.weight_hh_l0'", NO_ROWS)),
+    "three axes": (tensor_changed("weight_hh_l0", [[[1], [2]]]), ("'rec.weight_hh_l0'", NO_ROWS)),
+    "a peephole that is a number": (
+        tensor_changed("weight_peephole_l0", 1.5),
+        ("'rec.weight_peephole_l0' belongs to an LSTM and is not understood",),
+    ),
     "a tensor missing": (tensor_changed("weight_hh_l1", None), ("'rec.weight_hh_l1' is missing",)),
     "a wrong shape": (tensor_changed("bias_hh_l1", [1.0, 2.0]), ("'rec.bias_hh_l1' must have shape (16,), got (2,)",)),
     "a GRU": (
@@ -224,6 +229,17 @@ def test_bad_guitarml(case: str, tmp_path: Path) -> None:
     refused(lambda: load(write(tmp_path / "x", content)), *parts)
     if not parts[0].startswith("no LSTM found"):
         refused(lambda: scan(tmp_path / "x"), *parts)
+
+
+def test_a_state_dict_as_json(tmp_path: Path) -> None:
+    """icefall's scales, numbers in JSON, count; what stands beside an LSTM does not, whatever it is."""
+    content = guitarml()["state_dict"]
+    scales = {f"{name}_scale": n / 4 for n, name in enumerate(key for key in content if key.startswith("rec."))}
+    beside = {"conv.weight": [[[1.0]]], "ragged": [[1], [2, 3]], "epoch": 3, "words": ["a"], "none": []}
+    found = load(write(tmp_path / "x.json", content | scales | beside), "rec").state_dict()
+    for name, tensor in found.items():
+        factor = np.float32(np.exp(scales[f"rec.{name}_scale"]))
+        assert (tensor == np.float32(content[f"rec.{name}"]) * factor).all(), name
 
 
 # ---- RTNeural ------------------------------------------------------------------------------------------------------------------
@@ -312,6 +328,8 @@ def test_numbers_of_a_list(tmp_path: Path) -> None:
         expected = rng.standard_normal(count) * 10.0 ** rng.integers(-300, 300, count)
         given = json_text.parse(json.dumps(expected.tolist()).encode(), ROOM)
         assert given.values.tobytes() == expected.tobytes()
+    for text in (f"[{' ' * 200_000}1, 2]", f"[1,{' ' * 200_000} 2]", f"[1, 2{' ' * 200_000}]"):
+        assert json_text.parse(text.encode(), ROOM).values.tolist() == [1, 2]
     given = json_text.parse(b"[1e5, -0, NaN, Infinity, -Infinity, 0.0, 1E+2, 2e-2]", ROOM)
     assert repr(given.values.tolist()) == "[100000.0, 0.0, nan, inf, -inf, 0.0, 100.0, 0.02]".replace(
         "100000.0, 0.0", "100000.0, -0.0"

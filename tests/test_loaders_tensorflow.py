@@ -297,6 +297,8 @@ BAD: dict[str, tuple[Variables, tuple[str, ...]]] = {
     "no kernel": (changed("kernel", None), ("'lstm_cell/kernel' is missing",)),
     "one peephole missing": (changed("w_o_diag", None, peepholes=True), ("'lstm_cell/w_o_diag' is missing",)),
     "a projection's bias": (changed("projection/bias", values(0, P), proj=P), ("'lstm_cell/projection/bias' is not understood",)),
+    "its biases": (changed("projection/biases", values(0, P), proj=P), ("'lstm_cell/projection/biases' is not understood",)),
+    "a projection's mask": (changed("projection/mask", values(0, P), proj=P), ("'lstm_cell/projection/mask' is not understood",)),
     "a layer normalisation": (changed("input/gamma", values(0, H)), ("'lstm_cell/input/gamma' is not understood",)),
     "three gates": (changed("kernel", values(0, 8, 15)), ("must have shape (I + H, 4 * H), got (8, 15)",)),
     "no rows for inputs": (changed("kernel", values(0, 5, 20)), ("has 5 rows, none for inputs beside 5",)),

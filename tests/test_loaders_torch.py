@@ -20,6 +20,7 @@ from typing import Any
 import mutate
 import numpy as np
 import pytest
+from helpers import required
 
 import fastlstm
 from fastlstm import FormatError, Weights
@@ -425,6 +426,10 @@ BAD_STATE_DICTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         f"foreign in a cell: {name}": (without(cell=True) | {f"rnn.{name}": ONES(20, "f")}, (f"'rnn.{name}'", "not understood"))
         for name in ("weight_ch", "weight_pi", "bias_x", "weight_ih_q", "ln_ih.weight")
     },
+    **{
+        f"a number: {name}": (without() | {f"rnn.{name}": 0.5}, (f"'rnn.{name}'", "not understood"))
+        for name in ("weight_hh_l0_scale", "weight_peephole_l0", "weight_hh_l0_raw")
+    },
     "foreign at the top": (state_dict() | {"weight_ch_l0": ONES(20, "f")}, ("'weight_ch_l0'", "not understood")),
 }  # fmt: skip
 
@@ -433,6 +438,10 @@ BAD_STATE_DICTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 def test_state_dict_is_refused(case: str) -> None:
     tensors, parts = BAD_STATE_DICTS[case]
     refused(lambda: from_torch(tensors), *parts)
+
+
+def test_numbers_beside_an_lstm() -> None:
+    assert_same_weights(from_torch(state_dict() | {"epoch": 3, "grad_norm": 0.5, "lr": 1e-3}).weights, state_dict())
 
 
 def test_an_initial_state_beside_an_lstm_is_not_its_own() -> None:
@@ -452,6 +461,31 @@ def test_weight_drop_around_an_lstm_is_refused() -> None:
     """As fastai's AWD-LSTM is saved: what the inner LSTM holds is the raw tensor less what the last training step dropped."""
     tensors = state_dict("rnns.0.module.") | {"rnns.0.weight_hh_l0_raw": ONES((20, 5), "f")}
     refused(lambda: from_torch(tensors, "rnns.0.module"), "'rnns.0.weight_hh_l0_raw'", "not understood")
+    torch = required("torch")
+    wrapper = torch.nn.Module()
+    wrapper.module = torch.nn.LSTM(3, 5)
+    wrapper.weight_hh_l0_raw = torch.nn.Parameter(torch.ones(20, 5))
+    refused(lambda: from_torch(wrapper, "module"), "'weight_hh_l0_raw'", "not understood")
+
+
+def test_live_subclasses() -> None:
+    """One that computes something else is not taken for what it computes with."""
+    torch = required("torch")
+
+    class Residual(torch.nn.LSTM):  # type: ignore[misc, name-defined]
+        def forward(self, input: Any, hx: Any = None) -> Any:
+            output, state = super().forward(input, hx)
+            return output + 1, state
+
+    class Named(torch.nn.LSTM):  # type: ignore[misc, name-defined]
+        pass
+
+    refused(lambda: from_torch(Residual(3, 5)), "the module is", "Residual, an LSTM with a forward of its own", "state_dict()")
+    refused(lambda: from_torch(torch.nn.Sequential(Residual(3, 5))), "'0' is", "a forward of its own")
+    module = torch.nn.Sequential(Residual(3, 5), torch.nn.LSTM(5, 5))
+    assert_same_output(from_torch(module, "1"), module[1])
+    named = Named(3, 5)
+    assert_same_output(from_torch(named), named)
 
 
 def test_one_bad_lstm_does_not_hide_the_others(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def convert(
     ImportError
         If reading that format needs a package that is not installed; the message says which.
     """
-    write = writer("target", target)
+    write, source = writer("target", target), as_path("source", source)
     batch_first = _maybe("batch_first", batch_first)
     told = _told(go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode)
     weights, info = _read(source, name, allow_nonfinite, layout, external_data, told=told)
@@ -608,6 +608,9 @@ def _told(go_backwards: bool | None, **layer: str | None) -> Told | None:
         return None
     from fastlstm.loaders.keras_config import MERGE_MODES, Told
 
+    for key, value in layer.items():
+        if not isinstance(value, (str, type(None))):
+            raise TypeError(f"{key} must be text, or None, got {type(value).__name__}")
     if layer["merge_mode"] not in (*MERGE_MODES, None):
         raise ValueError(f"merge_mode must be one of {', '.join(MERGE_MODES)}, or None, got {layer['merge_mode']!r:.100}")
     return Told(None if go_backwards is None else as_flag("go_backwards", go_backwards), **layer)

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastlstm.errors import FormatError
 from fastlstm.loaders import nested
 from fastlstm.loaders.found import Contents, LSTMInfo, listing, quoted
 from fastlstm.loaders.json_text import JsonTensor, NumberList, float32, matrix
 from fastlstm.loaders.source import SourceFile
-from fastlstm.loaders.torch_names import Array, Group, LazyTensor
+from fastlstm.loaders.torch_names import Array, Group, LazyTensor, looks_like_parameter
 from fastlstm.loaders.torch_names import find as find_lstms
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def find(file: SourceFile) -> Contents:
     Raises
     ------
     FormatError
-        If a tensor is no list of numbers or of rows, or ``model_data`` declares another network than that of the tensors.
+        If ``model_data`` declares another network than that of the tensors.
     """
     group = Group((), tensors(file.json))
     found = find_lstms([group], _read, file.weights_limit)
@@ -107,8 +109,18 @@ def tensors(content: dict[str, Any]) -> dict[str, JsonTensor]:
         if isinstance(value, NumberList):
             result[name] = JsonTensor(value.values)
         elif isinstance(value, list):
-            result[name] = JsonTensor(matrix(value, quoted(name)))
+            result[name] = _matrix(value)
+        elif type(value) in (int, float) and looks_like_parameter(name):  # a scale
+            result[name] = JsonTensor(np.array(float(value)))
     return result
+
+
+def _matrix(value: list[Any]) -> JsonTensor:
+    """Rows of numbers; any other list is a tensor that no LSTM has, of whatever shape."""
+    try:
+        return JsonTensor(matrix(value, "a tensor"))
+    except FormatError:
+        return JsonTensor(np.empty(0), "a list that is no list of rows of numbers, all of one length")
 
 
 def _read(wanted: Sequence[JsonTensor]) -> list[Array]:

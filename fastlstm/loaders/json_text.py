@@ -180,8 +180,12 @@ class _Reader:
         result = np.empty(count)
         filled = 0
         while filled < count:
-            cut = self._data.rfind(b",", start, start + CHUNK) if stop - start > CHUNK else stop
-            piece = self._data[start : cut if cut > 0 else start]
+            cut = stop
+            if stop - start > CHUNK:
+                cut = self._data.rfind(b",", start, start + CHUNK)
+                cut = self._data.find(b",", start, stop) if cut < 0 else cut  # blanks
+                cut = stop if cut < 0 else cut
+            piece = self._data[start:cut]
             if not NUMBERS.fullmatch(piece):
                 self._at = start
                 raise self._error("a list of numbers with something else in it")

@@ -154,12 +154,15 @@ def is_operation(entry: Mapping[str, Any]) -> bool:
 
 def other_kind(entry: Mapping[str, Any]) -> str:
     """Of a recurrent layer that is no LSTM, what it is."""
-    kind = OTHERS.get(class_of(entry), "")
-    for key in ("layer", "cell"):
-        inner = config_of(entry).get(key)
-        if not kind and isinstance(inner, dict):
-            kind = other_kind(inner)
-    return kind
+    waiting = [entry]
+    while waiting:
+        each = waiting.pop()
+        kind = OTHERS.get(class_of(each), "")
+        if kind:
+            return kind
+        inner = [config_of(each).get(key) for key in ("cell", "layer")]
+        waiting += [value for value in inner if isinstance(value, dict)]
+    return ""
 
 
 def told_version(entry: Mapping[str, Any], version: int | None, told: Told) -> tuple[int | None, Told]:

@@ -599,10 +599,19 @@ def _listing(shapes: Iterable[Shape]) -> str:
     return f"{' and '.join(sorted(str(_with_batch(shape)) for shape in shapes)):.200}"
 
 
+def _same_mask(a: Value | None, b: Value | None) -> bool:
+    """Whether two masks are equal; a mask may have one itself, and so on for as many layers as a file likes."""
+    while a is not b:
+        if a is None or b is None or replace(a, mask=None) != replace(b, mask=None):
+            return False
+        a, b = a.mask, b.mask
+    return True
+
+
 def _mask_of_sum(reader: _Reader, layer: Layer) -> Value | None:
     """None if any input has none, else a step counts that is real in any of them."""
     masks = [value.mask for value in layer.inputs if value.mask]
-    if not masks or all(value.mask == masks[0] for value in layer.inputs):
+    if not masks or all(_same_mask(value.mask, masks[0]) for value in layer.inputs):
         return masks[0] if masks else None
     if reader.version != 3:
         return DIFFERS
@@ -621,7 +630,7 @@ def _mask_side_by_side(reader: _Reader, layer: Layer, axis: int) -> Value | None
     first = layer.inputs[0].mask
     if all(value.mask is None for value in layer.inputs):
         return None
-    if first and axis == -1 and all(value.mask == first for value in layer.inputs):
+    if first and axis == -1 and all(_same_mask(value.mask, first) for value in layer.inputs):
         return first
     if reader.version != 3:
         return DIFFERS

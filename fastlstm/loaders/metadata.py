@@ -181,6 +181,8 @@ def find(ours: Ours, tensors: Mapping[str, LazyTensor], read: Reader, limit: flo
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
             raise FormatError(f"{quoted(name)} must be one of {', '.join(FLOATS)}, got {tensor.dtype:.100}")
+        if len(tensor.shape) > 2:
+            raise FormatError(f"{quoted(name)} must be a matrix or a vector, got {len(tensor.shape)} dimensions")
         size += math.prod(tensor.shape) * (8 if tensor.dtype == "float64" else 4)
     if size > limit:
         raise FormatError(f"the tensors of the network take {size} bytes, more than {limit} for this file")

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Contents, Found, listing
-from fastlstm.loaders.torch_names import Group, LazyTensor
+from fastlstm.loaders.torch_names import Group, LazyTensor, looks_like_parameter
 
 __all__ = ["contents", "groups"]
 
@@ -39,11 +39,14 @@ def groups(root: object, tensor: Callable[[object], LazyTensor | None]) -> list[
         if depth > MAX_DEPTH:
             raise FormatError(f"containers nested more than {MAX_DEPTH} deep")
         tensors: dict[str, LazyTensor] = {}
+        numbers: list[str] = []
         inner: list[tuple[Any, Path, int]] = []
         for key, value in item.items() if isinstance(item, Mapping) else enumerate(item):
             lazy = tensor(value)
             if isinstance(key, str) and lazy is not None:
                 tensors[key] = lazy
+            elif isinstance(key, str) and isinstance(value, (int, float)) and looks_like_parameter(key[-MAX_KEY:]):
+                numbers.append(key)
             elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
                 seen.add(id(value))
                 step = str(key) if isinstance(key, (str, int)) else type(key).__name__
@@ -52,7 +55,7 @@ def groups(root: object, tensor: Callable[[object], LazyTensor | None]) -> list[
                 inner.append((value, (path, step), depth + 1))
         waiting += reversed(inner)
         if tensors:
-            found.append(Group(_steps(path), tensors))
+            found.append(Group(_steps(path), tensors, tuple(numbers)))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -87,6 +88,12 @@ class Scope:
     def _define(self, name: str, what: str) -> None:
         if name in self.tensors or name in self.sparse or name in self.inputs or name in self.producers:
             raise FormatError(f"{what} {quoted(name)} of the graph {quoted(self.path + self.graph.name)} has a name given before")
+
+    def inside(self, outer: Scope) -> Scope:
+        """A second look at the same graph, on the way through a node of another scope; what names stand for is shared."""
+        again = copy(self)
+        again.outer, again.path, again.walked = outer, "", True
+        return again
 
     def owner(self, name: str) -> Scope | None:
         """The innermost scope that knows the name."""

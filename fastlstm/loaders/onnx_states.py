@@ -50,6 +50,7 @@ class States:
         self._zeros: dict[int, tuple[Value, bool]] = {}
         self._effort = 0
         self._inner: dict[tuple[int, int], list[Scope]] = {}  # of such a node
+        self._graphs: dict[int, Scope] = {}
 
     def find(self, scope: Scope, name: str, expected: tuple[int, ...]) -> Value | None:
         """A state of the model's own, for all its rows or for one; None for one that is the caller's to give.
@@ -134,10 +135,16 @@ class States:
             return node.op_type in RANDOM, None, []
         if key not in self._inner:
             graphs = [graph for each in node.attribute for graph in ([each.g] if each.HasField("g") else each.graphs)]
-            self._inner[key] = [Scope(graph, owner, walked=True) for graph in graphs]
+            self._inner[key] = [self._names(graph).inside(owner) for graph in graphs]
         inner = [(each, value.name) for each in self._inner[key] for value in each.graph.output]
         read = node.input[: SIZED.get(node.op_type)] if standard else node.input
         return False, key, [(owner, each) for each in read] + inner
+
+    def _names(self, graph: Any) -> Scope:
+        """What names stand for in a graph: one index, however many ways lead to it."""
+        if id(graph) not in self._graphs:
+            self._graphs[id(graph)] = Scope(graph)  # which keeps the graph, and so its id
+        return self._graphs[id(graph)]
 
     # ---- What it is ------------------------------------------------------------------------------------------------------------
 

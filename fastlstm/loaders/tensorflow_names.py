@@ -161,8 +161,8 @@ def _scopes(tensors: Mapping[str, LazyTensor], asked: str | None) -> list[Scope]
     for name in tensors if cells else ():
         path = _path(name)
         for depth in range(len(path)):  # kernel/Adam is a slot of the optimizer, input/gamma a layer normalisation
-            above = cells.get(path[:depth])
-            unknown = OLD.get(path[depth], path[depth]) not in OWN or path[depth:] == ("projection", "bias")
+            above, rest = cells.get(path[:depth]), [OLD.get(part, part) for part in path[depth : depth + 2]]
+            unknown = rest[0] not in OWN or (rest[0] == "projection" and rest[1:] != ["kernel"])
             if above is not None and unknown:
                 above.foreign = above.foreign or name
     return list(cells.values())

@@ -59,10 +59,13 @@ def _module(torch: Any, module: Any) -> Contents:
     modules = list(module.named_modules())
     tensors: dict[str, LazyTensor] = {}
     batch_first: dict[str, bool | None] = {}
-    quantized = []
+    refused = []
     for path, part in modules:
         # A scripted module has lost its class and remembers the name
         if isinstance(part, classes) or getattr(part, "original_name", None) in RECURRENT:
+            if _computes_otherwise(torch, part):
+                refused.append(_other_forward(path, part))
+                continue
             batch_first[path] = getattr(part, "batch_first", None)
             for name, value in part.state_dict().items():
                 full = f"{path}.{name}" if path else name
@@ -70,14 +73,33 @@ def _module(torch: Any, module: Any) -> Contents:
                 if tensor is not None:
                     tensors[full] = tensor
         elif type(part).__name__ in RECURRENT and "quantized" in type(part).__module__:
-            quantized.append(_quantized(path))
+            refused.append(_quantized(path))
+    others = tuple(name for name in module.state_dict() if name not in tensors)  # of a wrapper: what it makes weights of
     found = [
         replace(item, info=replace(item.info, batch_first=batch_first.get(item.name)) if item.info else None)
-        for item in find_lstms([Group((), tensors)], read)
+        for item in find_lstms([Group((), tensors, others)], read)
         if item.name in batch_first
     ]
     kinds = listing(sorted({type(part).__name__ for _, part in modules}), 5)
-    return Contents([*found, *quantized], f"a module made of {kinds}")
+    return Contents([*found, *refused], f"a module made of {kinds}")
+
+
+def _computes_otherwise(torch: Any, part: Any) -> bool:
+    """Whether an LSTM has a ``forward`` that is not PyTorch's, nor one of ours, which compute the same."""
+    if not isinstance(part, (torch.nn.RNNBase, torch.nn.RNNCellBase)) or isinstance(
+        part, (torch.nn.GRU, torch.nn.GRUCell, torch.nn.RNN, torch.nn.RNNCell)
+    ):
+        return False
+    ours = sys.modules.get("fastlstm.torch")
+    known = [kind.forward for place in (torch.nn, ours) if place is not None for kind in (place.LSTM, place.LSTMCell)]
+    return "forward" in vars(part) or type(part).forward not in known
+
+
+def _other_forward(path: str, part: Any) -> Found:
+    name = f"{type(part).__module__}.{type(part).__qualname__}"
+    what = quoted(path) if path else "the module"
+    problem = f"{what} is {name:.100}, an LSTM with a forward of its own, which may compute something else"
+    return Found(path, problem=f"{problem}: pass its state_dict() if it does not")
 
 
 def _quantized(path: str) -> Found:

@@ -27,7 +27,7 @@ from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Found, LSTMInfo, distinct, listing, quoted
 from fastlstm.weights import Weights, check_sizes, parameter_shapes
 
-__all__ = ["Array", "Group", "LazyTensor", "Reader", "find"]
+__all__ = ["Array", "Group", "LazyTensor", "Reader", "find", "looks_like_parameter"]
 
 
 # Module paths have 30 to 100 characters; longer ones would make the look-up of every prefix slow.
@@ -67,10 +67,11 @@ Reader = Callable[[Sequence[Any]], Sequence[Array]]
 
 @dataclass(frozen=True)
 class Group:
-    """One state dict: its place in a nested file, and its tensors by name."""
+    """One state dict: its place in a nested file, its tensors by name, and names of other values that an LSTM may depend on."""
 
     outer: tuple[str, ...]
     tensors: Mapping[str, LazyTensor]
+    others: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -171,17 +172,24 @@ def find(groups: Iterable[Group], reader: Reader, limit: float = math.inf, batch
     found: list[tuple[tuple[str, ...], Found]] = []
     room = MAX_PARAMETERS
     for group in groups:
-        candidates = _candidates(group.tensors, room)
+        candidates = _candidates(group, room)
         found += [(group.outer, _examine(candidate, reader, limit, batch_first)) for candidate in candidates]
         room -= sum(len(candidate.parameters) for candidate in candidates)
     return _named(found)
 
 
-def _candidates(tensors: Mapping[str, LazyTensor], room: int) -> list[Candidate]:
+def looks_like_parameter(name: str) -> bool:
+    """Whether a name, in any module, is one of a recurrent layer's parameters, or of something that belongs to one."""
+    tail = name.rpartition(".")[2]
+    return bool(DIRECT.fullmatch(tail) or FOREIGN.fullmatch(tail))
+
+
+def _candidates(group: Group, room: int) -> list[Candidate]:
     candidates: dict[str, Candidate] = {}
-    for name, tensor in tensors.items():
+    for name in (*group.tensors, *group.others):
         if len(name) > MAX_NAME or name.count(".") > MAX_DEPTH:
             raise FormatError(f"the name {quoted(name)} is {len(name)} characters long or has too many parts")
+    for name, tensor in group.tensors.items():
         prefix, parametrized, tail = f".{name}".rpartition(".parametrizations.")
         if parametrized:
             prefix = prefix[1:]
@@ -196,12 +204,15 @@ def _candidates(tensors: Mapping[str, LazyTensor], room: int) -> list[Candidate]
             if room < 0:
                 raise FormatError(f"more than {MAX_PARAMETERS} parameters of recurrent layers")
             candidates.setdefault(prefix, Candidate(prefix)).add(match[1], match[2], variant, name, tensor)
-    for name in tensors if candidates else ():
+    for name in (*group.tensors, *group.others) if candidates else ():
         parts = name.split(".")
         for depth in range(len(parts)):
             candidate = candidates.get(".".join(parts[:depth]))
             if candidate is not None and not candidate.foreign and _is_foreign(parts[depth:], candidate.is_cell):
                 candidate.foreign = name
+        own = candidates.get(".".join(parts[:-1]))
+        if own is not None and name not in group.tensors and looks_like_parameter(name):
+            own.foreign = name
         if name.endswith("_raw"):
             # Weight drop as a wrapper: the LSTM below it holds what the last training step left over of the raw tensor
             wrapped = candidates.get(".".join([*parts[:-1], "module"]))
