@@ -426,7 +426,7 @@ class Network(Generic[S]):
             both run side by side; ``row_groups`` that never wait for each other; ``unit_groups``: threads that divide the hidden
             units and meet at every step; ``chunk``: steps whose input product is taken at once (0: with the recurrent product);
             ``stride``: steps that a layer hands on to the next at a time; ``blocks_at_once``: blocks of units that a single row
-            takes together; ``patience_ns``: waits that are longer mean that other processes need the processors;
+            takes together; ``patience_ns``: a pair parts when it has lost more, and a quarter of the call, to other processes;
             ``expected_ns``: what the cost model behind the choice takes the call for, on a server of 2023; its constants are
             explained in ``kernels/plan.c``. The division depends on these arguments and on the size of L2 alone: ask with
             ``threads=64`` what a machine of 64 processors would do. A call itself may be divided otherwise: into groups that meet
@@ -436,9 +436,9 @@ class Network(Generic[S]):
         Raises
         ------
         ValueError, TypeError
-            If T or B is not an integer of 0 or more, or `threads` none of 1 to 1024.
+            If T or B is not an integer from 0 to 2^40, or `threads` none of 1 to 1024.
         """
-        T, B = as_integer("T", T, 0, 2**62), as_integer("B", B, 0, 2**62)
+        T, B = as_integer("T", T, 0, 2**40), as_integer("B", B, 0, 2**40)
         return _engine.plan(self._packed.network, T, B, _threads.allowance(threads)[0])
 
     # ---- Weights ---------------------------------------------------------------------------------------------------------------

@@ -63,8 +63,9 @@ class Tape(Generic[S]):
     :meth:`RNN.record`.
 
     It keeps copies: arrays that change afterwards do not change the gradients. Per token and direction of a layer these are 4H
-    gates, H of the cell state and P (or H) outputs, or 2H numbers of an RNN, besides the I inputs of the first layer. H, P and I
-    are rounded up to multiples of 16, and a row of a multiple of 1024 bytes has a cache line more; padding takes none.
+    gates, H of the cell state and P (or H) outputs, or 2H numbers of an RNN, besides the I inputs of the first layer. H is
+    rounded up to a multiple of 16, I and the outputs of a layer to whole cache lines; a row of a multiple of 1024 bytes has one
+    more. Padding takes none.
 
     Attributes
     ----------

@@ -956,6 +956,23 @@ def test_copies_of_one_sequence(how: str) -> None:
     same_bits(by_name(grads.input, grads.state, grads.parameters), by_name(others.input, others.state, others.parameters))
 
 
+@named(("t6000b1i1h18", "t6000b1i1h16d2", "t6000b1i1h20p7"))
+def test_a_pickled_tape_holds_its_own_call_alone(name: str) -> None:
+    """Memory of earlier calls is lent to later ones; what these leave as it was is not handed on."""
+    shape = make_case(name).shape
+    before = fastlstm.LSTM(256, 16, seed=0)
+    secret = np.float32(1234.5678)
+    for kind in (fastlstm.LSTM, fastlstm.RNN):
+        for T in range(500, 4500, 500):
+            before.record(np.full((T, 1, 256), secret))
+        options = {} if kind is fastlstm.RNN else {"proj_size": shape.P}
+        network = kind(shape.I, shape.H, bidirectional=shape.D == 2, seed=0, **options)
+        tape = network.record(np.zeros((shape.T, shape.B, shape.I), np.float32))
+        content = pickle.dumps(tape)
+        assert secret.tobytes() not in content
+        assert content == pickle.dumps(tape) == pickle.dumps(pickle.loads(content))
+
+
 def test_a_pickled_tape_runs_in_another_process(tmp_path: Path) -> None:
     """Under another instruction set too: what is kept does not depend on it."""
     case = make_case("t9b4i5h20l2d2p7", "float64", lengths=True)

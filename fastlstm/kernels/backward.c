@@ -825,7 +825,7 @@ static int run_layers(place *p)
     return FL_OK;
 }
 
-static place take_place(fl_backward_call *call, const layout *l, int thread)
+static place take_place(fl_backward_call *call, const layout *l, int thread, uint64_t found)
 {
     const fl_network *net = call->net;
     const fl_tape *tape = call->tape;
@@ -866,7 +866,7 @@ static place take_place(fl_backward_call *call, const layout *l, int thread)
         .panel = mine + l->acc,
         .rows_at = (const void **)(mine + l->acc + l->panel),
         .c_prev = (const void **)(mine + l->acc + l->panel + l->pointers),
-        .watcher = fl_watcher_of(&call->watch, thread),
+        .watcher = fl_watcher_of(&call->watch, thread, found),
     };
     p.dx = p.dy + tape->tokens * l->dy_pitch;
     p.dh = p.dx + net->D * l->dx;
@@ -880,7 +880,7 @@ void fl_backward(fl_backward_call *call, int thread)
 {
     const layout l = make_layout(call);
     const uint64_t found = fl_enter_float_state();
-    place p = take_place(call, &l, thread);
+    place p = take_place(call, &l, thread, found);
 
     if (thread == 0)
         call->begun = 1;

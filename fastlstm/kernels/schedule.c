@@ -11,8 +11,8 @@
  *
  * What two threads divide is in parts by how fast they were lately (pace.h).
  *
- * Two threads that divide hidden units wait for each other at every step. If another process takes one of their processors, the other
- * goes on alone from the next step: half as fast, but not at the mercy of the scheduler's time slices of some milliseconds.
+ * Two threads that divide hidden units wait for each other at every step. If another process takes one of their processors, the first of
+ * them goes on alone from the next step: half as fast, but not at the mercy of the scheduler's time slices of some milliseconds.
  */
 #include "schedule.h"
 #include "pace.h"
@@ -395,10 +395,8 @@ static void recur(const place *p, const layout *l, const pass *q, const char *xW
         else if (q->layer->variant)
             net->kernels->variant_cell(q->layer->variant, fl_peephole_of(net, q->layer, block + i), n, x, r, b, c_new,
                                        l->c_pitch / item, m_new, to_pitch / item, gates, gates_pitch);
-        else if (gates)
-            net->kernels->record_cell(n, x, r, b, c_new, l->c_pitch / item, m_new, to_pitch / item, gates, gates_pitch);
         else
-            net->kernels->cell(n, x, r, b, c_new, l->c_pitch / item, m_new, to_pitch / item);
+            net->kernels->cell(n, x, r, b, c_new, l->c_pitch / item, m_new, to_pitch / item, gates, gates_pitch);
     }
 }
 
@@ -510,7 +508,7 @@ static int run(place *p, const layout *l, const pass *q, fl_index first, fl_inde
 /* ---- The call ------------------------------------------------------------------------------------------------------------------ */
 
 /* A thread's place: groups of layers vary slowest, then directions, row groups, units, so that neighbours share most. */
-static place take_place(fl_call *call, const layout *l, int thread)
+static place take_place(fl_call *call, const layout *l, int thread, uint64_t found)
 {
     const fl_network *net = call->net;
     const fl_plan *plan = &call->plan;
@@ -545,7 +543,7 @@ static place take_place(fl_call *call, const layout *l, int thread)
         .hidden = (const void **)(mine + l->xW + l->hR + l->inputs),
         .rank = call->lengths ? group : row,
         .rank_step = call->lengths ? plan->row_groups : 1,
-        .watcher = fl_watcher_of(&call->watch, thread),
+        .watcher = fl_watcher_of(&call->watch, thread, found),
     };
     const fl_index width = net->has_projection ? FL_VECTORS * net->V : net->units;
     p.column = fl_min((net->has_projection ? p.projected : p.block) * width, net->P);
@@ -622,7 +620,7 @@ void fl_forward(fl_call *call, int thread)
     const layout l = make_layout(call);
     const int group = thread / call->plan.unit_groups % call->plan.row_groups;
     const uint64_t found = fl_enter_float_state();
-    place p = take_place(call, &l, thread);
+    place p = take_place(call, &l, thread, found);
     int status;
 
     if (thread == 0)
