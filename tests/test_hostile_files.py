@@ -203,6 +203,8 @@ CONTAINER: dict[str, tuple[Build, tuple[str, ...]]] = {
     "other zip": (lambda: zip_of([("readme", b"")]), ("no torch.save", "'readme'")),
     "zip cut in half": (lambda: good_zip()[: len(good_zip()) // 2], ("truncated", "no zip directory")),
     "zip without its last byte": (lambda: good_zip()[:-1], ("truncated", "no zip directory")),
+    "two zips, one behind the other": (lambda: good_zip() + good_zip(), ("bytes before the zip archive",)),
+    "zip with bytes before it": (lambda: b"PK\x03\x04" + bytes(1000) + good_zip(), ("bytes before the zip archive",)),
     "zip with bytes after it": (lambda: good_zip() + b"\n", ("no zip directory", "bytes after it")),
     "zip with a comment": (lambda: zip_of([("a/data.pkl", b"")], comment=b"x"), ("no zip directory",)),
     "zip with a wrong count": (

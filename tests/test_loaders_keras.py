@@ -331,7 +331,20 @@ def with_old_container(file: Any) -> None:
     file.move("layers", "_layer_checkpoint_dependencies")
 
 
-@pytest.mark.parametrize("change", [without_names, with_old_container])
+def with_windows_names(file: Any) -> None:
+    """What TensorFlow's file functions made of paths there: one group where others have several."""
+    with_old_container(file)
+    groups: list[str] = []
+    file.visit(lambda path: groups.append(path) if path.endswith("/vars") else None)
+    for path in groups:
+        if len(file[path]):
+            outer = path.removesuffix("/vars").replace("/", "\\")
+            file.create_group(outer)
+            file.move(path, f"{outer}/vars")
+    del file["_layer_checkpoint_dependencies"]
+
+
+@pytest.mark.parametrize("change", [without_names, with_old_container, with_windows_names])
 def test_groups_without_names_are_told_by_their_order(change: Edit, tmp_path: Path, h5py: Any) -> None:
     """As before Keras 3.7, and as in 2.13 to 2.15."""
     path = tmp_path / "x.keras"

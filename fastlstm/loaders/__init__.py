@@ -463,7 +463,7 @@ def from_tensorflow(
     variables: Mapping[str, Any],
     name: str | None = None,
     *,
-    forget_bias: float = 1.0,
+    forget_bias: float | None = None,
     cell_clip: float | None = None,
     proj_clip: float | None = None,
     batch_first: bool | None = None,
@@ -474,13 +474,15 @@ def from_tensorflow(
     ----------
     variables : mapping of str to array
         Names such as ``"rnn/multi_rnn_cell/cell_0/basic_lstm_cell/kernel"``, with or without ``":0"``; an open npz file too.
-        ``BasicLSTMCell``, ``LSTMCell`` (peepholes and projection included), ``LSTMBlockCell`` and ``LSTMBlockFusedCell``.
+        ``BasicLSTMCell``, ``LSTMCell`` (peepholes and projection included), ``LSTMBlockCell``, ``LSTMBlockFusedCell`` and
+        ``CudnnCompatibleLSTMCell``.
         The cells of a ``MultiRNNCell`` are layers, ``fw`` and ``bw`` are directions.
     name : str, optional
         Which LSTM: the scope of the cell, the ``multi_rnn_cell`` or the ``bidirectional_rnn``. Needed if there are several, and
         for a cell whose scope has a name of its own.
-    forget_bias : float
-        What the cell was made with: TensorFlow adds it at every step and does not store it. Here it is part of the bias.
+    forget_bias : float, optional
+        What the cell was made with: TensorFlow adds it at every step and does not store it. Here it is part of the bias. By
+        default what TensorFlow's own code has: 0 of a ``cudnn_compatible_lstm_cell``, 1 of all others.
     cell_clip, proj_clip : float, optional
         What the cell was made with, not stored either. (The documentation of ``LSTMBlockCell`` says that cell_clip is 3 by
         default; its code clips only if asked.)
@@ -502,12 +504,14 @@ def from_tensorflow(
     from fastlstm.cell import Cell
     from fastlstm.loaders import live, tensorflow_names
 
-    if not isinstance(forget_bias, (int, float, np.number)):
-        raise TypeError(f"forget_bias must be a number, got {forget_bias!r:.100}")
-    if not np.isfinite(forget_bias):
-        raise ValueError(f"forget_bias must be a finite number, got {forget_bias!r:.100}")
+    if forget_bias is not None:
+        if not isinstance(forget_bias, (int, float, np.number)):
+            raise TypeError(f"forget_bias must be a number, got {forget_bias!r:.100}")
+        if not np.isfinite(forget_bias):
+            raise ValueError(f"forget_bias must be a finite number, got {forget_bias!r:.100}")
+        forget_bias = float(forget_bias)
     tensors = live.flattened(_mapping(variables))
-    run_time = tensorflow_names.RunTime(float(forget_bias), Cell(cell_clip=cell_clip, proj_clip=proj_clip))
+    run_time = tensorflow_names.RunTime(forget_bias, Cell(cell_clip=cell_clip, proj_clip=proj_clip))
     found = tensorflow_names.find(tensors, live.read_one, run_time=run_time, asked=name)
     return _chosen(Contents(found, _summary("variables", tensors)), name, batch_first)
 

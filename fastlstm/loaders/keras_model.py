@@ -232,7 +232,8 @@ class _Reader:
         if other:
             raise FormatError(f"this is {other}, which is not run here")
         if kind not in LAYERS:
-            raise FormatError(f"its class {shown(layer.entry.get('class_name'))} is none that is run here")
+            own = "" if kind else " (nor is it Keras' own: what an LSTM inside it is told to do, the caller has to say)"
+            raise FormatError(f"its class {shown(layer.entry.get('class_name'))} is none that is run here{own}")
         return LAYERS[kind](self, layer)
 
     def needed(self, result: str) -> list[Plan]:

@@ -30,6 +30,8 @@ from fastlstm.weights import Weights
 
 __all__ = ["Pending", "read"]
 
+FOREIGN = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # domains in which no model has functions of its own
+
 LSTMS = {("", "LSTM"), ("ai.onnx", "LSTM"), ("com.microsoft", "DynamicQuantizeLSTM")}
 OLDEST = 7  # operator set
 MAX_RANK = 16
@@ -205,7 +207,10 @@ class _Reader:
         kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
         operator = OPERATORS.get(kind)
         if operator is None:
-            raise FormatError(f"node {quoted(label(node))} is a {quoted(kind)}, which is not run here")
+            ours = (
+                "" if node.domain in FOREIGN else "; if it is a function of the model: onnx.inliner.inline_local_functions first"
+            )
+            raise FormatError(f"node {quoted(label(node))} is a {quoted(kind)}, which is not run here{ours}")
         inputs = list(node.input)
         while inputs and not inputs[-1]:
             inputs.pop()

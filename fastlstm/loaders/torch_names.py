@@ -47,6 +47,7 @@ FOREIGN_WORD = re.compile(r"(^|_)(peephole|layer_?norm|batch_?norm|norm|ln|bn|ga
 STATE, START = r"([hc]x?|hidden|cell|state|hidden_state|cell_state)s?", r"(0|init|initial|learned|start)"
 INITIAL = re.compile(rf"{STATE}_?{START}|{START}_?{STATE}(_?0)?|[hc]x")
 HINTS = {
+    "original": "a parametrization: torch.nn.utils.parametrize.remove_parametrizations makes a plain tensor of it",
     "raw": "weight drop: rename the raw tensor to the plain name",
     "scale": "a scale for some parameters and none for others",
 }
@@ -412,7 +413,4 @@ def _named(found: Sequence[tuple[tuple[str, ...], Found]]) -> list[Found]:
 
 
 def _unwrapped(name: str) -> str:
-    parts = name.split(".")
-    while parts and parts[0] in ("module", "_orig_mod"):
-        del parts[0]
-    return ".".join(parts)
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
