@@ -523,14 +523,16 @@ class Network(Generic[S]):
         Parameters
         ----------
         path : str or os.PathLike
-            An npz file if it ends with ``.npz``, else a safetensors file: for loading, the content decides. Replaced if it
-            exists, with the same permissions. The file is written beside its place and then moved there: `path` never holds
-            half a file.
+            An npz file if it ends with ``.npz``, else a safetensors file, whatever its name but one of another format (``.pt``,
+            ``.h5``, ``.onnx``, ...). Replaced if it exists, with the same permissions. The file is written beside its place and
+            then moved there: `path` never holds half a file.
 
         Raises
         ------
         OSError
-            If it cannot be written; nothing has changed then.
+            If it cannot be written, or something else than a file is there; nothing has changed then.
+        ValueError
+            If it ends as files of another format do; ``.onnx`` is for :meth:`LSTM.to_onnx`.
         TypeError
             If it is no path.
         """

@@ -243,6 +243,29 @@ def test_saving_where_nothing_can_be_saved(tmp_path: Path) -> None:
     assert os.listdir(folder) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    lstm, fifo = fastlstm.LSTM(5, 7), tmp_path / "fifo.npz"
+    os.mkfifo(fifo)
+    (tmp_path / "link.npz").symlink_to(fifo)
+    (tmp_path / "folder.npz").mkdir()
+    before = sorted(os.listdir(tmp_path))
+    for path, error in (
+        (fifo, OSError),
+        (tmp_path / "link.npz", OSError),
+        ("/dev/null", OSError),
+        (tmp_path / "folder.npz", IsADirectoryError),
+        (f"{tmp_path}/new/", IsADirectoryError),
+        (f"{tmp_path}/new/.", IsADirectoryError),
+        ("", FileNotFoundError),
+    ):
+        with pytest.raises(error) as caught:
+            lstm.save(path)
+        assert caught.value.filename == os.fspath(path)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert fifo.is_fifo()
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("name", ["network.npz", "network.NPZ"])
 def test_the_suffix_says_what_is_saved(tmp_path: Path, name: str, batch_first: bool) -> None:
@@ -255,6 +278,12 @@ def test_the_suffix_says_what_is_saved(tmp_path: Path, name: str, batch_first: b
     fastlstm.RNN(5, 7, seed=0).save(tmp_path / name)
     with np.load(tmp_path / name) as archive:
         assert archive["weight_hh_l0"].shape == (7, 7)
+    with pytest.raises(ValueError, match=r"save writes \.safetensors or \.npz, got \.onnx; to_onnx writes"):
+        lstm.save(tmp_path / "network.ONNX")
+    for suffix in (".pt", ".pth", ".h5", ".keras", ".json", ".nam", ".msgpack"):
+        with pytest.raises(ValueError, match=f"save writes .safetensors or .npz, got {suffix}$"):
+            lstm.save(tmp_path / f"network{suffix}")
+    assert os.listdir(tmp_path) == [name]
     lstm.save(tmp_path / "network")  # whatever else it is called
     assert load_file(tmp_path / "network").keys() == stored.keys()
     assert fastlstm.load(tmp_path / "network").batch_first == batch_first

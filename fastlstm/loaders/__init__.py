@@ -54,6 +54,7 @@ FORMATS = (
     "guitarml_file",
     "rtneural_file",
 )
+OF_OTHERS = (".onnx", ".pt", ".pth", ".h5", ".keras", ".json", ".nam", ".msgpack")  # suffixes that `save` would belie
 PLAIN_TENSORS = ("safetensors_file", "npz_file")  # those that layout= is for
 
 
@@ -218,7 +219,7 @@ def writer(name: str, path: str | os.PathLike[str], otherwise: str | None = None
     Raises
     ------
     ValueError
-        If it has another suffix, and there is no form to take `otherwise`.
+        If it has another suffix, and there is no form to take `otherwise`, or it is that of another format.
     TypeError
         If it is no path.
     """
@@ -230,6 +231,9 @@ def writer(name: str, path: str | os.PathLike[str], otherwise: str | None = None
     suffix = os.path.splitext(text)[1].lower()
     if suffix not in writers and otherwise is None:
         raise ValueError(f"{text}: a suffix of {' or '.join(writers)} expected, got {suffix or 'none'}")
+    if suffix in OF_OTHERS:
+        advice = "; to_onnx writes ONNX models" if suffix == ".onnx" else ""
+        raise ValueError(f"{text}: save writes {' or '.join(writers)}, got {suffix}{advice}")
     return partial(writers[suffix if suffix in writers else f".{otherwise}"], text)
 
 
