@@ -1,6 +1,8 @@
 """The instruction set of the kernels: the best this machine has, or the one that ``FASTLSTM_ISA`` names."""
 
 import os
+import sys
+from itertools import pairwise
 
 from fastlstm import _engine
 
@@ -24,9 +26,19 @@ def _choose() -> str:
     try:
         _engine.choose_isa(wanted)
     except ValueError:
-        have = ", ".join(available_isas())
-        raise ImportError(f"FASTLSTM_ISA={wanted[:100]!r}: this machine has {have}") from None
+        message = f"FASTLSTM_ISA={wanted[:100]!r}: this machine has {', '.join(available_isas())}"
+        if _is_command():
+            print("fastlstm: error:", message, file=sys.stderr)
+            raise SystemExit(2) from None
+        raise ImportError(message) from None
     return wanted
+
+
+def _is_command() -> bool:
+    """Whether this import is that of the command ``fastlstm``, whose users no traceback helps; its own code comes later."""
+    if sys.argv[:1] == ["-m"]:  # Python looks for the module that it is to run
+        return ("-m", "fastlstm") in pairwise(sys.orig_argv)
+    return os.path.basename("".join(sys.argv[:1])) == "fastlstm"
 
 
 isa: str = _choose()
