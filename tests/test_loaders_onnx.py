@@ -1252,9 +1252,9 @@ def test_other_objects(tmp_path: Path) -> None:
 def test_onnx_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     for act in (lambda: load(GOLDEN / "cell.onnx"), lambda: scan(GOLDEN / "cell.onnx"), lambda: from_onnx(GOLDEN / "cell.onnx")):
-        with pytest.raises(ImportError, match=r'pip install "fastlstm\[onnx\]"'):
+        with pytest.raises(ImportError, match="pip install onnx"):
             act()
-    with pytest.raises(ImportError, match=r'pip install "fastlstm\[onnx\]"'):
+    with pytest.raises(ImportError, match="pip install onnx"):
         fastlstm.LSTM(2, 3).to_onnx("x.onnx")
 
 
