@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastlstm.loaders.keras_config import Told
     from fastlstm.loaders.source import SourceFile
     from fastlstm.lstm import LSTM
+    from fastlstm.models.graph import Graph
     from fastlstm.models.model import Model
 
 __all__ = [
@@ -237,7 +238,7 @@ def writer(name: str, path: str | os.PathLike[str], otherwise: str | None = None
     return partial(writers[suffix if suffix in writers else f".{otherwise}"], text)
 
 
-def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, external_data: bool = False) -> Model:
+def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, external_data: bool = False) -> Model | Graph:
     """Load a whole small model: LSTMs and the layers around them, as a file describes it.
 
     Parameters
@@ -252,11 +253,11 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
 
     Returns
     -------
-    Model
-        To be called with arrays, or for ``stream()``. Of an ONNX model a :class:`fastlstm.models.graph.Graph`: it is called with
-        the graph's inputs, in the order and the shapes of the file (``model.inputs``), gives its outputs, a tuple if they are
-        several, and does not stream. LSTMs run in the engine, the operators of ``fastlstm.operators`` in NumPy; float16
-        runs as float32.
+    Model or Graph
+        A :class:`fastlstm.models.model.Model`, to be called with arrays, or for ``stream()``. Of an ONNX model a
+        :class:`fastlstm.models.graph.Graph`: it is called with the graph's inputs, in the order and the shapes of the file
+        (``model.inputs``), gives its outputs, a tuple if they are several, and does not stream. LSTMs run in the engine, the
+        operators of ``fastlstm.operators`` in NumPy; float16 runs as float32.
 
     Raises
     ------
@@ -284,7 +285,7 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
         try:
             if make is None:
                 raise FormatError("the file holds weights and not how a whole model is made of them")
-            model: Model = make(file)
+            model: Model | Graph = make(file)
         except ValueError as error:
             names = [item.name for item in loader.find(file).found if item.info and not item.info.problem]
             alone = f"; the LSTM alone: fastlstm.load(path, name={quoted(names[0])})" if names else ""

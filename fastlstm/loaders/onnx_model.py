@@ -205,7 +205,7 @@ class _Reader:
         kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
         operator = OPERATORS.get(kind)
         if operator is None:
-            raise FormatError(f"node {quoted(label(node))} is a {quoted(kind)}, which is not run here")
+            raise FormatError(f"node {quoted(label(node))} is {quoted(kind)}, which is not run here")
         inputs = list(node.input)
         while inputs and not inputs[-1]:
             inputs.pop()
