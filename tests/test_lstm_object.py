@@ -450,11 +450,31 @@ def test_stream_reset_of_rows_is_resets(case: Case, kind: Any) -> None:
     resets = np.random.default_rng(7).random((s.T, s.B)) < 0.3
     resets[4], resets[5] = True, False
     stream = lstm.stream(batch_size=s.B)
-    outputs = []
+    masked, outputs = lstm.stream(batch_size=s.B), []
     for x_t, rows in zip(case.x, resets, strict=True):
+        masked.reset(rows=rows)
+        masked.step(x_t)
         stream.reset(rows=kind(np.flatnonzero(rows).tolist()) if rows.any() else [])
         outputs.append(stream.step(x_t))
     assert_same_bytes((np.stack(outputs), *stream.state), flat(lstm(case.x, resets=resets)))
+    assert [s.tobytes() for s in masked.state] == [s.tobytes() for s in stream.state]
+
+
+def test_a_stream_is_shown() -> None:
+    lstm = fastlstm.LSTM(3, 4, batch_first=True)
+    stream = lstm.stream(batch_size=2)
+    assert [repr(each) for each in (stream, copy.copy(stream))] == ["Stream(LSTM(3, 4), batch_size=2)"] * 2
+    assert repr(fastlstm.RNN(3, 4, nonlinearity="relu").stream()) == "Stream(RNN(3, 4, nonlinearity='relu'), batch_size=1)"
+
+
+@pytest.mark.parametrize("network", [fastlstm.LSTM, fastlstm.RNN])
+def test_dropout_is_asked_for_elsewhere(network: Any) -> None:
+    """PyTorch takes it when a network is made."""
+    for nothing in (0, 0.0):
+        assert network(1, 4, 2, dropout=nothing).num_layers == 2
+    for dropout in (0.5, 1, None, "0"):
+        with pytest.raises(ValueError, match=r"dropout must be 0, got .*record\(x, dropout=\)"):
+            network(1, 4, 2, dropout=dropout)
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
