@@ -236,7 +236,7 @@ def demo(args: argparse.Namespace) -> int:
     from fastlstm.demo import run
 
     lacking = args.plot is None and not args.no_plot and find_spec("matplotlib") is None  # which nobody has asked for
-    agrees = run(None if args.no_plot or lacking else args.plot or PLOT)
+    agrees = run(None if args.no_plot or lacking else PLOT if args.plot is None else args.plot)
     if lacking:
         print("Plot      none, matplotlib is not installed: pip install matplotlib")
     if agrees:
