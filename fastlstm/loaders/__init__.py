@@ -85,6 +85,8 @@ def scan(path: str | os.PathLike[str], *, external_data: bool = False) -> list[L
     ------
     FormatError
         If the file cannot be read, or if none of the LSTMs in it can be loaded; the message says why.
+    TypeError
+        If `path` is no path, or `external_data` neither true nor false.
     OSError
         If the system refuses.
     ImportError
@@ -153,6 +155,8 @@ def load(
         If the file cannot be read, or holds no LSTM, or several and no name is given, or none of that name, or one that cannot be
         loaded exactly. The message names the file and the tensor, what was expected and what was found. A ``ValueError``.
         Without a name, an LSTM that cannot be loaded counts: the only other one is not taken for the one that is meant.
+    ValueError, TypeError
+        If an argument has another value or type; the message names it.
     OSError
         If the system refuses.
     ImportError
@@ -198,10 +202,12 @@ def convert(
 
     Raises
     ------
-    ValueError
-        If `target` has another suffix. A FormatError, as from :func:`load`, is one too.
+    FormatError
+        As from :func:`load`. A ``ValueError``.
+    ValueError, TypeError
+        If `target` has another suffix, or an argument another value or type; the message names it.
     OSError
-        If the system refuses.
+        If the system refuses, or there is something else than a file in the place of `target`.
     ImportError
         If reading that format needs a package that is not installed; the message says which.
     """
@@ -264,6 +270,8 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
     FormatError
         If the file cannot be read, or describes no whole model, or one with a layer that is not run here: the message names the
         first, and how to load the LSTM alone. A ``ValueError``.
+    TypeError
+        If `path` is no path, or a flag neither true nor false.
     OSError
         If the system refuses.
     ImportError
@@ -501,8 +509,8 @@ def from_tensorflow(
     ------
     FormatError
         If there is no LSTM, or several and no name is given, or one that cannot be taken exactly. A ``ValueError``.
-    TypeError
-        If it is no mapping.
+    ValueError, TypeError
+        If it is no mapping, or an argument has another value or type; the message names it.
     """
     from fastlstm.cell import Cell
     from fastlstm.loaders import live, tensorflow_names
