@@ -104,7 +104,7 @@ def fail(message: str, args: argparse.Namespace) -> int:
 def one_line(message: str, args: argparse.Namespace) -> str:
     """A message in the words of the command line: options in the place of the arguments of Python's functions.
 
-    A message has an argument as ``name=`` or ``name=value``, or at its beginning what was given wrongly.
+    A message has an argument as ``name=`` or ``name=value``, or begins with what was given wrongly.
     """
     options: dict[str, str] = args.options
     line = " ".join(message.splitlines())
@@ -235,8 +235,11 @@ def add_external_data(sub: argparse.ArgumentParser) -> None:
 def demo(args: argparse.Namespace) -> int:
     from fastlstm.demo import run
 
-    lacking = args.plot is None and not args.no_plot and find_spec("matplotlib") is None  # which nobody has asked for
-    agrees = run(None if args.no_plot or lacking else PLOT if args.plot is None else args.plot)
+    plot, lacking = args.plot, False
+    if plot is None and not args.no_plot:  # nobody has asked for it: what it needs may be missing
+        lacking = find_spec("matplotlib") is None
+        plot = None if lacking else PLOT
+    agrees = run(plot)
     if lacking:
         print("Plot      none, matplotlib is not installed: pip install matplotlib")
     if agrees:
