@@ -42,7 +42,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError("fastlstm.torch needs PyTorch: pip install torch") from error
 from torch.autograd import forward_ad
 
 import fastlstm

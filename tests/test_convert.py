@@ -332,7 +332,8 @@ def test_to_torch(dtype: str, options: dict[str, Any]) -> None:
         ("an initial state", "an initial state of its own"),
         ("reverse", "a reverse direction alone"),
         ("activations", "another cell"),
-        ("merge mode", "made one"),
+        ("merge mode", r"made one \(merge_mode\)"),
+        ("a pair of peepholes", r"not side by side \(merge_mode=None\)"),
     ],
 )
 def test_variants_are_not_pytorchs(case: str, part: str) -> None:

@@ -37,6 +37,7 @@ from test_same_bits import LAYOUTS
 
 import fastlstm
 from fastlstm import _engine, reference
+from fastlstm.tape import _BACKWARD
 from fastlstm.weights import Weights
 
 Named = dict[str, np.ndarray]  # "input", "h_0", "c_0" and the parameters
@@ -870,10 +871,40 @@ def test_a_tape_is_used_once(recompute: bool) -> None:
     kept = tape.output.copy()
     tape.backward(asked(case)[0])
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"this tape was used before.*record again"):
+        with pytest.raises(RuntimeError, match=r"this tape was used before, or interrupted.*record again"):
             tape.backward(asked(case)[0])
     assert tape.nbytes == 0
     assert tape.output.tobytes() == kept.tobytes()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_tape_that_was_interrupted_keeps_nothing(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case("t7b3i5h8l2")
+    tape = case.network().record(case.x, recompute=recompute)
+    before = tape.nbytes
+    assert before > 0
+
+    def breaks_off(error: BaseException) -> Any:
+        def run(*arguments: Any) -> None:
+            raise error
+
+        return dict.fromkeys(_BACKWARD, run)
+
+    monkeypatch.setattr("fastlstm.tape._BACKWARD", breaks_off(MemoryError()))
+    with pytest.raises(MemoryError):
+        tape.backward(asked(case)[0])
+    assert tape.nbytes == before
+    monkeypatch.setattr("fastlstm.tape._BACKWARD", breaks_off(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        tape.backward(asked(case)[0])
+    assert tape.nbytes == 0
+    with pytest.raises(RuntimeError, match="interrupted"):
+        tape.backward(asked(case)[0])
+
+
+def test_a_tape_shows_its_shape() -> None:
+    case = make_case("t5b2i3h4")
+    assert repr(case.network().record(case.x)) == "Tape(output: (5, 2, 4))"
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -1101,7 +1132,7 @@ assert subnormals_work()
 try:
     tape.backward(ones)
 except RuntimeError as error:
-    assert "used before" in str(error)
+    assert "interrupted" in str(error)
 else:
     raise AssertionError("half used up")
 assert tape.nbytes == 0

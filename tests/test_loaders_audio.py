@@ -155,6 +155,7 @@ BAD_NAM: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "a hidden size of -4": (config(hidden_size=-4), ("hidden_size, a positive integer, got -4",)),
     "a hidden size of 2^40": (config(hidden_size=2**40), ("hidden_size, a positive integer",)),
     "a hidden size of 4.5": (config(hidden_size=4.5), ("hidden_size, a positive integer, got 4.5",)),
+    "a hidden size as text": (config(hidden_size="8"), ("hidden_size, a positive integer, got '8'",)),
     "a hidden size that is true": (config(hidden_size=True), ("hidden_size, a positive integer, got True",)),
     "2^31 - 1 layers": (config(num_layers=2**31 - 1), ("num_layers is 2147483647",)),
     "another key": (config(bidirectional=True), ("config must be an object with",)),

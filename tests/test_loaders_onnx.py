@@ -1252,9 +1252,9 @@ def test_other_objects(tmp_path: Path) -> None:
 def test_onnx_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     for act in (lambda: load(GOLDEN / "cell.onnx"), lambda: scan(GOLDEN / "cell.onnx"), lambda: from_onnx(GOLDEN / "cell.onnx")):
-        with pytest.raises(ImportError, match=r'pip install "fastlstm\[onnx\]"'):
+        with pytest.raises(ImportError, match="pip install onnx"):
             act()
-    with pytest.raises(ImportError, match=r'pip install "fastlstm\[onnx\]"'):
+    with pytest.raises(ImportError, match="pip install onnx"):
         fastlstm.LSTM(2, 3).to_onnx("x.onnx")
 
 
@@ -1506,6 +1506,10 @@ def test_what_the_operator_has_no_words_for(change: dict[str, Any], part: str) -
 def test_export_of_other_networks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no words for a projection \(proj_size\)"):
         fastlstm.LSTM(I, H, proj_size=2).to_onnx(tmp_path / "x")
+    for merge_mode, words in (("sum", "made one"), (None, "not side by side")):
+        pair = replace(fastlstm.LSTM(I, H, bidirectional=True).weights, merge_mode=merge_mode)
+        with pytest.raises(ValueError, match=f"has no words for outputs of two directions {words}"):
+            onnx_model(pair)
     both = fastlstm.LSTM(I, H, bidirectional=True).weights
     clipped = Weights((replace(both.layers[0], cell=Cell(gate_clip=1.0)), both.layers[1]), True)
     with pytest.raises(ValueError, match="directions with different clips"):

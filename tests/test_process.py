@@ -709,6 +709,11 @@ def test_an_unknown_instruction_set_is_an_import_error(name: str) -> None:
     assert len(last) < 300
 
 
+def test_pytorch_is_missing() -> None:
+    done = run_python("import sys; sys.modules['torch'] = None; import fastlstm.torch", check=False)
+    assert done.stderr.strip().splitlines()[-1] == "ImportError: fastlstm.torch needs PyTorch: pip install torch"
+
+
 def test_sources_that_are_not_compiled_say_so() -> None:
     """As in a clone, whose folder Python asks before it looks for what is installed."""
     done = run_python("import sys; sys.modules['fastlstm._engine'] = None; import fastlstm", check=False)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastlstm.loaders.keras_config import Told
     from fastlstm.loaders.source import SourceFile
     from fastlstm.lstm import LSTM
+    from fastlstm.models.graph import Graph
     from fastlstm.models.model import Model
 
 __all__ = [
@@ -54,6 +55,7 @@ FORMATS = (
     "guitarml_file",
     "rtneural_file",
 )
+OF_OTHERS = (".onnx", ".pt", ".pth", ".h5", ".keras", ".json", ".nam", ".msgpack")  # suffixes that `save` would belie
 PLAIN_TENSORS = ("safetensors_file", "npz_file")  # those that layout= is for
 
 
@@ -83,6 +85,8 @@ def scan(path: str | os.PathLike[str], *, external_data: bool = False) -> list[L
     ------
     FormatError
         If the file cannot be read, or if none of the LSTMs in it can be loaded; the message says why.
+    TypeError
+        If `path` is no path, or `external_data` neither true nor false.
     OSError
         If the system refuses.
     ImportError
@@ -151,6 +155,8 @@ def load(
         If the file cannot be read, or holds no LSTM, or several and no name is given, or none of that name, or one that cannot be
         loaded exactly. The message names the file and the tensor, what was expected and what was found. A ``ValueError``.
         Without a name, an LSTM that cannot be loaded counts: the only other one is not taken for the one that is meant.
+    ValueError, TypeError
+        If an argument has another value or type; the message names it.
     OSError
         If the system refuses.
     ImportError
@@ -196,10 +202,12 @@ def convert(
 
     Raises
     ------
-    ValueError
-        If `target` has another suffix. A FormatError, as from :func:`load`, is one too.
+    FormatError
+        As from :func:`load`. A ``ValueError``.
+    ValueError, TypeError
+        If `target` has another suffix, or an argument another value or type; the message names it.
     OSError
-        If the system refuses.
+        If the system refuses, or there is something else than a file in the place of `target`.
     ImportError
         If reading that format needs a package that is not installed; the message says which.
     """
@@ -218,7 +226,7 @@ def writer(name: str, path: str | os.PathLike[str], otherwise: str | None = None
     Raises
     ------
     ValueError
-        If it has another suffix, and there is no form to take `otherwise`.
+        If it has another suffix, and there is no form to take `otherwise`, or it is that of another format.
     TypeError
         If it is no path.
     """
@@ -230,10 +238,13 @@ def writer(name: str, path: str | os.PathLike[str], otherwise: str | None = None
     suffix = os.path.splitext(text)[1].lower()
     if suffix not in writers and otherwise is None:
         raise ValueError(f"{text}: a suffix of {' or '.join(writers)} expected, got {suffix or 'none'}")
+    if suffix in OF_OTHERS:
+        advice = "; to_onnx writes ONNX models" if suffix == ".onnx" else ""
+        raise ValueError(f"{text}: save writes {' or '.join(writers)}, got {suffix}{advice}")
     return partial(writers[suffix if suffix in writers else f".{otherwise}"], text)
 
 
-def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, external_data: bool = False) -> Model:
+def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, external_data: bool = False) -> Model | Graph:
     """Load a whole small model: LSTMs and the layers around them, as a file describes it.
 
     Parameters
@@ -248,17 +259,19 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
 
     Returns
     -------
-    Model
-        To be called with arrays, or for ``stream()``. Of an ONNX model a :class:`fastlstm.models.graph.Graph`: it is called with
-        the graph's inputs, in the order and the shapes of the file (``model.inputs``), gives its outputs, a tuple if they are
-        several, and does not stream. LSTMs run in the engine, the operators of ``fastlstm.operators`` in NumPy; float16
-        runs as float32.
+    Model or Graph
+        A :class:`fastlstm.models.model.Model`, to be called with arrays, or for ``stream()``. Of an ONNX model a
+        :class:`fastlstm.models.graph.Graph`: it is called with the graph's inputs, in the order and the shapes of the file
+        (``model.inputs``), gives its outputs, a tuple if they are several, and does not stream. LSTMs run in the engine, the
+        operators of ``fastlstm.operators`` in NumPy; float16 runs as float32.
 
     Raises
     ------
     FormatError
         If the file cannot be read, or describes no whole model, or one with a layer that is not run here: the message names the
         first, and how to load the LSTM alone. A ``ValueError``.
+    TypeError
+        If `path` is no path, or a flag neither true nor false.
     OSError
         If the system refuses.
     ImportError
@@ -280,7 +293,7 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
         try:
             if make is None:
                 raise FormatError("the file holds weights and not how a whole model is made of them")
-            model: Model = make(file)
+            model: Model | Graph = make(file)
         except ValueError as error:
             names = [item.name for item in loader.find(file).found if item.info and not item.info.problem]
             alone = f"; the LSTM alone: fastlstm.load(path, name={quoted(names[0])})" if names else ""
@@ -498,8 +511,8 @@ def from_tensorflow(
     ------
     FormatError
         If there is no LSTM, or several and no name is given, or one that cannot be taken exactly. A ``ValueError``.
-    TypeError
-        If it is no mapping.
+    ValueError, TypeError
+        If it is no mapping, or an argument has another value or type; the message names it.
     """
     from fastlstm.cell import Cell
     from fastlstm.loaders import live, tensorflow_names

@@ -95,7 +95,7 @@ def found(
     others = tuple(alias for alias in aliases if alias != name)
     try:
         if make_plan and told.names():
-            raise FormatError(f"its configuration is in the file: leave out {', '.join(told.names())}")
+            raise FormatError(f"{', '.join(told.names())}: leave out, its configuration is in the file")
         plan = make_plan() if make_plan else None
         if layout is None:
             raise FormatError(

@@ -210,7 +210,7 @@ class _Reader:
             ours = (
                 "" if node.domain in FOREIGN else "; if it is a function of the model: onnx.inliner.inline_local_functions first"
             )
-            raise FormatError(f"node {quoted(label(node))} is a {quoted(kind)}, which is not run here{ours}")
+            raise FormatError(f"node {quoted(label(node))} is {quoted(kind)}, which is not run here{ours}")
         inputs = list(node.input)
         while inputs and not inputs[-1]:
             inputs.pop()

@@ -118,7 +118,7 @@ def model(file: SourceFile) -> Model:
             inputs = size
             steps.append(Activate(name, (before,), _activation(name, layer)))
         else:
-            raise FormatError(f"{name} is a {quoted(kind)}, which is not run here")
+            raise FormatError(f"{name} is {quoted(kind)}, which is not run here")
         if inputs != size:
             raise FormatError(f"{name} takes {inputs} inputs, there are {size}")
         size, before = last_size(layer), name

@@ -120,7 +120,8 @@ def to_module(weights: Weights, batch_first: bool) -> Any:
         "an initial state of its own": any(layer.h_0 is not None for layer in weights.layers),
         "peepholes": any(layer.weight_peephole is not None for layer in weights.layers),
         "a reverse direction alone": weights.reverse,
-        "outputs of two directions made one (merge_mode)": weights.merge_mode != "concat",
+        "outputs of two directions made one (merge_mode)": weights.merge_mode not in ("concat", None),
+        "outputs of two directions not side by side (merge_mode=None)": weights.merge_mode is None,
         "another cell (activations, coupled gates or clipping)": any(layer.cell != PLAIN for layer in weights.layers),
     }
     found = [what for what, present in variants.items() if present]
