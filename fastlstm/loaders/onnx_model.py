@@ -16,13 +16,13 @@ import numpy as np
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders import onnx_lstm
-from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import quoted
 from fastlstm.loaders.onnx_constants import DTYPES, FOLD, TYPES, Constants, Value, check_inside, effort
 from fastlstm.loaders.onnx_constants import read as compute
 from fastlstm.loaders.onnx_external import Folder
 from fastlstm.loaders.onnx_graph import Scope, attributes, label
 from fastlstm.loaders.source import weights_limit
+from fastlstm.loaders.tensors import STORED, to_floats
 from fastlstm.lstm import LSTM
 from fastlstm.models.graph import Constant, Graph, GraphInput, GraphStep, LSTMNode, Node
 from fastlstm.operators.table import OPERATORS

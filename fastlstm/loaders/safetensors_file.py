@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.files import write_whole
 from fastlstm.loaders import metadata, nested, schemes
-from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import Contents, quoted
 from fastlstm.loaders.source import SourceFile
-from fastlstm.loaders.torch_names import Array, Group
+from fastlstm.loaders.tensors import STORED, to_floats
+from fastlstm.loaders.torch_names import Group
 from fastlstm.weights import MAX_SIZE, Weights
 
 __all__ = ["find", "recognises", "write_safetensors"]

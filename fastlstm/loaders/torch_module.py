@@ -12,7 +12,8 @@ from fastlstm.cell import PLAIN
 from fastlstm.loaders import nested
 from fastlstm.loaders.found import Contents, Found, listing, quoted
 from fastlstm.loaders.live import lazy, read
-from fastlstm.loaders.torch_names import Group, LazyTensor
+from fastlstm.loaders.tensors import LazyTensor
+from fastlstm.loaders.torch_names import Group
 from fastlstm.loaders.torch_names import find as find_lstms
 from fastlstm.weights import Weights
 
