@@ -19,12 +19,13 @@ import numpy as np
 from fastlstm.arrays import Array
 from fastlstm.cell import PLAIN, Activation, Cell
 from fastlstm.errors import FormatError
+from fastlstm.loaders import strict_json
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
 from fastlstm.loaders.tensors import LazyTensor, Reader, check_dtype, check_size, handed_over, precision
 from fastlstm.rounding import TYPES
 from fastlstm.weights import Weights
 
-__all__ = ["KEY", "MAX_TEXT", "Ours", "batch_first", "find", "parse", "text_of", "unique"]
+__all__ = ["KEY", "MAX_TEXT", "Ours", "batch_first", "find", "parse", "text_of"]
 
 KEY = "fastlstm"
 MAX_TEXT = 200_000  # characters: a thousand cells, each of its own kind
@@ -92,7 +93,7 @@ def parse(text: object) -> Ours:
     try:
         if not isinstance(text, str) or len(text) > MAX_TEXT:
             raise ValueError(f"one text of at most {MAX_TEXT} characters expected")
-        ours = json.loads(text, object_pairs_hook=unique)
+        ours = strict_json.loads(text, "JSON text")
         if not isinstance(ours, dict) or "batch_first" not in ours:
             raise ValueError("an object with batch_first expected")
         for key, value in ours.items():
@@ -156,16 +157,6 @@ def _to_cell(value: object) -> Cell:
 
 def _number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make the object of a JSON text; refuse two equal names, of which Python would take the last."""
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise FormatError(f"the JSON text has {quoted(twice)} twice")
-    return result
 
 
 def find(ours: Ours, tensors: Mapping[str, LazyTensor], read: Reader, limit: float) -> list[Found]:
