@@ -217,7 +217,7 @@ class _Reader:
         given = attributes_of(node, operator.attributes, operator.needs)
         for name, of in operator.attributes.items():
             if of == "t" and name in given:
-                tensor = self.constants._tensor(given[name], node.output[0], id(node))
+                tensor = self.constants.tensor(given[name], node.output[0], id(node))
                 given[name] = self.array(tensor, node.output[0])
         for place in operator.off:
             if len(inputs) > place and inputs[place]:
