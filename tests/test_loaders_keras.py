@@ -24,7 +24,7 @@ import pytest
 import fastlstm
 from fastlstm import FormatError, LayerWeights, Weights
 from fastlstm.cell import PLAIN, Activation, Cell
-from fastlstm.loaders import LSTMInfo, _contents, _weights, from_keras, hdf5, keras_config, keras_live, load, scan, source
+from fastlstm.loaders import LSTMInfo, from_keras, hdf5, keras_config, keras_live, load, reading, scan, source
 
 GOLDEN = Path(__file__).parent / "golden"
 # Keras computes in float32 too, in its own order
@@ -58,7 +58,7 @@ def given_input(size: int = 3) -> np.ndarray:
 def weights_of(path: Path, name: str | None = None) -> Weights:
     """As ``load`` reads them, before there is a network, which cannot run every variant."""
     with source.opened(path) as file:
-        return _weights(_contents(file).choose(name))
+        return reading.weights_of(reading.contents_of(file).choose(name))
 
 
 # ---- Every kind of layer in exact arithmetic -----------------------------------------------------------------------------------
@@ -166,10 +166,10 @@ def test_golden_file(file: str, h5py: Any) -> None:
     if file != "keras3.weights.h5":
         assert scan(GOLDEN / file) == infos
     with source.opened(GOLDEN / file) as opened:
-        contents = _contents(opened)
+        contents = reading.contents_of(opened)
         for item in infos:
             if item.name not in without:
-                assert_gives(_weights(contents.choose(item.name)), expected(f"{key}|{item.name}"))
+                assert_gives(reading.weights_of(contents.choose(item.name)), expected(f"{key}|{item.name}"))
 
 
 @pytest.mark.parametrize("file", ["keras3.keras", "keras3.h5", "keras2.h5"])
@@ -338,9 +338,9 @@ def test_groups_without_names_are_told_by_their_order(change: Edit, tmp_path: Pa
     path.write_bytes(edited(GOLDEN / "keras3.keras", change))
     assert scan(path) == EVERY_KIND
     with source.opened(path) as file:
-        contents = _contents(file)
+        contents = reading.contents_of(file)
         for item in EVERY_KIND:
-            assert_gives(_weights(contents.choose(item.name)), expected(f"keras3|{item.name}"))
+            assert_gives(reading.weights_of(contents.choose(item.name)), expected(f"keras3|{item.name}"))
 
 
 def test_weights_alone_without_names(tmp_path: Path, h5py: Any) -> None:
@@ -977,7 +977,7 @@ def test_live_layers_and_their_files(kind: str, keras: Any, h5py: Any, tmp_path:
 def test_live_variants(activation: str, backwards: bool, keras: Any) -> None:
     options = {"activation": activation, "recurrent_activation": "hard_sigmoid", "go_backwards": backwards}
     model = model_of(keras, keras.layers.LSTM(5, return_sequences=True, **options), 3)
-    weights = _weights(keras_live.find(model).choose(None))
+    weights = reading.weights_of(keras_live.find(model).choose(None))
     assert weights.reverse == weights.flipped == backwards
     assert_gives(weights, [keras.ops.convert_to_numpy(model(given_input()))])
 
