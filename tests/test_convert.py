@@ -336,7 +336,7 @@ def test_to_torch(dtype: str, options: dict[str, Any]) -> None:
     ],
 )
 def test_variants_are_not_pytorchs(case: str, part: str) -> None:
-    from fastlstm.loaders.torch_module import to_module
+    from fastlstm.loaders.torch.module import to_module
 
     with pytest.raises(ValueError, match=part):
         to_module(VARIANTS[case], False)

@@ -24,7 +24,10 @@ import pytest
 import fastlstm
 from fastlstm import FormatError, LayerWeights, Weights
 from fastlstm.cell import PLAIN, Activation, Cell
-from fastlstm.loaders import LSTMInfo, from_keras, hdf5, keras_config, keras_live, load, reading, scan, source
+from fastlstm.loaders import LSTMInfo, from_keras, load, reading, scan, source
+from fastlstm.loaders.keras import config as keras_config
+from fastlstm.loaders.keras import hdf5
+from fastlstm.loaders.keras import live as keras_live
 
 GOLDEN = Path(__file__).parent / "golden"
 # Keras computes in float32 too, in its own order
@@ -861,7 +864,7 @@ def test_the_child_ignores_its_environment(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the child knows its size as Linux says it")
 def test_the_child_takes_little(tmp_path: Path, h5py: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of Keras with a thousand layers are listed with less than what there always is; with nothing, none is."""
-    from fastlstm.loaders import hdf5_worker
+    from fastlstm.loaders.keras import hdf5_worker
 
     for version in ("earliest", "latest"):
         with h5py.File(tmp_path / "x.h5", "w", libver=version) as file:

@@ -28,9 +28,11 @@ from fastlstm.weights import parameter_shapes
 onnx = required("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from fastlstm.export_onnx import onnx_model  # noqa: E402
-from fastlstm.loaders import onnx_constants, onnx_file, onnx_lstm  # noqa: E402
-from fastlstm.loaders.onnx_graph import scopes  # noqa: E402
+from fastlstm.loaders.onnx import constants as onnx_constants  # noqa: E402
+from fastlstm.loaders.onnx import file as onnx_file  # noqa: E402
+from fastlstm.loaders.onnx import lstm as onnx_lstm  # noqa: E402
+from fastlstm.loaders.onnx.export import onnx_model  # noqa: E402
+from fastlstm.loaders.onnx.graph import scopes  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 SILERO = Path(__file__).parents[2] / "shared" / "data" / "silero_vad_16k_op15.onnx"

@@ -270,7 +270,7 @@ def from_torch(module_or_state_dict: Any, name: str | None = None, *, batch_firs
     TypeError
         If it is neither a module nor a mapping.
     """
-    from fastlstm.loaders import torch_module
+    from fastlstm.loaders.torch import module as torch_module
 
     return reading.chosen(torch_module.find(module_or_state_dict), name, batch_first)
 
@@ -308,7 +308,7 @@ def from_keras(layer_or_model: Any, name: str | None = None, *, batch_first: boo
     zero, as with ``zero_output_for_mask`` and as Bidirectional has them, where other layers of Keras repeat the last real one.
     Any other mask is passed with time first, ``mask=mask.T``, whether the network is ``batch_first`` or not.
     """
-    from fastlstm.loaders import keras_live
+    from fastlstm.loaders.keras import live as keras_live
 
     return reading.chosen(keras_live.find(layer_or_model), name, batch_first)
 
@@ -360,7 +360,7 @@ def from_onnx(
     ----------
     https://onnx.ai/onnx/operators/onnx__LSTM.html
     """
-    from fastlstm.loaders import onnx_file
+    from fastlstm.loaders.onnx import file as onnx_file
 
     batch_first = reading.flag_or_none("batch_first", batch_first)
     allow_nonfinite, external_data = as_flag("allow_nonfinite", allow_nonfinite), as_flag("external_data", external_data)

@@ -21,7 +21,7 @@ from fastlstm.loaders.found import Contents, Found, LSTMInfo, listing, quoted
 from fastlstm.weights import Weights
 
 if TYPE_CHECKING:
-    from fastlstm.loaders.keras_config import Told
+    from fastlstm.loaders.keras.config import Told
     from fastlstm.loaders.source import SourceFile
     from fastlstm.lstm import LSTM
     from fastlstm.models.model import Model
@@ -48,10 +48,10 @@ __all__ = [
 # Modules of this package, asked in this order: of those that are zip files, the one that says least of itself comes last
 FORMATS = (
     "safetensors_file",
-    "keras_file",
-    "torch_file",
+    "keras.file",
+    "torch.file",
     "npz_file",
-    "onnx_file",
+    "onnx.file",
     "flax_file",
     "nam_file",
     "guitarml_file",
@@ -83,7 +83,7 @@ def format_of(file: SourceFile) -> Format:
         if loader.recognises(file):
             if file.layout is not None and name not in PLAIN_TENSORS:
                 raise FormatError(f"layout={file.layout!r} is for npz and safetensors files alone")
-            if file.told is not None and name != "keras_file":
+            if file.told is not None and name != "keras.file":
                 raise FormatError(f"{', '.join(file.told.names())}: for files of Keras alone")
             return loader
     raise FormatError(describe(file))
@@ -165,7 +165,7 @@ def told(go_backwards: bool | None, **layer: str | None) -> Told | None:
     """What the caller says of a layer of Keras; None if that is nothing."""
     if go_backwards is None and all(value is None for value in layer.values()):
         return None
-    from fastlstm.loaders.keras_config import MERGE_MODES, Told
+    from fastlstm.loaders.keras.config import MERGE_MODES, Told
 
     for key, value in layer.items():
         if not isinstance(value, (str, type(None))):

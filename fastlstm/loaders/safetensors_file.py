@@ -16,11 +16,12 @@ import numpy as np
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.files import write_whole
-from fastlstm.loaders import metadata, nested, schemes, strict_json
+from fastlstm.loaders import metadata, schemes, strict_json
 from fastlstm.loaders.found import Contents, quoted
 from fastlstm.loaders.source import SourceFile
 from fastlstm.loaders.tensors import STORED, to_floats
-from fastlstm.loaders.torch_names import Group
+from fastlstm.loaders.torch import nested
+from fastlstm.loaders.torch.names import Group
 from fastlstm.weights import MAX_SIZE, Weights
 
 __all__ = ["find", "recognises", "write_safetensors"]

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fastlstm.arrays import Array
-from fastlstm.loaders import flax_names, kernel_names, tensorflow_names, torch_names
+from fastlstm.loaders import flax_names, kernel_names, tensorflow_names
 from fastlstm.loaders.found import Found, distinct
 from fastlstm.loaders.tensors import LazyTensor, Read, fill, precision
+from fastlstm.loaders.torch import names as torch_names
 
 __all__ = ["find"]
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.loaders import onnx_lstm
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.onnx_constants import DTYPES, FOLD, TYPES, Constants, Value, check_inside, effort
-from fastlstm.loaders.onnx_constants import read as compute
-from fastlstm.loaders.onnx_external import Folder
-from fastlstm.loaders.onnx_graph import Scope, attributes, label
+from fastlstm.loaders.onnx import lstm as onnx_lstm
+from fastlstm.loaders.onnx.constants import DTYPES, FOLD, TYPES, Constants, Value, check_inside, effort
+from fastlstm.loaders.onnx.constants import read as compute
+from fastlstm.loaders.onnx.external import Folder
+from fastlstm.loaders.onnx.graph import Scope, attributes, label
 from fastlstm.loaders.source import weights_limit
 from fastlstm.loaders.tensors import STORED, to_floats
 from fastlstm.lstm import LSTM

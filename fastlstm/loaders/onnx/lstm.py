@@ -19,10 +19,10 @@ from fastlstm.arrays import Array
 from fastlstm.cell import Activation, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
-from fastlstm.loaders.onnx_constants import Call, Constants, RunTime, Value, check_inside, dequantized, read
-from fastlstm.loaders.onnx_graph import Scope, attributes, label
-from fastlstm.loaders.onnx_sizes import Open, Size
-from fastlstm.loaders.onnx_states import States
+from fastlstm.loaders.onnx.constants import Call, Constants, RunTime, Value, check_inside, dequantized, read
+from fastlstm.loaders.onnx.graph import Scope, attributes, label
+from fastlstm.loaders.onnx.sizes import Open, Size
+from fastlstm.loaders.onnx.states import States
 from fastlstm.loaders.tensors import STORED, handed_over, precision, to_floats
 from fastlstm.weights import MAX_SIZE, LayerWeights, Weights
 

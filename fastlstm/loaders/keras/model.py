@@ -21,11 +21,12 @@ import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.loaders import keras_config, keras_layer
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.keras_config import check_keys, class_of, config_of, flag, is_operation, shown
-from fastlstm.loaders.keras_graph import MODELS, Call, Graph, graph
-from fastlstm.loaders.keras_tree import MAX_DEPTH, Entry, Names, Place, joined
+from fastlstm.loaders.keras import config as keras_config
+from fastlstm.loaders.keras import layer as keras_layer
+from fastlstm.loaders.keras.config import check_keys, class_of, config_of, flag, is_operation, shown
+from fastlstm.loaders.keras.graph import MODELS, Call, Graph, graph
+from fastlstm.loaders.keras.tree import MAX_DEPTH, Entry, Names, Place, joined
 from fastlstm.loaders.tensors import check_dtype, check_size, precision, to_floats
 from fastlstm.weights import MAX_SIZE
 

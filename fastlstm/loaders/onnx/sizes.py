@@ -16,7 +16,7 @@ import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.loaders.onnx_graph import Scope, attributes
+from fastlstm.loaders.onnx.graph import Scope, attributes
 from fastlstm.loaders.tensors import LazyTensor
 from fastlstm.operators.table import OPERATORS
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.onnx_constants import MAX_DEPTH, NUMBERS_LIMIT, Call, Constants, RunTime, Value, effort, read
-from fastlstm.loaders.onnx_graph import Scope, label
-from fastlstm.loaders.onnx_sizes import Size
+from fastlstm.loaders.onnx.constants import MAX_DEPTH, NUMBERS_LIMIT, Call, Constants, RunTime, Value, effort, read
+from fastlstm.loaders.onnx.graph import Scope, label
+from fastlstm.loaders.onnx.sizes import Size
 
 __all__ = ["States"]
 

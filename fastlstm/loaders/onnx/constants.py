@@ -21,9 +21,9 @@ import numpy as np
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.onnx_external import Folder
-from fastlstm.loaders.onnx_graph import Scope, attributes, label
-from fastlstm.loaders.onnx_sizes import Sizes
+from fastlstm.loaders.onnx.external import Folder
+from fastlstm.loaders.onnx.graph import Scope, attributes, label
+from fastlstm.loaders.onnx.sizes import Sizes
 from fastlstm.loaders.source import WEIGHTS_CEILING
 from fastlstm.loaders.tensors import STORED, to_floats
 from fastlstm.operators.arguments import axes_of, axis_of

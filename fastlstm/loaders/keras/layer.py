@@ -22,7 +22,7 @@ from fastlstm.arrays import Array
 from fastlstm.cell import PLAIN
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
-from fastlstm.loaders.keras_config import NOTHING, CellPlan, Plan, Told, plain_plan
+from fastlstm.loaders.keras.config import NOTHING, CellPlan, Plan, Told, plain_plan
 from fastlstm.loaders.tensors import check_size, handed_over, one_precision, to_floats
 from fastlstm.weights import LayerWeights, Weights, check_sizes
 
