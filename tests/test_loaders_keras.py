@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import refused
 
 import fastlstm
 from fastlstm import FormatError, LayerWeights, Weights
@@ -37,15 +38,6 @@ Edit = Callable[[Any], None]
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Keras warns of its own old format, and of much else
-
-
-def refused(act: Callable[[], object], *parts: str) -> str:
-    with pytest.raises(FormatError) as caught:
-        act()
-    for part in parts:
-        assert part in str(caught.value)
-    assert len(str(caught.value)) < 1500
-    return str(caught.value)
 
 
 def expected(key: str) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import assert_close, flat, import_torch, required
+from helpers import assert_close, flat, import_torch, refused, required
 
 import fastlstm
 from fastlstm import FormatError, Weights
@@ -73,13 +73,6 @@ def run(model: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return list(session.run(None, dict(inputs)))
-
-
-def refused(act: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(FormatError) as caught:
-        act()
-    for part in parts:
-        assert part in str(caught.value)
 
 
 # ---- Models --------------------------------------------------------------------------------------------------------------------
