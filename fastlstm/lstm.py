@@ -253,7 +253,7 @@ class LSTM(Network[State]):
         ImportError
             If PyTorch is not installed.
         """
-        from fastlstm.loaders.torch_module import to_module
+        from fastlstm.loaders.torch.module import to_module
 
         return to_module(self.weights, self.batch_first)
 
@@ -274,7 +274,7 @@ class LSTM(Network[State]):
         ValueError
             If Keras has no such layer: with a projection, peepholes, initial states, clipping or coupled gates.
         """
-        from fastlstm.loaders.keras_export import keras_weights
+        from fastlstm.loaders.keras.export import keras_weights
 
         return keras_weights(self.weights)
 
@@ -295,7 +295,7 @@ class LSTM(Network[State]):
         ImportError
             If the onnx package is missing.
         """
-        from fastlstm.export_onnx import write_onnx
+        from fastlstm.loaders.onnx.export import write_onnx
 
         write_onnx(path, self.weights, self.batch_first)
 

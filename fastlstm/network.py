@@ -518,7 +518,7 @@ class Network(Generic[S]):
         TypeError
             If it is no path.
         """
-        from fastlstm.loaders import writer
+        from fastlstm.loaders.reading import writer
 
         writer("path", path, "safetensors")(self.weights, self.batch_first)
 

@@ -962,7 +962,7 @@ class Forked:
     def __init__(self) -> None:
         import h5py
 
-        from fastlstm.loaders import hdf5, hdf5_worker
+        from fastlstm.loaders.keras import hdf5, hdf5_worker
 
         self.worker, self.hdf5 = hdf5_worker, hdf5
         self.worker.rehearse(h5py)  # here, and then in no fork
@@ -1480,11 +1480,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         for name in formats() if "all" in options.format else options.format:
             if name in FAKED:  # HDF5's library is left out
-                from fastlstm.loaders import hdf5
+                from fastlstm.loaders.keras import hdf5
 
                 hdf5._ask, hdf5._installed = fake_answer, lambda name: True
             elif options.fork and name in SLOW:
-                from fastlstm.loaders import hdf5
+                from fastlstm.loaders.keras import hdf5
 
                 forked = hdf5._ask = Forked()
             report = Report()

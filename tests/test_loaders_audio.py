@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import refused
 
-from fastlstm import FormatError, Weights
+from fastlstm import Weights
 from fastlstm.loaders import LSTMInfo, json_text, load, nam_file, scan
 from fastlstm.loaders.source import opened
 
@@ -20,13 +20,6 @@ H, L = 4, 2
 
 def values(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
-
-
-def refused(act: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(FormatError) as caught:
-        act()
-    for part in parts:
-        assert part in str(caught.value)
 
 
 # ---- The files -----------------------------------------------------------------------------------------------------------------

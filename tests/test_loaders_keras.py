@@ -20,11 +20,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import refused
 
 import fastlstm
 from fastlstm import FormatError, LayerWeights, Weights
 from fastlstm.cell import PLAIN, Activation, Cell
-from fastlstm.loaders import LSTMInfo, _contents, _weights, from_keras, hdf5, keras_config, keras_live, load, scan, source
+from fastlstm.loaders import LSTMInfo, from_keras, load, reading, scan, source
+from fastlstm.loaders.keras import config as keras_config
+from fastlstm.loaders.keras import hdf5
+from fastlstm.loaders.keras import live as keras_live
 
 GOLDEN = Path(__file__).parent / "golden"
 # Keras computes in float32 too, in its own order
@@ -34,15 +38,6 @@ Edit = Callable[[Any], None]
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Keras warns of its own old format, and of much else
-
-
-def refused(act: Callable[[], object], *parts: str) -> str:
-    with pytest.raises(FormatError) as caught:
-        act()
-    for part in parts:
-        assert part in str(caught.value)
-    assert len(str(caught.value)) < 1500
-    return str(caught.value)
 
 
 def expected(key: str) -> list[np.ndarray]:
@@ -58,7 +53,7 @@ def given_input(size: int = 3) -> np.ndarray:
 def weights_of(path: Path, name: str | None = None) -> Weights:
     """As ``load`` reads them, before there is a network, which cannot run every variant."""
     with source.opened(path) as file:
-        return _weights(_contents(file).choose(name))
+        return reading.weights_of(reading.contents_of(file).choose(name))
 
 
 # ---- Every kind of layer in exact arithmetic -----------------------------------------------------------------------------------
@@ -166,10 +161,10 @@ def test_golden_file(file: str, h5py: Any) -> None:
     if file != "keras3.weights.h5":
         assert scan(GOLDEN / file) == infos
     with source.opened(GOLDEN / file) as opened:
-        contents = _contents(opened)
+        contents = reading.contents_of(opened)
         for item in infos:
             if item.name not in without:
-                assert_gives(_weights(contents.choose(item.name)), expected(f"{key}|{item.name}"))
+                assert_gives(reading.weights_of(contents.choose(item.name)), expected(f"{key}|{item.name}"))
 
 
 @pytest.mark.parametrize("file", ["keras3.keras", "keras3.h5", "keras2.h5"])
@@ -351,9 +346,9 @@ def test_groups_without_names_are_told_by_their_order(change: Edit, tmp_path: Pa
     path.write_bytes(edited(GOLDEN / "keras3.keras", change))
     assert scan(path) == EVERY_KIND
     with source.opened(path) as file:
-        contents = _contents(file)
+        contents = reading.contents_of(file)
         for item in EVERY_KIND:
-            assert_gives(_weights(contents.choose(item.name)), expected(f"keras3|{item.name}"))
+            assert_gives(reading.weights_of(contents.choose(item.name)), expected(f"keras3|{item.name}"))
 
 
 def test_weights_alone_without_names(tmp_path: Path, h5py: Any) -> None:
@@ -874,7 +869,7 @@ def test_the_child_ignores_its_environment(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the child knows its size as Linux says it")
 def test_the_child_takes_little(tmp_path: Path, h5py: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of Keras with a thousand layers are listed with less than what there always is; with nothing, none is."""
-    from fastlstm.loaders import hdf5_worker
+    from fastlstm.loaders.keras import hdf5_worker
 
     for version in ("earliest", "latest"):
         with h5py.File(tmp_path / "x.h5", "w", libver=version) as file:
@@ -990,7 +985,7 @@ def test_live_layers_and_their_files(kind: str, keras: Any, h5py: Any, tmp_path:
 def test_live_variants(activation: str, backwards: bool, keras: Any) -> None:
     options = {"activation": activation, "recurrent_activation": "hard_sigmoid", "go_backwards": backwards}
     model = model_of(keras, keras.layers.LSTM(5, return_sequences=True, **options), 3)
-    weights = _weights(keras_live.find(model).choose(None))
+    weights = reading.weights_of(keras_live.find(model).choose(None))
     assert weights.reverse == weights.flipped == backwards
     assert_gives(weights, [keras.ops.convert_to_numpy(model(given_input()))])
 

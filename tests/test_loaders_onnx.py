@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import assert_close, flat, import_torch, required
+from helpers import assert_close, flat, import_torch, refused, required
 
 import fastlstm
 from fastlstm import FormatError, Weights
@@ -28,9 +28,11 @@ from fastlstm.weights import parameter_shapes
 onnx = required("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from fastlstm.export_onnx import onnx_model  # noqa: E402
-from fastlstm.loaders import onnx_constants, onnx_file, onnx_lstm  # noqa: E402
-from fastlstm.loaders.onnx_graph import scopes  # noqa: E402
+from fastlstm.loaders.onnx import constants as onnx_constants  # noqa: E402
+from fastlstm.loaders.onnx import file as onnx_file  # noqa: E402
+from fastlstm.loaders.onnx import lstm as onnx_lstm  # noqa: E402
+from fastlstm.loaders.onnx.export import onnx_model  # noqa: E402
+from fastlstm.loaders.onnx.graph import scopes  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 SILERO = Path(__file__).parents[2] / "shared" / "data" / "silero_vad_16k_op15.onnx"
@@ -71,13 +73,6 @@ def run(model: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return list(session.run(None, dict(inputs)))
-
-
-def refused(act: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(FormatError) as caught:
-        act()
-    for part in parts:
-        assert part in str(caught.value)
 
 
 # ---- Models --------------------------------------------------------------------------------------------------------------------

@@ -7,15 +7,15 @@ What the same cells of TensorFlow 2.15 gave is in test_tensorflow_itself.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import refused
 
 import fastlstm
-from fastlstm import FormatError, Weights
+from fastlstm import Weights
 from fastlstm.cell import PLAIN, Cell
 from fastlstm.loaders import from_haste, from_tensorflow, kernel_names, live, load, scan, tensorflow_names
 
@@ -257,13 +257,6 @@ def test_the_backward_direction_alone() -> None:
 
 
 # ---- Names ---------------------------------------------------------------------------------------------------------------------
-
-
-def refused(act: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(FormatError) as caught:
-        act()
-    for part in parts:
-        assert part in str(caught.value)
 
 
 def test_what_is_beside_a_cell() -> None:

@@ -438,7 +438,7 @@ def test_saved_by_onnx_runtime(tmp_path: Path) -> None:
 def test_quantized_by_onnx_runtime(tmp_path: Path) -> None:
     """Dense layers of 8 bits run as there, where the LSTM stays in float32."""
     required("onnxruntime")
-    quantization = pytest.importorskip("onnxruntime.quantization")
+    quantization = required("onnxruntime.quantization")
     proto, inputs = head()
     onnx.save(proto, tmp_path / "plain.onnx")
     kinds = ["Gemm", "MatMul"]
@@ -557,7 +557,7 @@ def test_nodes_in_any_order(tmp_path: Path) -> None:
 def test_converted_to_float16(tmp_path: Path) -> None:
     """ONNX Runtime's converter puts the Cast of an input after all other nodes."""
     required("onnxruntime")
-    float16 = pytest.importorskip("onnxruntime.transformers.float16")
+    float16 = required("onnxruntime.transformers.float16")
     nodes = [node("LSTM", "x W R B", "a", hidden_size=H), node("Squeeze", "a one", "b"), node("Relu", "b", "y")]
     inputs = {"x": numbers(T, B, I)}
     proto = typed(model(nodes, inputs, lstm_constants() | {"one": ints([1])}))

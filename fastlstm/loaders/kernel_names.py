@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders.assembly import MAX_TENSORS, Named, Part, Read, Sizes, network, split_name, uniquely_named
+from fastlstm.loaders.assembly import MAX_TENSORS, Part, Sizes, network, split_name, uniquely_named
 from fastlstm.loaders.found import Found, quoted
-from fastlstm.loaders.torch_names import LazyTensor
+from fastlstm.loaders.tensors import LazyTensor, Named, Read
 from fastlstm.weights import Weights
 
 __all__ = ["LAYOUTS", "find"]

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders.assembly import Part, Sizes, network
 from fastlstm.loaders.found import Contents, Found, listing, quoted
 from fastlstm.loaders.json_text import JsonTensor, NumberList, float32, matrix, vector
 from fastlstm.loaders.source import SourceFile
-from fastlstm.loaders.torch_names import Array
 
 if TYPE_CHECKING:
     from fastlstm.models.model import Model

@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 
 from fastlstm.cell import PLAIN, Cell
 from fastlstm.errors import FormatError
-from fastlstm.loaders.assembly import MAX_TENSORS, Named, Part, Read, Sizes, network, split_name, uniquely_named
+from fastlstm.loaders.assembly import MAX_TENSORS, Part, Sizes, network, split_name, uniquely_named
 from fastlstm.loaders.found import Found, quoted
-from fastlstm.loaders.torch_names import LazyTensor
+from fastlstm.loaders.tensors import LazyTensor, Named, Read
 
 __all__ = ["RunTime", "find"]
 

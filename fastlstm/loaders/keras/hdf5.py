@@ -24,9 +24,9 @@ import numpy as np
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders import strict_json
-from fastlstm.loaders.floats import STORED
 from fastlstm.loaders.found import quoted
 from fastlstm.loaders.source import SourceFile
+from fastlstm.loaders.tensors import STORED
 from fastlstm.weights import MAX_SIZE
 
 __all__ = ["SIGNATURE", "UNSAID", "Dataset", "Group", "read_tree"]

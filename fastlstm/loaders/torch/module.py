@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import Any
 
 from fastlstm.cell import PLAIN
-from fastlstm.loaders import nested
 from fastlstm.loaders.found import Contents, Found, listing, quoted
 from fastlstm.loaders.live import lazy, read
-from fastlstm.loaders.torch_names import Group, LazyTensor
-from fastlstm.loaders.torch_names import find as find_lstms
+from fastlstm.loaders.tensors import LazyTensor
+from fastlstm.loaders.torch import nested
+from fastlstm.loaders.torch.names import Group
+from fastlstm.loaders.torch.names import find as find_lstms
 from fastlstm.weights import Weights
 
 __all__ = ["find", "to_module"]

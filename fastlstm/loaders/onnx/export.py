@@ -18,8 +18,8 @@ from fastlstm.arrays import Array
 from fastlstm.cell import SIGMOID, TANH, Activation
 from fastlstm.files import write_whole
 from fastlstm.loaders import metadata
-from fastlstm.loaders.onnx_graph import import_onnx
-from fastlstm.loaders.onnx_lstm import ACTIVATIONS, TAKES_ALPHA, TAKES_BOTH
+from fastlstm.loaders.onnx.graph import import_onnx
+from fastlstm.loaders.onnx.lstm import ACTIVATIONS, TAKES_ALPHA, TAKES_BOTH
 from fastlstm.weights import LayerWeights, Weights
 
 __all__ = ["onnx_model", "write_onnx"]
