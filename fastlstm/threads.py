@@ -64,7 +64,7 @@ def allowance(threads: int | None) -> tuple[int, int]:
         return usual
     if threads is not None:
         n = check_threads("threads", threads)
-        return (1 if _alone else n), 0
+        return (1, 0) if _alone else (n, max(n, processors()))
     if _alone:
         return 1, 0
     n = get_num_threads()

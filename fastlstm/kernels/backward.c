@@ -142,7 +142,7 @@ static void recur(place *p, const pass *q, processed after, fl_index t, fl_index
             .panel = R + j * K * bytes,
             .then = then < 0 ? NULL : R + then * K * bytes,
         };
-        fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, after.n);
+        fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, after.n, &p->watcher);
     }
     for (fl_index i = 0; i < fl_min(n, after.n); i++)
         if (cut(p, fl_max(t, after.t), row_of(p, i))) {
@@ -302,7 +302,7 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
             .panel = projection,
             .then = j + 1 < p->unit_end ? projection + fl_padded(net->P) * width * item : NULL,
         };
-        fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, n);
+        fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, n, &p->watcher);
         cells(p, q, t, n, j, NULL);
         if (fl_stopped(&p->watcher, n * net->P * width))
             return FL_STOPPED;

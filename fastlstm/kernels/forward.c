@@ -140,7 +140,7 @@ static void begin_row(const place *p, const fl_layer *layer, char *h, char *c, c
 
 /* The initial state into h and c; rows that are reset before their first step begin without one. Into both h if the direction runs back
  * over rows of several lengths: they begin at different steps. */
-static void load_state(const place *p, const state *s, fl_index index)
+static void load_state(place *p, const state *s, fl_index index)
 {
     const fl_call *call = p->call;
     const fl_network *net = p->net;
@@ -156,6 +156,8 @@ static void load_state(const place *p, const state *s, fl_index index)
 
         for (int i = 0; i < copies; i++)
             begin_row(p, &net->layers[index], s->h[i] + row * p->l->h_pitch, s->c + row * p->l->c_pitch, h_0, c_0);
+        if (fl_stopped(&p->watcher, net->P + net->C)) /* the memory of very many rows may have to be found first */
+            return;
     }
 }
 
@@ -328,7 +330,7 @@ static int project(place *p, const pass *q, char *h, fl_index n)
             .panel = panel,
             .then = block + 1 < p->projected_end ? panel + fl_panel_bytes(net, net->H) : NULL,
         };
-        fl_multiply(net->kernels, &weights, 1, p->hR, 0, p->hidden, n);
+        fl_multiply(net->kernels, &weights, 1, p->hR, 0, p->hidden, n, &p->watcher);
         net->kernels->store(n, p->hR, h + block * bytes, p->l->h_pitch / net->item);
         if (q->layer->variant)
             net->kernels->clip(n, q->layer->variant->proj_clip, h + block * bytes, p->l->h_pitch / net->item);
@@ -349,8 +351,7 @@ static const char *R_of(const place *p, const pass *q, fl_index block)
 }
 
 /* xW = x W for `count` blocks of `rows` rows of inputs; the panel `then` is next. */
-static void input_product(const place *p, const pass *q, char *xW, fl_index block, fl_index count, fl_index rows,
-                          const char *then)
+static void input_product(place *p, const pass *q, char *xW, fl_index block, fl_index count, fl_index rows, const char *then)
 {
     const fl_factor W = {
         .kind = p->net->kind,
@@ -362,11 +363,11 @@ static void input_product(const place *p, const pass *q, char *xW, fl_index bloc
         .then = then,
     };
 
-    fl_multiply(p->net->kernels, &W, count, xW, rows * FL_VECTORS * p->net->V, p->inputs, rows);
+    fl_multiply(p->net->kernels, &W, count, xW, rows * FL_VECTORS * p->net->V, p->inputs, rows, &p->watcher);
 }
 
 /* h R for `count` blocks, then the cell. */
-static void recur(const place *p, const pass *q, const char *xW, fl_index xW_next, fl_index block, fl_index count, char *h_new,
+static void recur(place *p, const pass *q, const char *xW, fl_index xW_next, fl_index block, fl_index count, char *h_new,
                   fl_index t, fl_index n, const char *then)
 {
     const fl_network *net = p->net;
@@ -384,7 +385,7 @@ static void recur(const place *p, const pass *q, const char *xW, fl_index xW_nex
     char *to = net->has_projection ? q->state.m : h_new;
     const fl_index to_pitch = net->has_projection ? p->l->c_pitch : p->l->h_pitch;
 
-    fl_multiply(net->kernels, &R, count, p->hR, n * panel, p->hidden, n);
+    fl_multiply(net->kernels, &R, count, p->hR, n * panel, p->hidden, n, &p->watcher);
     for (fl_index i = 0; i < count; i++) {
         const char *b = bias + (block + i) * panel * item, *x = xW + i * xW_next * item;
         char *r = p->hR + i * n * panel * item, *c_new = q->state.c + (block + i) * block_bytes,

@@ -11,7 +11,7 @@ static fl_index most_elements(fl_index step) { return PANEL_K * step <= fl_l1_by
 /* Weights from beyond L2 arrive more slowly than the first of several tiles could use them. So all tiles that pass through one part of a
  * panel share in asking for the next part: it is in L2 when its turn comes. */
 void fl_multiply(const fl_kernels *kernels, const fl_factor *weights, fl_index blocks, char *acc, fl_index acc_next,
-                 const void **rows, fl_index n)
+                 const void **rows, fl_index n, fl_watcher *watcher)
 {
     const int kind = weights->kind;
     const fl_index vectors = FL_VECTORS * kernels->V, item = kernels->item, step = vectors * fl_weight_item(kind, item);
@@ -43,5 +43,7 @@ void fl_multiply(const fl_kernels *kernels, const fl_factor *weights, fl_index b
             kernels->tiles[kind][M - 1](k == 0, next ? early : NULL, slab, acc + first * vectors * item, 0, panel + k * step, 0,
                                         scales, at, count);
         }
+        if (left && fl_stopped(watcher, n * count * vectors)) /* one product of many rows may take a second */
+            return;
     }
 }

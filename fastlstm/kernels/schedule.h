@@ -15,10 +15,6 @@ typedef struct {
     const char *then;    /* of the next product, to be fetched early; NULL: it is not known, or near */
 } fl_factor;
 
-/* acc = n rows, at least one, times one block's weights, or two neighbouring ones' (then n is 1). */
-void fl_multiply(const fl_kernels *kernels, const fl_factor *weights, fl_index blocks, char *acc, fl_index acc_next,
-                 const void **rows, fl_index n);
-
 /* Rows by falling length, and of equal ones by number. */
 int fl_order_rows(const int64_t *lengths, fl_index B, fl_index *order);
 
@@ -58,5 +54,10 @@ static inline int fl_stopped(fl_watcher *watcher, fl_index work)
     }
     return atomic_load_explicit(&watch->stop, memory_order_relaxed);
 }
+
+/* acc = n rows, at least one, times one block's weights, or two neighbouring ones' (then n is 1). It is left unfinished if the call is
+ * stopped: the caller asks fl_stopped before it goes on. */
+void fl_multiply(const fl_kernels *kernels, const fl_factor *weights, fl_index blocks, char *acc, fl_index acc_next,
+                 const void **rows, fl_index n, fl_watcher *watcher);
 
 #endif

@@ -27,7 +27,7 @@ static int input_gradient(place *p, const pass *q, fl_index first, fl_index toke
             .panel = W,
             .then = at + 1 < end ? (const char *)q->weights->W + (at + 1) / pieces * K * width * item : NULL,
         };
-        fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, n);
+        fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, n, &p->watcher);
         p->kernels->store(n, p->acc, p->acc, width);
         for (fl_index i = 0; i < n; i++)
             memcpy(q->dx + (from + i) * p->l->dx_pitch + j * width * item, p->acc + i * width * item, (size_t)(count * item));
