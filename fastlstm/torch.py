@@ -18,6 +18,10 @@ first parameter goes.
 *Autograd.* A call that needs gradients keeps a :class:`fastlstm.Tape`, which has copies of all it needs: inputs, outputs and
 parameters may be changed in place before ``backward()``. With ``retain_graph=True`` gradients are taken from a copy of the tape.
 
+*Second derivatives.* There are none: who asks for gradients of gradients (``create_graph=True``), by whatever stands before or
+behind an LSTM, gets an error. What ``torch.compile`` makes refuses them for all of its graph, as PyTorch does, with one gap: asked
+for by an input or a parameter alone (``torch.autograd.grad(d_x.sum(), x)``) PyTorch takes them for missing.
+
 *Threads.* At most ``fastlstm.get_num_threads()``, and at most ``torch.get_num_threads()``. The interpreter is free meanwhile.
 
 *torch.func.* ``grad``, ``vjp``, ``jacrev``, ``vmap`` and ``is_grads_batched=True`` work, also inside each other. What is mapped
@@ -477,10 +481,11 @@ def _call(
         return output, h_n, c_n
     record = None
     if wanting:
-        # A new one each time: a compiler merges equal calls, but each needs a tape of its own. Compilers refuse second
-        # derivatives by themselves, and neither they nor traces may hold a torch.autograd.Function
+        # Neither compilers nor traces may hold a torch.autograd.Function. With a new tensor each time, as a compiler merges equal
+        # calls, but each needs a tape of its own; of all inputs, as a trace does not know which will ask for gradients
         noted = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        record = torch.empty(0) if noted else _Origin.apply(*wanting)
+        nothing = [torch.empty(0, dtype=x.dtype), *(tensor[:0].reshape(-1) for tensor in inputs)] if noted else []
+        record = torch.cat(nothing) if noted else _Origin.apply(*wanting)
     output, h_n, c_n, _ = _lstm(x, h_0, c_0, batch_sizes, weights, *options, record)
     return output, h_n, c_n
 
@@ -647,7 +652,7 @@ def _gradients(
         grads = backward(tape, *given, ctx.shapes, *ctx.options, needs_inputs[0], ctx.dtype)
     if torch.is_grad_enabled():  # create_graph=True: what comes out must not pass for a constant
         origin = record if record.requires_grad else torch.empty(0, requires_grad=True)
-        grads = _refusing(origin, grads)
+        grads = _refusing([origin, *(d for d in given if d is not None)], grads)
     d_x, d_h_0, d_c_0, *d_weights = grads
     return (
         d_x if needs_inputs[0] else None,
@@ -693,15 +698,25 @@ _FORWARD = "fastlstm's LSTM has no forward-mode derivatives (jvp, jacfwd); use t
 
 
 class _Once(torch.autograd.Function):
-    """Gradients that have no gradients of their own, and come of the `origin`: who asks for those of any input is told."""
+    """The first ``count`` tensors, gradients that have none of their own, come of all others: who asks for those is told."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, origin: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
-        return grads
+    def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tensors[:count]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(_SECOND)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> None:
+        raise RuntimeError(_FORWARD)
 
 
 _X = "Tensor input, Tensor? h_0, Tensor? c_0, Tensor? batch_sizes, Tensor[] weights, "
@@ -722,16 +737,17 @@ _lstm_backward = torch.library.custom_op(
 _lstm.register_fake(_forward_shapes)
 _lstm.register_autograd(_differentiate, setup_context=_keep)
 _lstm_backward.register_fake(_backward_shapes)
+_one = torch.library.custom_op("fastlstm::one", torch.ones_like, mutates_args=(), schema="(Tensor origin) -> Tensor")
+_one.register_autograd(_Once.backward)
+_one.register_fake(torch.ones_like)
 
 
-def _refusing(origin: Tensor, grads: list[Tensor]) -> Any:
-    """The same gradients, come of the `origin` by way of :class:`_Once`."""
-    if torch._C._are_functorch_transforms_active():
-        return _OnceTransformed.apply(len(grads), *grads, origin)
+def _refusing(origins: list[Tensor], grads: list[Tensor]) -> Any:
+    """The same gradients, come of the `origins` by way of :class:`_Once`."""
     if torch._C._functorch.is_legacy_batchedtensor(grads[-1]):  # with is_grads_batched only what is inside has a graph that lasts
-        (one,) = _Once.apply(origin, torch.ones((), dtype=grads[-1].dtype))
+        one = _one(sum((origin.reshape(-1)[:0].sum() for origin in origins[1:]), origins[0].sum()))
         return [gradient * one for gradient in grads]
-    return _Once.apply(origin, *grads)
+    return _Once.apply(len(grads), *grads, *origins)
 
 
 # ---- torch.func ----------------------------------------------------------------------------------------------------------------
@@ -787,7 +803,7 @@ class _Transformed(torch.autograd.Function):
             grads = _lstm_backward(tape, *given, ctx.shapes, *ctx.options, ctx.needs_input_grad[0], ctx.dtype, again=True)
         # They come of the inputs and of what was given: who asks how, at whatever level, is told
         origins = [tensor for tensor in (*given, x, h_0, c_0, *weights) if tensor is not None]
-        d_x, d_h_0, d_c_0, *d_weights = _OnceTransformed.apply(len(grads), *grads, *origins)
+        d_x, d_h_0, d_c_0, *d_weights = _Once.apply(len(grads), *grads, *origins)
         states = (None, None) if h_0 is None else (d_h_0, d_c_0)
         return (d_x if ctx.needs_input_grad[0] else None, *states, *[None] * 5, *d_weights)
 
@@ -802,28 +818,6 @@ class _Transformed(torch.autograd.Function):
         results = [_Transformed.apply(*part) for part in _parts(info.batch_size, in_dims, arguments)]
         *outputs, tapes = zip(*results, strict=True)
         return (*map(torch.stack, outputs), _together(list(tapes))), (0, 0, 0, 0)
-
-
-class _OnceTransformed(torch.autograd.Function):
-    """:class:`_Once` inside torch.func's transforms: the first ``count`` tensors come of all others."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tensors[:count]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(_SECOND)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> None:
-        raise RuntimeError(_FORWARD)
 
 
 def _parts(count: int, dims: Sequence[Any], arguments: Sequence[Any]) -> Iterator[list[Any]]:

@@ -306,6 +306,16 @@ def adapted(module: Any) -> Any:
     return torch.autograd.grad(total, before)
 
 
+def penalised(module: Any, pick: Any, run: Any = None, batched: bool = False) -> None:
+    """The derivative of a gradient penalty, of a factor behind the LSTM, of its input or of a parameter alone."""
+    x, head = torch.randn(5, 3, 4, dtype=F64, requires_grad=True), torch.randn(6, dtype=F64, requires_grad=True)
+    output = (module if run is None else run)(x)[0]
+    given = torch.stack([head.expand(5, 3, 6)] * 2) if batched else head.expand(5, 3, 6)
+    (d_x,) = torch.autograd.grad(output, x, given, create_graph=True, is_grads_batched=batched)
+    own = next(module.parameters())
+    torch.autograd.grad(d_x.square().sum() + (output * head).sum(), pick(head, x, own), allow_unused=True)
+
+
 @pytest.mark.parametrize(
     "derive",
     [
@@ -314,8 +324,12 @@ def adapted(module: Any) -> Any:
             lambda x: module(x)[0].square().sum(), *[torch.ones(5, 3, 4, dtype=F64)] * 2
         ),
         lambda module: torch.autograd.functional.hessian(lambda x: module(x)[0].sum(), *ONES),
+        lambda module: torch.autograd.functional.jvp(lambda x: module(x)[0], *ONES, *ONES),
+        lambda module: penalised(module, lambda head, x, own: head),
+        lambda module: penalised(module, lambda head, x, own: x),
+        lambda module: penalised(module, lambda head, x, own: own),
     ],
-    ids=["adapted", "hvp", "hessian"],
+    ids=["adapted", "hvp", "hessian", "jvp", "of what follows", "of the input", "of a parameter"],
 )
 def test_second_derivatives_are_refused_of_whatever_they_are_taken(derive: Any) -> None:
     """Also where first derivatives alone would give plausible numbers."""
@@ -515,6 +529,13 @@ SECOND = {
     "jacrev of jacrev": lambda m, x: torch.func.jacrev(torch.func.jacrev(lambda x: m(x)[0].sum()))(x),
     "hessian": lambda m, x: torch.autograd.functional.hessian(lambda x: m(x)[0].sum(), x, vectorize=True),
     "is_grads_batched": batched_graph,
+    "is_grads_batched, of what follows": lambda m, x: penalised(m, lambda head, x, own: head, batched=True),
+    "is_grads_batched, of the input": lambda m, x: penalised(m, lambda head, x, own: x, batched=True),
+    "vectorised jacobian": lambda m, x: (
+        torch.autograd.functional.jacobian(lambda x: m(x)[0], x[:1, :1].requires_grad_(), vectorize=True, create_graph=True)
+        .sum()
+        .backward()
+    ),
     "vmap": mapped_graph,
 }
 
@@ -1060,6 +1081,44 @@ def test_the_compiler_does_not_merge_calls(backend: str) -> None:
 
     compiled = torch.compile(twice, fullgraph=True, backend=backend)
     assert_equal(gradients(module, [], [compiled(x)]), gradients(module, [], [twice(x)]), 1e-12)
+
+
+MAKERS = {
+    "trace": lambda module, x: torch.jit.trace(module, (x,)),
+    "export": lambda module, x: torch.export.export(module, (x,)).module(),
+    "compile": lambda module, x: torch.compile(module, fullgraph=True, backend="eager"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of tracing, which is deprecated
+@pytest.mark.parametrize("make", MAKERS)
+def test_second_derivatives_of_what_was_made_are_refused(make: str) -> None:
+    torch._dynamo.reset()
+    module = modules(CONFIGS[0])[1]
+    made = MAKERS[make](module, torch.randn(5, 3, 4, dtype=F64))
+    owner = module if make == "compile" else made
+    for pick in (lambda head, x, own: head, lambda head, x, own: x, lambda head, x, own: own):
+        with pytest.raises(RuntimeError, match=r"second derivatives.*torch\.nn\.LSTM"):
+            penalised(owner, pick, made)
+
+
+@pytest.mark.parametrize("make", ["trace", "export"])
+@pytest.mark.filterwarnings("ignore")
+def test_what_was_made_does_not_merge_calls(make: str) -> None:
+    """Two equal calls, each with its own gradient."""
+
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = modules(CONFIGS[0])[1]
+
+        def forward(self, x: Any) -> Any:
+            return self.lstm(x)[0].square().sum() + self.lstm(x)[0].sum()
+
+    module, x = Twice(), torch.randn(5, 3, 4, dtype=F64)
+    made = MAKERS[make](module, x)
+    for _ in range(3):
+        assert_equal(gradients(made, [], [made(x)]), gradients(module, [], [module(x)]), 1e-12)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
