@@ -7,20 +7,21 @@
 
 *What is shared.* Inputs, outputs, states and gradients are tensors over the engine's own memory: nothing is copied but an input
 whose last axis is not contiguous, and packed sequences, which are spread out and gathered again (their padding is not computed).
+PyTorch cannot resize what comes out (``resize_``, ``out=``), as all tensors over others' memory; what goes in stays as it was.
 The parameters are ordinary ``torch.nn.Parameter``; the module keeps nothing else.
 
 *When weights are repacked.* The engine reads weights in an order of its own. They are packed at the first call, and again when a
 call finds that a parameter no longer has the bytes that were packed. So every change counts, also those that PyTorch's version
 counters miss (``p.data.copy_(...)``, ``p.numpy()[...] = ...``). Looking takes one reading of the weights, which is felt where a
 call is a single step of few rows: inside ``with fastlstm.torch.frozen():`` nothing is compared. What is packed goes when the
-first parameter goes.
+memory of the first parameter goes.
 
 *Autograd.* A call that needs gradients keeps a :class:`fastlstm.Tape`, which has copies of all it needs: inputs, outputs and
 parameters may be changed in place before ``backward()``. With ``retain_graph=True`` gradients are taken from a copy of the tape.
 
 *Second derivatives.* There are none: who asks for gradients of gradients (``create_graph=True``), by whatever stands before or
-behind an LSTM, gets an error. What ``torch.compile`` makes refuses them for all of its graph, as PyTorch does, with one gap: asked
-for by an input or a parameter alone (``torch.autograd.grad(d_x.sum(), x)``) PyTorch takes them for missing.
+behind an LSTM, gets an error. What ``torch.compile`` makes refuses them for all of its graph, as PyTorch does, with one gap:
+asked for by an input or a parameter alone (``torch.autograd.grad(d_x.sum(), x)``) PyTorch takes them for missing.
 
 *Threads.* At most ``fastlstm.get_num_threads()``, and at most ``torch.get_num_threads()``. The interpreter is free meanwhile.
 
@@ -48,6 +49,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.autograd import forward_ad
+from torch.utils.dlpack import to_dlpack
 
 import fastlstm
 from fastlstm import _engine
@@ -995,9 +997,28 @@ def _per_record(bias: bool, proj_size: int) -> int:
     return 2 + 2 * bias + (proj_size > 0)
 
 
+class _Lent:
+    """A tensor as NumPy asks for others' memory."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return to_dlpack(self.tensor)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0  # the CPU
+
+
 def _array(tensor: Tensor) -> Array:
-    """The tensor's memory as an array."""
-    array: Array = tensor.detach().resolve_neg().numpy()
+    """The tensor's memory as an array to be read.
+
+    ``tensor.numpy()`` would let nobody resize the tensor any more, as FSDP does with parameters. Through the tensor's own
+    ``__dlpack__`` it would take twice as long.
+    """
+    array: Array = np.from_dlpack(_Lent(tensor.resolve_neg()))
     return array
 
 

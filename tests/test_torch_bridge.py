@@ -10,13 +10,15 @@ import io
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import TOLERANCE, import_torch, resident_bytes, run_python
+from helpers import TOLERANCE, import_torch, python_environment, resident_bytes, run_python
 
 import fastlstm
 
@@ -248,6 +250,49 @@ def test_memory_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(5, 3, 4, dtype=F64).transpose(0, 1)
     output, (h_n, c_n) = module(x)
     assert [a.ctypes.data for a in arrays] == [t.data_ptr() for t in (x, output, h_n, c_n)]
+
+
+def test_what_is_given_can_still_be_resized() -> None:
+    """NumPy's views of tensors, as ``Tensor.numpy()`` makes them, would forbid it for good."""
+    module = bridge.LSTM(4, 6)
+    x, h, c, d = torch.randn(5, 3, 4), torch.randn(1, 3, 6), torch.randn(1, 3, 6), torch.randn(5, 3, 6)
+    packed = rnn.pack_sequence([torch.randn(n, 4) for n in (5, 2)])
+    module(x, (h, c))[0].backward(d)
+    module(packed)
+    for tensor in (x, h, c, d, packed.data, packed.batch_sizes):
+        tensor.resize_(100)
+    values = [parameter.detach().clone() for parameter in module.parameters()]
+    for parameter, value in zip(module.parameters(), values, strict=True):
+        storage = parameter.untyped_storage()
+        size = storage.size()
+        storage.resize_(0)
+        storage.resize_(size)
+        parameter.data.copy_(value)
+    x = torch.randn(5, 3, 4)
+    expected = torch.nn.LSTM(4, 6)
+    expected.load_state_dict(module.state_dict())
+    assert_equal(flat(module(x)), flat(expected(x)), TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.randn(3, 5, 4).transpose(0, 1),
+        torch.randn(5, 3, 8)[..., ::2],
+        torch.randn(4, 3, 5).permute(2, 1, 0),
+        torch.randn(1, 3, 4).expand(5, 3, 4),
+        torch.randn(5, 1, 4).expand(5, 3, 4),
+        torch.randn(1, 1, 1).expand(5, 3, 4),
+        torch.randn(61)[1:].view(5, 3, 4),
+        torch.randn(5, 3, 4, dtype=torch.complex64).conj().imag,
+        torch.randn(5, 3, 4).requires_grad_() * 2,
+    ],
+    ids=["transposed", "strided", "permuted", "one step", "one row", "one number", "offset", "negative", "with a graph"],
+)
+def test_inputs_of_any_layout(x: Any) -> None:
+    module, before = bridge.LSTM(4, 6), x.detach().clone()
+    assert_same_bits(flat(module(x)), flat(module(before.contiguous())))
+    assert torch.equal(x, before)
 
 
 def test_changes_in_place_before_backward_do_no_harm() -> None:
@@ -1163,6 +1208,53 @@ def test_training_on_text() -> None:
         sizes.append(resident_bytes())
     assert sizes[-1] - sizes[3] < 4 << 20
     assert len(bridge._tapes) == 0
+
+
+SHARDED = """
+import time
+import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+import fastlstm.torch
+
+distributed.init_process_group("gloo")
+torch.set_num_threads(1)
+mesh = init_device_mesh("cpu", (2,))
+losses = []
+for replaced in (False, True):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LSTM(3, 8, 2))
+    if replaced:
+        fastlstm.torch.replace(model)
+    fully_shard(model[0], mesh=mesh)  # the parameters' memory is taken away between calls
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    torch.manual_seed(distributed.get_rank())
+    x = torch.randn(4, 2, 3)
+    for _ in range(4):
+        loss = model(x)[0].square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+difference = max(abs(a - b) for a, b in zip(losses[:4], losses[4:]))
+print(f"process {distributed.get_rank()}: {difference < 1e-5 and losses[4] != losses[7]}\\n", end="", flush=True)
+distributed.destroy_process_group()
+time.sleep(0.5)  # gloo's threads, as in examples/ddp.py
+"""
+
+
+def test_sharded_parameters(tmp_path: Path) -> None:
+    """Two processes, each with half of every parameter: torch.nn.LSTM's losses."""
+    if not hasattr(importlib.import_module("torch.distributed.fsdp"), "fully_shard"):
+        pytest.skip("needs PyTorch 2.6")
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, env=python_environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["process 0: True", "process 1: True"]
 
 
 def test_fastlstm_does_not_import_torch() -> None:
