@@ -949,16 +949,18 @@ class _Ragged:
 
 @dataclass(frozen=True, eq=False)
 class _Packed:
-    """A packed network, copies of the arrays it was packed of, and where these came from: the first tensor, and addresses."""
+    """A packed network, copies of the arrays it was packed of, and where these came from: the first one's memory, addresses."""
 
-    first: weakref.ref[Any]
+    memory: weakref.ref[Any]
     options: tuple[bool, int, bool, bool]
     places: list[int]
     arrays: list[Array]
     lstm: fastlstm.LSTM
 
 
-_networks: dict[int, _Packed] = {}  # by the id of the first tensor, until it dies
+# By the id of the first tensor's memory, until that dies, and the place in it. PyTorch does not swap tensors with weak references
+# (torch.__future__.set_swap_module_params_on_conversion); their memory may have some
+_networks: dict[tuple[int, int], _Packed] = {}
 
 
 def _network(weights: list[Tensor], bias: bool, proj_size: int, bidirectional: bool, batch_first: bool) -> fastlstm.LSTM:
@@ -966,9 +968,10 @@ def _network(weights: list[Tensor], bias: bool, proj_size: int, bidirectional: b
 
     Version counters are not asked: they miss what is written through ``.data``, as gradcheck does, or through NumPy.
     """
-    first, options = weights[0], (bias, proj_size, bidirectional, batch_first)
-    known = _networks.get(id(first))
-    if known is not None and (known.first() is not first or known.options != options):
+    memory, options = weights[0].untyped_storage(), (bias, proj_size, bidirectional, batch_first)
+    key = id(memory), weights[0].storage_offset()
+    known = _networks.get(key)
+    if known is not None and (known.memory() is not memory or known.options != options):
         known = None
     if known is not None and _frozen.get() and known.places == [weight.data_ptr() for weight in weights]:
         return known.lstm
@@ -980,15 +983,14 @@ def _network(weights: list[Tensor], bias: bool, proj_size: int, bidirectional: b
     sizes: dict[str, Any] = {"bias": bias, "bidirectional": bidirectional, "proj_size": proj_size}
     named = dict(zip(parameter_shapes(I, H, records // directions, **sizes), arrays, strict=True))
     lstm = fastlstm.LSTM.from_weights(Weights.from_named_tensors(named), batch_first)  # copies them
-    key = id(first)
 
     def forget(dead: weakref.ref[Any]) -> None:
-        if key in _networks and _networks[key].first is dead:
+        if key in _networks and _networks[key].memory is dead:
             del _networks[key]
 
     copies = [tensor for _, tensor in lstm.weights.named_tensors()]
     places = [weight.data_ptr() for weight in weights]
-    _networks[key] = _Packed(weakref.ref(first, forget), options, places, copies, lstm)
+    _networks[key] = _Packed(weakref.ref(memory, forget), options, places, copies, lstm)
     return lstm
 
 
