@@ -44,7 +44,7 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -65,6 +65,12 @@ State = tuple[Tensor, Tensor]
 
 
 # ---- Modules -------------------------------------------------------------------------------------------------------------------
+
+
+def _refuse_scripting(module: Any) -> NoReturn:
+    raise RuntimeError(
+        "torch.jit.script compiles PyTorch's own modules alone: call fastlstm.torch.restore(model) before, or torch.jit.trace"
+    )
 
 
 class LSTM(torch.nn.RNNBase):
@@ -123,6 +129,7 @@ class LSTM(torch.nn.RNNBase):
     check_forward_args = torch.nn.LSTM.check_forward_args
     get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
     permute_hidden = torch.nn.LSTM.permute_hidden
+    __prepare_scriptable__ = _refuse_scripting
 
     def forward(self, input: Any, hx: State | None = None) -> tuple[Any, State]:
         """Run whole sequences.
@@ -144,7 +151,7 @@ class LSTM(torch.nn.RNNBase):
         Raises
         ------
         ValueError
-            If a shape does not fit.
+            If a shape does not fit, or a PackedSequence has other sizes than its data.
         TypeError
             If a tensor has another dtype than the parameters, is not on the CPU, or autocast is on; the message says what to do.
         """
@@ -232,6 +239,8 @@ class LSTMCell(torch.nn.LSTMCell):
         Of the parameters. Calls need them on the CPU, in float32 or float64.
     """
 
+    __prepare_scriptable__ = _refuse_scripting
+
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         """Take one step.
 
@@ -301,7 +310,8 @@ def replace(model: Any) -> Replaced:
     -------
     Replaced
         What was swapped, and what was left and why: subclasses, whose calls may differ; quantised, scripted and compiled modules;
-        a ``forward`` of the module's own; parameters that are not on the CPU, or neither float32 nor float64.
+        a ``forward`` of the module's own; sizes of 0; parameters that are on another device than the CPU, of several dtypes, or
+        neither float32 nor float64. Modules on "meta", whose values are still to come, are swapped.
 
     Raises
     ------
@@ -374,12 +384,14 @@ def _reason_to_leave(module: Any) -> str:
         return "compiled: replace before compile()"
     if "forward" in vars(module):  # a wrapper's, which would go on calling torch.nn's
         return "forward was set on the module itself: replace before that"
-    for name, parameter in module.named_parameters():
+    for name in ("input_size", "hidden_size"):
+        if getattr(module, name) < 1:
+            return f"{name} is {getattr(module, name)}; fastlstm needs 1 at least"
+    parameters = dict(module.named_parameters())
+    for name, parameter in parameters.items():
         if parameter.device.type not in ("cpu", "meta"):
-            return f"{name} is on {parameter.device}; fastlstm runs on CPUs: call model.cpu() first"
-        if parameter.dtype not in (torch.float32, torch.float64):
-            return f"{name} is {parameter.dtype}; fastlstm computes in float32 and float64: call model.float() first"
-    return ""
+            return f"{name} is on {parameter.device}; fastlstm runs on CPUs: call model.cpu()"
+    return _wrong_dtype(list(parameters), list(parameters.values()), "model")
 
 
 @contextlib.contextmanager
@@ -387,7 +399,7 @@ def frozen() -> Iterator[None]:
     """Your word that no parameter changes inside: what is packed is used without comparing it with the parameters.
 
     It holds for the calls of this thread. Parameters that were moved, replaced or never packed are compared and packed as ever.
-    A change is seen by the next call outside.
+    A change is seen by the next call outside. Inside of what ``torch.compile`` compiles it does nothing: put it around the call.
 
     Examples
     --------
@@ -395,6 +407,9 @@ def frozen() -> Iterator[None]:
     ...     for x in frames:
     ...         h, c = cell(x, (h, c))
     """
+    if torch.compiler.is_compiling():  # compilers do not know context variables
+        yield
+        return
     token = _frozen.set(True)
     try:
         yield
@@ -408,15 +423,27 @@ _frozen: contextvars.ContextVar[bool] = contextvars.ContextVar("fastlstm.torch.f
 # ---- Checks --------------------------------------------------------------------------------------------------------------------
 
 
+def _wrong_dtype(names: list[str], weights: list[Tensor], module: str) -> str:
+    """What is wrong with the parameters' dtypes, and what to call; empty if nothing is."""
+    for name, weight in zip(names, weights, strict=True):
+        if weight.dtype not in (torch.float32, torch.float64):
+            advice = "" if weight.dtype.is_complex else f": call {module}.float()"  # which would drop the imaginary part
+            return f"{name} is {weight.dtype}; fastlstm computes in float32 and float64{advice}"
+        if weight.dtype != weights[0].dtype:
+            return f"{name} is {weight.dtype}, {names[0]} {weights[0].dtype}: call {module}.float() or {module}.double()"
+    return ""
+
+
 def _check_weights(names: list[str], weights: list[Tensor]) -> Any:
     """The dtype of the first parameter, which is that of everything else.
 
     Every one is looked at: PyTorch would hand a call with one on the meta device to what knows shapes alone, and its output
     would be whatever memory held.
     """
+    dtype = weights[0].dtype
     for name, weight in zip(names, weights, strict=True):
-        if weight.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"{name} is {weight.dtype}; fastlstm computes in float32 and float64: call module.float()")
+        if weight.dtype != dtype or dtype not in (torch.float32, torch.float64):
+            raise TypeError(_wrong_dtype(names, weights, "module"))
         device = weight.device.type
         if device == "meta":
             raise TypeError(f"{name} is on the meta device, without values: call module.to_empty(device='cpu') and load them")
@@ -427,7 +454,7 @@ def _check_weights(names: list[str], weights: list[Tensor]) -> Any:
             "autocast is on, which would compute in another dtype; call this module with tensors of its own dtype "
             "inside torch.autocast('cpu', enabled=False)"
         )
-    return weights[0].dtype
+    return dtype
 
 
 def _check_tensor(name: str, value: Any, dtype: Any) -> None:
@@ -519,7 +546,7 @@ def _forward(
     """``fastlstm::lstm``: x is (T, B, I), (B, T, I) if batch_first, or packed data (tokens, I); the last result names a tape."""
     network = _network(weights, bias, proj_size, bidirectional, batch_first)
     state = None if h_0 is None else (_array(h_0), _array(c_0))
-    ragged = None if batch_sizes is None else _Ragged(_array(batch_sizes))
+    ragged = None if batch_sizes is None else _Ragged(_array(batch_sizes), len(x))
     array = _array(x)
     lengths = None
     if ragged is not None:
@@ -926,7 +953,10 @@ def _graph_is_retained() -> bool:
 class _Ragged:
     """The layout of a packed sequence: its tokens step by step, of each step the rows that have it, longest row first."""
 
-    def __init__(self, batch_sizes: Array) -> None:
+    def __init__(self, batch_sizes: Array, tokens: int) -> None:
+        if (batch_sizes[1:] > batch_sizes[:-1]).any() or batch_sizes[-1] < 0 or batch_sizes.sum() != tokens:
+            expected = f"numbers of rows that never rise and are {tokens} together, as input.data has"
+            raise ValueError(f"input.batch_sizes must be {expected}, got {batch_sizes.tolist()!s:.100}")
         self.present = np.arange(batch_sizes[0]) < batch_sizes[:, None]  # (T, B)
         self.lengths = self.present.sum(axis=0)
         self.full = bool(self.present.all())

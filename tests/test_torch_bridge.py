@@ -843,6 +843,21 @@ def lstm_errors() -> list[Any]:
     ]
 
 
+@pytest.mark.parametrize("sizes", [[2, 3, 1], [3, 2], [3, 2, 2], [6, 1, -1]])
+def test_packed_sequences_whose_sizes_do_not_fit(sizes: list[int]) -> None:
+    packed = rnn.PackedSequence(torch.zeros(6, 4), torch.tensor(sizes))
+    with pytest.raises(ValueError, match=r"input\.batch_sizes must be .* never rise and are 6 together.*got \["):
+        bridge.LSTM(4, 6)(packed)
+
+
+@pytest.mark.filterwarnings("ignore")  # of scripting, which is deprecated
+@pytest.mark.parametrize("module", [bridge.LSTM(4, 6), bridge.LSTMCell(4, 6)])
+def test_scripting_is_told_the_way_back(module: Any) -> None:
+    for model in (module, torch.nn.Sequential(torch.nn.Linear(4, 4), module)):
+        with pytest.raises(RuntimeError, match=r"call fastlstm\.torch\.restore\(model\)"):
+            torch.jit.script(model)
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
 def test_nested_tensors_are_to_be_packed(layout: Any) -> None:
@@ -898,8 +913,12 @@ def test_errors_of_the_parameters() -> None:
             bridge.LSTM(4, 6, device="cuda")(x)
     mixed = bridge.LSTM(4, 6)
     mixed.weight_hh_l0 = torch.nn.Parameter(mixed.weight_hh_l0.double())
-    with pytest.raises(ValueError, match="weight_hh_l0 must be float32"):
+    with pytest.raises(
+        TypeError, match=r"weight_hh_l0 is torch\.float64, weight_ih_l0 torch\.float32: call module\.float\(\) or"
+    ):
         mixed(x)
+    with pytest.raises(TypeError, match=r"weight_ih_l0 is torch\.complex64; fastlstm computes in float32 and float64$"):
+        bridge.LSTM(4, 6, dtype=torch.complex64)(x)
     for arguments in ((0, 6), (4, -1), (4, 6, 0)):
         with pytest.raises(ValueError, match="greater than zero"):
             bridge.LSTM(*arguments)
@@ -1033,6 +1052,8 @@ def test_what_replace_leaves() -> None:
     wrapped = torch.nn.LSTM(4, 6)
     wrapped.forward = functools.partial(torch.nn.LSTM.forward, wrapped)
     quantised = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(torch.nn.LSTM(4, 6)), {torch.nn.LSTM})
+    mixed = torch.nn.LSTM(4, 6)
+    mixed.bias_hh_l0 = torch.nn.Parameter(mixed.bias_hh_l0.double())
     normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.LSTM(4, 6), "weight_hh_l0")
     model = torch.nn.ModuleDict(
         {
@@ -1044,6 +1065,9 @@ def test_what_replace_leaves() -> None:
             "a_normed": normed,
             "a_compiled": compiled,
             "a_wrapped": wrapped,
+            "a_mixed": mixed,
+            "a_complex": torch.nn.LSTMCell(4, 6, dtype=torch.complex64),
+            "a_nothing": torch.nn.LSTMCell(4, 0),
             "a_gru": torch.nn.GRU(4, 6),
             "a_plain": torch.nn.LSTM(4, 6),
         }
@@ -1059,6 +1083,9 @@ def test_what_replace_leaves() -> None:
         "a_quantised.0": "quantised",
         "a_normed": "ParametrizedLSTM is not torch.nn's own",
         "a_compiled": "before compile()",
+        "a_mixed": "bias_hh_l0 is torch.float64, weight_ih_l0 torch.float32: call model.float() or model.double()",
+        "a_complex": "float32 and float64",
+        "a_nothing": "hidden_size is 0",
         "a_wrapped": "forward was set on the module itself",
     }.items():
         assert word in done.left.pop(name), name
@@ -1135,6 +1162,20 @@ def test_compile_keeps_the_calls_whole(training: bool) -> None:
                 assert_equal(gradients(model, [], [given]), gradients(model, [], [expected]), 1e-5)
     model.lstm.weight_ih_l0.data.mul_(2)
     assert_equal([compiled(x)], [model(x)], 1e-6)
+
+
+def test_frozen_inside_what_is_compiled() -> None:
+    torch._dynamo.reset()
+    module, x = bridge.LSTM(4, 6), torch.randn(5, 3, 4)
+
+    def run(x: Any) -> Any:
+        with bridge.frozen():
+            return module(x)[0]
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), module(x)[0])
+    module.weight_ih_l0.data.mul_(2)
+    assert torch.equal(compiled(x), module(x)[0])
 
 
 def test_compile_packed_sequences() -> None:
