@@ -9,6 +9,7 @@ import importlib.util
 import io
 import itertools
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -202,15 +203,15 @@ def test_only_calls_that_need_gradients_keep_a_tape() -> None:
     with torch.inference_mode():
         module(x)
     result = module.requires_grad_(False)(x)
-    assert len(bridge._tapes) == 0
+    assert len(bridge.tapes._tapes) == 0
     assert not result[0].requires_grad
     result = module(x.requires_grad_())
-    assert len(bridge._tapes) == 1
+    assert len(bridge.tapes._tapes) == 1
     result[0].sum().backward()
-    assert len(bridge._tapes) == 0  # autograd has let go of it
+    assert len(bridge.tapes._tapes) == 0  # autograd has let go of it
     result = module(x)
     del result
-    assert len(bridge._tapes) == 0  # so has a graph that nobody wants
+    assert len(bridge.tapes._tapes) == 0  # so has a graph that nobody wants
 
 
 def test_what_is_not_needed_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,13 +321,13 @@ def test_backward_again() -> None:
 
 def test_a_tape_that_was_used_says_so() -> None:
     module = modules(CONFIGS[0])[1]
-    output, *_, tape = bridge._lstm(
+    output, *_, tape = bridge.operators.lstm(
         torch.randn(5, 3, 4, dtype=F64), None, None, None, list(module.parameters()), True, 0, False, False, torch.empty(0)
     )
     arguments = (tape, output, None, None, [5, 3, 4, 1, 3, 6], True, 0, False, True, F64)
-    bridge._lstm_backward(*arguments)
+    bridge.operators.lstm_backward(*arguments)
     with pytest.raises(RuntimeError, match="retain_graph=True"):
-        bridge._lstm_backward(*arguments)
+        bridge.operators.lstm_backward(*arguments)
 
 
 @pytest.mark.parametrize("constant", [True, False])
@@ -414,7 +415,7 @@ def test_checkpointing_and_hooks_on_saved_tensors() -> None:
             checkpoint(lambda x: module(x)[0], x, use_reentrant=True).sum().backward()
             continue
         result = flat(checkpoint(module, x, use_reentrant=False))
-        assert len(bridge._tapes) == 0
+        assert len(bridge.tapes._tapes) == 0
         assert_same_bits(gradients(module, [x], result), expected)
     with torch.autograd.graph.save_on_cpu():  # hands on what is there already
         result = flat(module(x))
@@ -526,10 +527,10 @@ def tensors_of(tree: Any) -> list[Any]:
 def test_transforms(transform: Any) -> None:
     theirs, ours = modules(CONFIGS[2])
     gc.collect()
-    before = len(bridge._tapes)
+    before = len(bridge.tapes._tapes)
     assert_equal(tensors_of(transform(ours)), tensors_of(transform(theirs)), 20 * TOLERANCE["float64"])
     gc.collect()
-    assert len(bridge._tapes) == before
+    assert len(bridge.tapes._tapes) == before
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -664,8 +665,8 @@ def test_frozen_parameters_are_not_compared(monkeypatch: pytest.MonkeyPatch, pac
     theirs, ours = modules(CONFIGS[1])
     x = torch.randn(3, 5, 4, dtype=F64)
     compared: list[Any] = []
-    same = bridge._engine.same_arrays
-    monkeypatch.setattr(bridge._engine, "same_arrays", lambda a, b: (compared.append(a), same(a, b))[1])
+    same = fastlstm._engine.same_arrays
+    monkeypatch.setattr(fastlstm._engine, "same_arrays", lambda a, b: (compared.append(a), same(a, b))[1])
     with bridge.frozen():
         before = ours(x)[0]  # packed here
         ours(x)[0].sum().backward()
@@ -687,15 +688,15 @@ def test_frozen_parameters_are_not_compared(monkeypatch: pytest.MonkeyPatch, pac
 
 def test_packed_weights_go_with_their_parameters() -> None:
     gc.collect()
-    before = len(bridge._networks)
+    before = len(bridge.packed._networks)
     module = bridge.LSTM(4, 6)
     module(torch.zeros(1, 1, 4))
-    assert len(bridge._networks) == before + 1
+    assert len(bridge.packed._networks) == before + 1
     module.double()(torch.zeros(1, 1, 4, dtype=F64))
-    assert len(bridge._networks) == before + 1
+    assert len(bridge.packed._networks) == before + 1
     del module
     gc.collect()
-    assert len(bridge._networks) == before
+    assert len(bridge.packed._networks) == before
 
 
 @pytest.mark.parametrize("kind", [bridge.LSTM, bridge.LSTMCell])
@@ -704,7 +705,7 @@ def test_parameters_that_are_swapped(kind: Any) -> None:
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         module, other, x = kind(4, 6), kind(4, 6), torch.randn(3, 4)
-        parameter, before = module.weight_hh_l0 if kind is bridge.LSTM else module.weight_hh, len(bridge._networks)
+        parameter, before = module.weight_hh_l0 if kind is bridge.LSTM else module.weight_hh, len(bridge.packed._networks)
         run = lambda module, x: module(x)[0]  # noqa: E731
         expected = run(module, x)
         outer = torch.nn.Sequential(module)
@@ -715,7 +716,7 @@ def test_parameters_that_are_swapped(kind: Any) -> None:
         outer.double()
         assert_equal([run(module, x.double()).float()], [expected], TOLERANCE["float32"])
         assert parameter is next(p for name, p in module.named_parameters() if "weight_hh" in name)
-        assert len(bridge._networks) <= before + 2
+        assert len(bridge.packed._networks) <= before + 2
     finally:
         torch.__future__.set_swap_module_params_on_conversion(False)
 
@@ -811,7 +812,7 @@ def test_threads_are_bounded_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastlstm.threads._num_threads", 3)
     for asked, expected in ((1, 1), (2, 2), (3, None), (4, None)):
         monkeypatch.setattr(torch, "get_num_threads", lambda asked=asked: asked)
-        assert bridge._allowance() == expected
+        assert bridge.packed.allowance() == expected
 
 
 # ---- Errors --------------------------------------------------------------------------------------------------------------------
@@ -1117,18 +1118,18 @@ def test_operators_keep_their_word() -> None:
             h, c = (s.detach() for s in states(config, 3))
             x, sizes, _, _ = rnn.pack_sequence([torch.randn(n, config[0], dtype=F64) for n in (5, 2, 1)])
         arguments = (x, h, c, sizes, weights, *options, record)
-        torch.library.opcheck(bridge._lstm, arguments, test_utils=tests)
+        torch.library.opcheck(bridge.operators.lstm, arguments, test_utils=tests)
         if record is not None:
             with torch.no_grad():
-                output, _, c_n, tape = bridge._lstm(*arguments)
+                output, _, c_n, tape = bridge.operators.lstm(*arguments)
             for needs_input in (True, False):
                 some = (tape, output, None, c_n, [*x.shape, *c_n.shape], *options[:3], needs_input, F64)
-                kept = bridge._tapes[int(tape)]
-                given = bridge._lstm_backward(*some)
-                shapes = bridge._backward_shapes(*some)
+                kept = bridge.tapes._tapes[int(tape)]
+                given = bridge.operators.lstm_backward(*some)
+                shapes = bridge.operators.backward_shapes(*some)
                 assert [(g.shape, g.dtype) for g in given] == [(s.shape, s.dtype) for s in shapes]
                 assert kept.used
-                output, _, c_n, tape = bridge._lstm(*arguments)
+                output, _, c_n, tape = bridge.operators.lstm(*arguments)
 
 
 class Tagger(torch.nn.Module):
@@ -1285,7 +1286,7 @@ def test_training_on_text() -> None:
         gc.collect()
         sizes.append(resident_bytes())
     assert sizes[-1] - sizes[3] < 4 << 20
-    assert len(bridge._tapes) == 0
+    assert len(bridge.tapes._tapes) == 0
 
 
 SHARDED = """
@@ -1337,6 +1338,18 @@ def test_sharded_parameters(tmp_path: Path) -> None:
 
 def test_fastlstm_does_not_import_torch() -> None:
     run_python("import sys, fastlstm; assert 'torch' not in sys.modules; import fastlstm.torch; assert 'torch' in sys.modules")
+
+
+def test_without_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import fastlstm.torch"
+    assert "ImportError: fastlstm.torch needs PyTorch: pip install torch" in run_python(code, check=False).stderr
+
+
+def test_public_names_have_one_place() -> None:
+    """Pickles name it, too."""
+    for kind in (bridge.LSTM, bridge.LSTMCell, bridge.Replaced):
+        assert kind.__module__ == "fastlstm.torch"
+        assert pickle.loads(pickle.dumps(kind)) is kind
 
 
 class Watch(torch.utils._python_dispatch.TorchDispatchMode):
