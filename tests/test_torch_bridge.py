@@ -847,7 +847,7 @@ def lstm_errors() -> list[Any]:
 @pytest.mark.parametrize("sizes", [[2, 3, 1], [3, 2], [3, 2, 2], [6, 1, -1]])
 def test_packed_sequences_whose_sizes_do_not_fit(sizes: list[int]) -> None:
     packed = rnn.PackedSequence(torch.zeros(6, 4), torch.tensor(sizes))
-    with pytest.raises(ValueError, match=r"input\.batch_sizes must be .* never rise and are 6 together.*got \["):
+    with pytest.raises(ValueError, match=r"input\.batch_sizes must never rise and must add up to 6.*got \["):
         bridge.LSTM(4, 6)(packed)
 
 
@@ -1338,11 +1338,6 @@ def test_sharded_parameters(tmp_path: Path) -> None:
 
 def test_fastlstm_does_not_import_torch() -> None:
     run_python("import sys, fastlstm; assert 'torch' not in sys.modules; import fastlstm.torch; assert 'torch' in sys.modules")
-
-
-def test_without_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; import fastlstm.torch"
-    assert "ImportError: fastlstm.torch needs PyTorch: pip install torch" in run_python(code, check=False).stderr
 
 
 def test_public_names_have_one_place() -> None:

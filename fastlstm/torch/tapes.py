@@ -72,8 +72,8 @@ class Ragged:
 
     def __init__(self, batch_sizes: Array, tokens: int) -> None:
         if (batch_sizes[1:] > batch_sizes[:-1]).any() or batch_sizes[-1] < 0 or batch_sizes.sum() != tokens:
-            expected = f"numbers of rows that never rise and are {tokens} together, as input.data has"
-            raise ValueError(f"input.batch_sizes must be {expected}, got {batch_sizes.tolist()!s:.100}")
+            expected = f"must never rise and must add up to {tokens}, the tokens of input.data"
+            raise ValueError(f"input.batch_sizes {expected}, got {batch_sizes.tolist()!s:.100}")
         self.present = np.arange(batch_sizes[0]) < batch_sizes[:, None]  # (T, B)
         self.lengths = self.present.sum(axis=0)
         self.full = bool(self.present.all())
