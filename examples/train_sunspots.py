@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from statsmodels.datasets import sunspots
 from torch import nn
 from tqdm import trange
 
@@ -45,6 +44,8 @@ class Forecaster(nn.Module):
 
 def monthly_means() -> tuple[np.ndarray, np.ndarray]:
     """The middle of each month in years, and its mean sunspot number."""
+    from statsmodels.datasets import sunspots
+
     text = (Path(sunspots.__file__).parent / "src" / "sunspots_monthly.dat").read_text()
     rows = [[float(number) for number in line.split()] for line in text.splitlines() if re.match(r"\d{4} ", line)]
     values = np.array([value for row in rows for value in row[1:]])

@@ -159,8 +159,8 @@ cdef extern from "fastlstm.h" nogil:
     const fl_isa *fl_isas()
     int fl_pack(fl_network *net, const fl_layer_weights *weights)
     void fl_unpack(fl_network *net)
-    fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace)
     void fl_learn(const fl_plan *plan, const int64_t *worked_ns)
+    fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace)
     int fl_prepare(fl_call *call)
     void fl_forward(fl_call *call, int thread)
     void fl_release(fl_call *call)
@@ -172,6 +172,7 @@ cdef extern from "fastlstm.h" nogil:
                  void *values)
     const int FL_C, FL_H
     void fl_free_tape(fl_tape *tape)
+    void fl_clear_unused(fl_tape *tape, const fl_network *net)
     void fl_read_tape(const fl_tape *tape, const fl_network *net, fl_index record, int what, char *to)
     fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace)
     fl_index fl_block_steps(fl_index B)
@@ -731,13 +732,14 @@ cdef class Tape:
         cdef const fl_network *net = &self.network.net
         cdef int number = "ifgoch".index(what)
         cdef Py_ssize_t size = self.tape.T * self.tape.B * (net.P if number == FL_H else net.H) * net.item
-        if not 0 <= record < net.L * net.D or to.shape[0] != size:
+        if not 0 <= record < net.L * net.D or to.shape[0] != size or (net.gates == 1 and number != FL_H):
             raise ValueError("a record or size that trace.py should not have asked for")
         if size:
             fl_read_tape(&self.tape, net, record, number, <char *>&to[0])
 
     def content(self):
         """Everything kept, to be given to :meth:`restore` of a tape made with the same arguments."""
+        fl_clear_unused(&self.tape, &self.network.net)
         return (<char *>self.tape.memory)[:self.tape.bytes]
 
     def restore(self, bytes content not None):

@@ -123,23 +123,25 @@ def _index(name: str, value: Any) -> int:
 
 def as_resets(value: Any, shape: tuple[int, ...]) -> Array:
     """Resets as bytes of shape (T, B); given as booleans of that shape, or (T,) for one sequence."""
-    array = as_array("resets", value)
-    if array.dtype != np.bool_:
-        raise TypeError(f"resets must be bool, got {array.dtype}")
-    if array.shape != shape:
-        raise shape_error("resets", shape, array.shape)
-    bits = array.view(np.uint8)
+    bits = _booleans("resets", value, shape).view(np.uint8)
     return bits[:, None] if bits.ndim == 1 else bits
 
 
 def as_mask(value: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """A mask as the real steps of each row: their order (T, B), before the masked ones, and their number (B,)."""
-    array = as_array("mask", value)
-    if array.dtype != np.bool_:
-        raise TypeError(f"mask must be bool, got {array.dtype}")
-    if array.shape != shape:
-        raise shape_error("mask", shape, array.shape)
+    array = _booleans("mask", value, shape)
     return np.argsort(~array, axis=0, kind="stable"), array.sum(axis=0, dtype=np.int64)
+
+
+def _booleans(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """An array of booleans of that shape, which is (T, B), or (T,) for one sequence."""
+    array = as_array(name, value)
+    if array.dtype != np.bool_:
+        raise TypeError(f"{name} must be bool, got {array.dtype}")
+    if array.shape != shape:
+        error = shape_error(name, shape, array.shape)
+        raise ValueError(f"{error}: (T, B), also with batch_first") if array.shape == shape[::-1] else error
+    return array
 
 
 def in_order(packed: Array, order: Array) -> Array:

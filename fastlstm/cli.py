@@ -1,47 +1,36 @@
 """The command line: ``fastlstm demo | scan | run | convert | info``.
 
-Exit status: 0, or 1 if the demo's numbers are wrong, 2 for an error (one line on standard error), 130 after Ctrl-C.
+Exit status: 0, or 1 if the demo's numbers are wrong, 2 for an error (one line on standard error), 128 and its number after a
+signal (Ctrl-C, SIGTERM, SIGHUP).
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
+import io
 import math
 import os
 import re
+import signal
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 import fastlstm
-from fastlstm.arrays import Array
+from fastlstm.arrays import Array, shape_error
 from fastlstm.files import replacing
 from fastlstm.rounding import TYPES
 
 __all__ = ["main"]
 
+PLOT = "fastlstm-demo.png"  # of the demo
 CHUNK_BYTES = 16 << 20  # of input and output that `run` works on at a time, unless --chunk says otherwise
-
-# What messages say to who calls Python functions, and what they say here
-WORDS = (
-    ("pass one of these as name=", "pass one of these with --name"),
-    ("pass allow_nonfinite=True", "pass --allow-nonfinite"),
-    ("pass layout='keras' or layout='haste'", "pass --layout keras or --layout haste"),
-    ("layout='keras' is for", "--layout is for"),
-    ("layout='haste' is for", "--layout is for"),
-    ("pass external_data=True", "pass --external-data"),
-    ("weight_dtype of", "--weight-dtype of"),
-    ("threads must be", "--threads must be"),
-    ("merge_mode must be one of concat", "--merge-mode must be one of concat"),
-)
-
-# What is told of a layer of Keras, and the messages that are about the telling, not about a file's own configuration
-TOLD = ("go_backwards", "activation", "recurrent_activation", "merge_mode")
-OF_TOLD = (": for files of Keras alone", "leave out ", ": the file holds ", ": Keras 2 and 3 compute ")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,39 +49,72 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises
     ------
     SystemExit
-        From argparse: status 2 for arguments it does not understand, 0 after ``--help`` and ``--version``.
+        From argparse: status 2 for arguments it does not understand, 0 after ``--help`` and ``--version``. After SIGTERM and
+        SIGHUP, unless the process ignores them or has its own way with them: 128 and the signal's number.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that a terminal has no letters for is shown all the same
     args = make_parser().parse_args(argv)
     try:
-        status: int = args.command(args)
-        sys.stdout.flush()
+        with ended_by_signals():
+            status: int = args.command(args)
+        if sys.stdout is not None:  # closed: >&-
+            sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader of our output has gone, as in `fastlstm scan FILE | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
         return 1
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
     except OSError as error:
-        return fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        named = error.filename is not None and error.strerror
+        return fail(f"{error.filename or repr('')}: {error.strerror}" if named else str(error), args)
     except (ValueError, ImportError) as error:
-        return fail(str(error))
+        return fail(str(error), args)
     except MemoryError as error:
-        return fail(str(error) or "out of memory")
+        return fail(str(error) or "out of memory", args)
 
 
-def fail(message: str) -> int:
-    print("fastlstm: error:", one_line(message), file=sys.stderr)
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP become exceptions, as Ctrl-C is one: else they would leave temporary files behind."""
+
+    def end(number: int, frame: object) -> None:
+        for each in ours:
+            signal.signal(each, signal.SIG_IGN)  # a second one would break off what the first one tidies up
+        raise SystemExit(128 + number)
+
+    ours: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python sets no handlers
+        ours = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) == signal.SIG_DFL]  # nohup ignores one
+    for each in ours:
+        signal.signal(each, end)
+    try:
+        yield
+    finally:
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
+
+
+def fail(message: str, args: argparse.Namespace) -> int:
+    print("fastlstm: error:", one_line(message, args), file=sys.stderr)
     return 2
 
 
-def one_line(message: str) -> str:
-    """A message in the words of the command line."""
+def one_line(message: str, args: argparse.Namespace) -> str:
+    """A message in the words of the command line: options in the place of the arguments of Python's functions.
+
+    A message has an argument as ``name=`` or ``name=value``, or begins with what was given wrongly.
+    """
+    options: dict[str, str] = args.options
     line = " ".join(message.splitlines())
-    for words, here in WORDS:
-        line = line.replace(words, here)
-    if any(words in line for words in OF_TOLD):
-        line = re.sub(rf"\b({'|'.join(TOLD)})(?=[,:]|$)", lambda name: "--" + name[1].replace("_", "-"), line)
-    return line
+    hint = rf"(?<!\S)({'|'.join(options)})=(?:True\b|'(\w+)'|(?=[:,]|$))"
+    line = re.sub(hint, lambda found: " ".join(filter(None, (options[found[1]], found[2]))), line)
+    # Of what was not given a message says what the file has
+    names = [name for name, value in vars(args).items() if name in options and value is not None and value is not False]
+    given = "|".join(names) or "(?!)"
+    leading = rf"(?:^|(?<=: ))((?:{given})(?:, (?:{given}))*)(?=[ :])"
+    return re.sub(leading, lambda found: ", ".join(options[name] for name in found[1].split(", ")), line)
 
 
 # ---- Arguments -----------------------------------------------------------------------------------------------------------------
@@ -118,8 +140,8 @@ def make_parser() -> argparse.ArgumentParser:
         fastlstm demo --plot sunspots.svg""",
     )
     plot = sub.add_mutually_exclusive_group()
-    plot.add_argument("--plot", metavar="PATH", default="fastlstm-demo.png", help="where to draw (default: %(default)s)")
-    plot.add_argument("--no-plot", dest="plot", action="store_const", const=None, help="draw nothing")
+    plot.add_argument("--plot", metavar="PATH", help=f"where to draw (default: {PLOT}, if matplotlib is installed)")
+    plot.add_argument("--no-plot", action="store_true", help="draw nothing")
 
     sub = add(
         "scan",
@@ -167,6 +189,9 @@ def make_parser() -> argparse.ArgumentParser:
     add_choice(sub)
 
     add("info", info, "Show version, instruction sets, threads, compiler and platform.", "fastlstm info")
+    for sub in commands.choices.values():  # for messages; of two options for one argument the first
+        options = ((action.dest, option) for action in sub._actions for option in reversed(action.option_strings))
+        sub.set_defaults(options={name: option for name, option in options if option.startswith("--")})
     return parser
 
 
@@ -190,12 +215,13 @@ def add_choice(sub: argparse.ArgumentParser) -> None:
     keras.add_argument(
         "--recurrent-activation", metavar="NAME", help="hard_sigmoid_keras2 and hard_sigmoid_keras3 differ (default: sigmoid)"
     )
-    keras.add_argument("--merge-mode", metavar="MODE", help="of a Bidirectional: concat, sum, mul or ave (default: concat)")
+    keras.add_argument("--merge-mode", choices=("concat", "sum", "mul", "ave"), help="of a Bidirectional (default: concat)")
 
 
 def choice(args: argparse.Namespace) -> dict[str, Any]:
     """The same as the functions take it."""
-    names = ("batch_first", "layout", "allow_nonfinite", "external_data", *TOLD)
+    of_keras = ("go_backwards", "activation", "recurrent_activation", "merge_mode")
+    names = ("batch_first", "layout", "allow_nonfinite", "external_data", *of_keras)
     return {name: getattr(args, name) for name in names}
 
 
@@ -209,7 +235,14 @@ def add_external_data(sub: argparse.ArgumentParser) -> None:
 def demo(args: argparse.Namespace) -> int:
     from fastlstm.demo import run
 
-    if run(args.plot):
+    plot, lacking = args.plot, False
+    if plot is None and not args.no_plot:  # nobody has asked for it: what it needs may be missing
+        lacking = find_spec("matplotlib") is None
+        plot = None if lacking else PLOT
+    agrees = run(plot)
+    if lacking:
+        print("Plot      none, matplotlib is not installed: pip install matplotlib")
+    if agrees:
         return 0
     print("fastlstm: error: the output differs from PyTorch's by more than is allowed", file=sys.stderr)
     return 1
@@ -223,11 +256,11 @@ def info(args: argparse.Namespace) -> int:
 def scan(args: argparse.Namespace) -> int:
     found = fastlstm.scan(args.file, external_data=args.external_data)
     if not found:
-        raise ValueError(f"{args.file}: no LSTM found")
+        fastlstm.load(args.file, external_data=args.external_data)  # fails, and says what the file holds instead
     rows: list[tuple[str, ...]] = [("name", "input", "hidden", "layers", "directions", "projection", "bias", "dtype")]
     for lstm in found:
         name = lstm.name if lstm.name and lstm.name.isprintable() else repr(lstm.name)
-        problem = [f"cannot be loaded: {one_line(lstm.problem)}"] if lstm.problem else []
+        problem = [f"cannot be loaded: {one_line(lstm.problem, args)}"] if lstm.problem else []
         if problem and not lstm.hidden_size:
             rows.append((name, *problem))
         else:
@@ -242,8 +275,7 @@ def scan(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.state_out and os.path.realpath(args.state_out) == os.path.realpath(args.output):
-        raise ValueError(f"-o and --state-out are the same file: {args.output}")
+    check_paths(args)
     lstm = fastlstm.load(args.file, args.name, **choice(args))
     if args.weight_dtype:
         lstm = lstm.to(weight_dtype=args.weight_dtype)
@@ -253,17 +285,19 @@ def run(args: argparse.Namespace) -> int:
         batch = "B, T" if lstm.batch_first else "T, B"
         raise ValueError(f"{args.input}: shape must be ({batch}, {lstm.input_size}) or (T, {lstm.input_size}), got {x.shape}")
     if x.dtype != lstm.dtype:
-        raise ValueError(f"{args.input}: dtype must be {lstm.dtype} as the weights are, got {x.dtype}")
-    state = read_state(args.state_in, lstm.dtype) if args.state_in else None
+        raise ValueError(
+            f"{args.input}: dtype must be {lstm.dtype} as the weights are, got {x.dtype}; in Python: "
+            f"numpy.save(path, numpy.load({args.input!r}).astype({lstm.dtype.name!r}))"
+        )
+    rows = x.shape[1 - time : 2 - time] if x.ndim == 3 else ()
+    state = None if args.state_in is None else read_state(args.state_in, lstm, rows)
     steps, shape = x.shape[time], (*x.shape[:-1], lstm.output_size)
     chunk = chunk_steps(args.chunk, lstm, steps, x.nbytes + x.itemsize * math.prod(shape))
 
-    for path in (args.output, args.state_out) if args.state_out else (args.output,):
-        check_regular(path)
-    with replacing(args.output) as part, replacing(args.state_out) if args.state_out else nullcontext() as state_part:
+    with replacing(args.output) as part, nullcontext() if args.state_out is None else replacing(args.state_out) as state_part:
         output = np.lib.format.open_memmap(part, mode="w+", dtype=lstm.dtype, shape=shape)
         reserve(part)
-        for begin in progress(range(0, max(steps, 1), chunk)):  # without steps one call too: it checks the state
+        for begin in progress(range(0, max(steps, 1), chunk)):  # without steps one call too: the final state is the initial one
             cut = (slice(None),) * time + (slice(begin, begin + chunk),)
             _, state = lstm(x[cut], state, out=output[cut], threads=args.threads)
         output.flush()
@@ -279,6 +313,27 @@ def convert(args: argparse.Namespace) -> int:
 
 
 # ---- Files ---------------------------------------------------------------------------------------------------------------------
+
+
+def check_paths(args: argparse.Namespace) -> None:
+    """Refuse to write over what is read. The output may take the place of the input, and a state that of the one before."""
+    read = {"FILE": args.file, "INPUT": args.input, "--state-in": args.state_in}
+    written = {"-o": args.output, "--state-out": args.state_out}
+    for option, path in (read | written).items():
+        if path == "-":
+            raise ValueError(f"{option} must be the path of a file, got '-': nothing is read from a pipe or written to one")
+    for option, path in written.items():
+        for other, taken in (read | written).items():
+            wanted = other == option or (option, other) in (("-o", "INPUT"), ("--state-out", "--state-in"))
+            if not wanted and path is not None and taken is not None and same_file(path, taken):
+                raise ValueError(f"{option} and {other} are the same file: {path}")
+
+
+def same_file(one: str, other: str) -> bool:
+    """Also through links, and of files that are not there yet."""
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 def check_regular(path: str) -> None:
@@ -298,8 +353,8 @@ def read_array(path: str) -> Array:
         raise ValueError(f"{path}: not an .npy file of numbers: {error}") from error
 
 
-def read_state(path: str, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """The arrays h and c of an .npz file."""
+def read_state(path: str, lstm: fastlstm.LSTM, rows: tuple[int, ...]) -> tuple[Array, Array]:
+    """The arrays h and c of an .npz file; `rows` is (B,), or () for one sequence."""
     check_regular(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -308,9 +363,12 @@ def read_state(path: str, dtype: np.dtype[Any]) -> tuple[Array, Array]:
         raise
     except Exception as error:
         raise ValueError(f"{path}: not an .npz file with arrays h and c") from error
-    for name, array in (("h", h), ("c", c)):
-        if array.dtype != dtype:
-            raise ValueError(f"{path}: {name} must be {dtype} as the weights are, got {array.dtype}")
+    for name, array, size in (("h", h, lstm.proj_size or lstm.hidden_size), ("c", c, lstm.hidden_size)):
+        if array.dtype != lstm.dtype:
+            raise ValueError(f"{path}: {name} must be {lstm.dtype} as the weights are, got {array.dtype}")
+        shape = (lstm.num_layers * lstm.num_directions, *rows, size)
+        if array.shape != shape:
+            raise ValueError(f"{path}: {shape_error(name, shape, array.shape)}")
     return h, c
 
 
@@ -328,7 +386,7 @@ def chunk_steps(given: int | None, lstm: fastlstm.LSTM, steps: int, nbytes: int)
 
 def progress(starts: range) -> Iterable[int]:
     """With a bar on standard error, if that is a terminal, tqdm is installed and there is something to wait for."""
-    if len(starts) < 2 or not sys.stderr.isatty():
+    if len(starts) < 2 or sys.stderr is None or not sys.stderr.isatty():
         return starts
     try:
         from tqdm import tqdm

@@ -4,4 +4,7 @@ __all__ = ["FormatError"]
 
 
 class FormatError(ValueError):
-    """A file or object holds no LSTM that can be read exactly; the message names the tensor, the expectation and the finding."""
+    """A file or object holds no LSTM or model that can be read exactly.
+
+    The message names the tensor, what was expected and what was found.
+    """

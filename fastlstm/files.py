@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -27,15 +28,15 @@ def replacing(path: str) -> Iterator[str]:
     Raises
     ------
     OSError
-        If it cannot be made or moved; the message names `path`.
+        If it cannot be made or moved, or what is there is no regular file; the message names `path`.
     """
+    before = _permissions(path)
     target = os.path.realpath(path)
     temporary = f"{target}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
     try:
-        before = stat.S_IMODE(os.stat(target).st_mode) if os.path.exists(target) else None
-        # What was private is so all the time
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if before is None else 0o600))
         try:
+            # What was private is so all the time
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if before is None else 0o600))
             yield temporary
             if before is not None:
                 os.chmod(temporary, before)
@@ -49,13 +50,28 @@ def replacing(path: str) -> Iterator[str]:
         raise OSError(error.errno, error.strerror, path) from None
 
 
+def _permissions(path: str) -> int | None:
+    """Those of the file that is to be replaced, None if there is none. A device or a FIFO would be gone for all who use it."""
+    if not path:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    if os.path.basename(path) in ("", os.curdir, os.pardir):  # "new/" is no file, even if there is no such directory
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "not a regular file", path)
+    return stat.S_IMODE(mode)
+
+
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file beside its place and move it there; what was there before is replaced, but for its permissions.
 
     Raises
     ------
     OSError
-        If it cannot be written; nothing has changed then.
+        If it cannot be written, or what is there is no regular file; nothing has changed then.
     """
     with replacing(as_path("path", path)) as part, open(part, "wb") as stream:
         stream.write(data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastlstm import _engine
 from fastlstm import threads as _threads
@@ -50,6 +50,8 @@ class LSTM(Network[State]):
         Of the weights, the inputs and the outputs.
     seed : int, optional
         Of the initial weights: uniform within 1/sqrt(hidden_size), as PyTorch's.
+    dropout : 0
+        PyTorch's argument, and no other value of it: dropout is asked for where it is used, ``record(x, dropout=)``.
 
     Attributes
     ----------
@@ -60,7 +62,7 @@ class LSTM(Network[State]):
     ------
     ValueError, TypeError
         If a size is not a positive integer or does not fit the others, a flag is neither true nor false, `dtype` is another one,
-        or `seed` is not an integer of 0 or more.
+        `seed` is not an integer of 0 or more, or `dropout` is not 0.
 
     References
     ----------
@@ -82,6 +84,7 @@ class LSTM(Network[State]):
         proj_size: int = 0,
         dtype: Any = "float32",
         seed: int | None = None,
+        dropout: Literal[0] = 0,
     ) -> None:
         self._initialise(
             input_size,
@@ -93,6 +96,7 @@ class LSTM(Network[State]):
             proj_size=proj_size,
             dtype=dtype,
             seed=seed,
+            dropout=dropout,
         )
 
     @property
@@ -124,10 +128,10 @@ class LSTM(Network[State]):
         lengths : integers, shape (B,), optional
             Real steps of each row, 0..T, in any order; the rest is not computed, and zero in the output. Final states are those
             of each row's last real step; the backward direction begins there.
-        mask : bool array, shape (T, B), optional
+        mask : bool array, shape (T, B), also if `batch_first`, optional
             Instead of `lengths`: true where a row has a step. Any other step is not computed, its output is zero, and the state
             stands still there, as in Keras with ``zero_output_for_mask``. ``(T,)`` for one sequence.
-        resets : bool array, shape (T, B), optional
+        resets : bool array, shape (T, B), also if `batch_first`, optional
             Where true, that row begins anew before step t, as if no state had been given. ``(T,)`` for one sequence. The
             backward direction begins anew at the same places: before it takes the step left of each reset.
         out : array, optional
@@ -249,7 +253,7 @@ class LSTM(Network[State]):
         ImportError
             If PyTorch is not installed.
         """
-        from fastlstm.loaders.torch_module import to_module
+        from fastlstm.loaders.torch.module import to_module
 
         return to_module(self.weights, self.batch_first)
 
@@ -270,7 +274,7 @@ class LSTM(Network[State]):
         ValueError
             If Keras has no such layer: with a projection, peepholes, initial states, clipping or coupled gates.
         """
-        from fastlstm.loaders.keras_export import keras_weights
+        from fastlstm.loaders.keras.export import keras_weights
 
         return keras_weights(self.weights)
 
@@ -291,7 +295,7 @@ class LSTM(Network[State]):
         ImportError
             If the onnx package is missing.
         """
-        from fastlstm.export_onnx import write_onnx
+        from fastlstm.loaders.onnx.export import write_onnx
 
         write_onnx(path, self.weights, self.batch_first)
 

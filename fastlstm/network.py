@@ -32,7 +32,7 @@ from fastlstm.stream import Stream
 from fastlstm.tape import RecomputedTape, Tape
 from fastlstm.weights import Weights, check_sizes, parameter_shapes
 
-__all__ = ["Network"]
+__all__ = ["Network", "described"]
 
 S = TypeVar("S")  # the state as callers see it: (h, c), or h alone
 Self = TypeVar("Self", bound="Network[Any]")
@@ -63,8 +63,11 @@ class Network(Generic[S]):
         nonlinearity: Literal["tanh", "relu"] | None = None,
         dtype: Any,
         seed: int | None,
+        dropout: float,
     ) -> None:
         """Fresh weights, as PyTorch draws them."""
+        if dropout != 0:
+            raise ValueError(f"dropout must be 0, got {dropout!r:.100}: it belongs to training, record(x, dropout=)")
         check_sizes(input_size, hidden_size, num_layers, proj_size)
         bias, bidirectional = as_flag("bias", bias), as_flag("bidirectional", bidirectional)
         self._batch_first = as_flag("batch_first", batch_first)
@@ -210,28 +213,7 @@ class Network(Generic[S]):
         return self.weights.weight_dtype or self.dtype.name
 
     def __repr__(self) -> str:
-        parts = [str(self.input_size), str(self.hidden_size)]
-        if self.num_layers != 1:
-            parts.append(f"num_layers={self.num_layers}")
-        if not self.bias:
-            parts.append("bias=False")
-        if self.batch_first:
-            parts.append("batch_first=True")
-        if self.bidirectional:
-            parts.append("bidirectional=True")
-        parts += [f"{flag}=True" for flag in ("reverse", "flipped") if getattr(self.weights, flag)]
-        if self.weights.merge_mode != "concat":
-            parts.append(f"merge_mode={self.weights.merge_mode!r}")
-        if self.weights.proj_size:
-            parts.append(f"proj_size={self.weights.proj_size}")
-        if self.weights.nonlinearity not in (None, "tanh"):
-            parts.append(f"nonlinearity={self.weights.nonlinearity!r}")
-        if self.dtype != np.float32:
-            parts.append(f"dtype={self.dtype.name!r}")
-        if self.weights.weight_dtype:
-            parts.append(f"weight_dtype={self.weights.weight_dtype!r}")
-        parts += _special(self.weights)
-        return f"{type(self).__name__}({', '.join(parts)})"
+        return described(type(self), self.weights, self.batch_first)
 
     def __copy__(self: Self) -> Self:
         other = type(self).__new__(type(self))
@@ -426,7 +408,7 @@ class Network(Generic[S]):
             both run side by side; ``row_groups`` that never wait for each other; ``unit_groups``: threads that divide the hidden
             units and meet at every step; ``chunk``: steps whose input product is taken at once (0: with the recurrent product);
             ``stride``: steps that a layer hands on to the next at a time; ``blocks_at_once``: blocks of units that a single row
-            takes together; ``patience_ns``: waits that are longer mean that other processes need the processors;
+            takes together; ``patience_ns``: a pair parts when it has lost more, and a quarter of the call, to other processes;
             ``expected_ns``: what the cost model behind the choice takes the call for, on a server of 2023; its constants are
             explained in ``kernels/plan.c``. The division depends on these arguments and on the size of L2 alone: ask with
             ``threads=64`` what a machine of 64 processors would do. A call itself may be divided otherwise: into groups that meet
@@ -436,9 +418,9 @@ class Network(Generic[S]):
         Raises
         ------
         ValueError, TypeError
-            If T or B is not an integer of 0 or more, or `threads` none of 1 to 1024.
+            If T or B is not an integer from 0 to 2^40, or `threads` none of 1 to 1024.
         """
-        T, B = as_integer("T", T, 0, 2**62), as_integer("B", B, 0, 2**62)
+        T, B = as_integer("T", T, 0, 2**40), as_integer("B", B, 0, 2**40)
         return _engine.plan(self._packed.network, T, B, _threads.allowance(threads)[0])
 
     # ---- Weights ---------------------------------------------------------------------------------------------------------------
@@ -523,18 +505,20 @@ class Network(Generic[S]):
         Parameters
         ----------
         path : str or os.PathLike
-            An npz file if it ends with ``.npz``, else a safetensors file: for loading, the content decides. Replaced if it
-            exists, with the same permissions. The file is written beside its place and then moved there: `path` never holds
-            half a file.
+            An npz file if it ends with ``.npz``, else a safetensors file, whatever its name but one of another format (``.pt``,
+            ``.h5``, ``.onnx``, ...). Replaced if it exists, with the same permissions. The file is written beside its place and
+            then moved there: `path` never holds half a file.
 
         Raises
         ------
         OSError
-            If it cannot be written; nothing has changed then.
+            If it cannot be written, or something else than a file is there; nothing has changed then.
+        ValueError
+            If it ends as files of another format do; ``.onnx`` is for :meth:`LSTM.to_onnx`.
         TypeError
             If it is no path.
         """
-        from fastlstm.loaders import writer
+        from fastlstm.loaders.reading import writer
 
         writer("path", path, "safetensors")(self.weights, self.batch_first)
 
@@ -563,6 +547,29 @@ def _type_name(weight_dtype: Any) -> str:
     except TypeError:
         pass
     raise TypeError(f"weight_dtype must be the name of a type, got {weight_dtype!r:.100}")
+
+
+def described(kind: type[Network[Any]], weights: Weights, batch_first: bool = False) -> str:
+    """A network of these weights, as it is shown."""
+    parts = [str(weights.input_size), str(weights.hidden_size)]
+    if weights.num_layers != 1:
+        parts.append(f"num_layers={weights.num_layers}")
+    if not weights.bias:
+        parts.append("bias=False")
+    if batch_first:
+        parts.append("batch_first=True")
+    parts += [f"{flag}=True" for flag in ("bidirectional", "reverse", "flipped") if getattr(weights, flag)]
+    if weights.merge_mode != "concat":
+        parts.append(f"merge_mode={weights.merge_mode!r}")
+    if weights.proj_size:
+        parts.append(f"proj_size={weights.proj_size}")
+    if weights.nonlinearity not in (None, "tanh"):
+        parts.append(f"nonlinearity={weights.nonlinearity!r}")
+    if weights.dtype != np.float32:
+        parts.append(f"dtype={weights.dtype.name!r}")
+    if weights.weight_dtype:
+        parts.append(f"weight_dtype={weights.weight_dtype!r}")
+    return f"{kind.__name__}({', '.join(parts + _special(weights))})"
 
 
 def _special(weights: Weights) -> list[str]:

@@ -38,6 +38,8 @@ class RNN(Network[Array]):
         Of the weights, the inputs and the outputs.
     seed : int, optional
         Of the initial weights: uniform within 1/sqrt(hidden_size), as PyTorch's.
+    dropout : 0
+        PyTorch's argument, and no other value of it: dropout is asked for where it is used, ``record(x, dropout=)``.
 
     Attributes
     ----------
@@ -48,7 +50,7 @@ class RNN(Network[Array]):
     ------
     ValueError, TypeError
         If a size is not a positive integer, there is no such nonlinearity, a flag is neither true nor false, `dtype` is another
-        one, or `seed` is not an integer of 0 or more.
+        one, `seed` is not an integer of 0 or more, or `dropout` is not 0.
 
     References
     ----------
@@ -67,6 +69,7 @@ class RNN(Network[Array]):
         bidirectional: bool = False,
         dtype: Any = "float32",
         seed: int | None = None,
+        dropout: Literal[0] = 0,
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r:.100}")
@@ -80,6 +83,7 @@ class RNN(Network[Array]):
             nonlinearity=nonlinearity,
             dtype=dtype,
             seed=seed,
+            dropout=dropout,
         )
 
     @property

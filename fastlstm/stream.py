@@ -47,6 +47,11 @@ class Stream(Generic[S]):
         self._take_memory()
         self.reset()
 
+    def __repr__(self) -> str:
+        from fastlstm.network import described
+
+        return f"Stream({described(self._kind, self._packed.weights)}, batch_size={self.batch_size})"
+
     def _take_memory(self) -> None:
         """Room for the state before a step and after it, and the engine's prepared call."""
         L, B, C = self._packed.weights.num_layers, self.batch_size, self._packed.weights.cell_size
@@ -112,31 +117,36 @@ class Stream(Generic[S]):
         for held, array in zip(held_now, given, strict=False):
             held[...] = array
 
-    def reset(self, rows: Iterable[int] | None = None) -> None:
+    def reset(self, rows: Iterable[int] | Array | None = None) -> None:
         """Begin anew, all rows or `rows`: from a zero state, or the initial state that the network's file holds.
 
         Parameters
         ----------
-        rows : integers, optional
-            From 0 to B - 1, in any order; all rows if left out.
+        rows : integers, or bool array of shape (B,), optional
+            From 0 to B - 1, in any order, or true where a row begins anew (``done`` of an environment); all rows if left out.
 
         Raises
         ------
         ValueError, TypeError
-            If a row is not an integer from 0 to B - 1; nothing has changed then.
+            If a row is not an integer from 0 to B - 1, or there are not B booleans; nothing has changed then.
         """
         chosen: Any = slice(None)
         if rows is not None:
             rows = as_array("rows", rows) if hasattr(rows, "__array__") else rows  # the elements of a tensor are tensors
+            B = self.batch_size
+            if isinstance(rows, np.ndarray) and rows.dtype == np.bool_:
+                if rows.shape != (B,):
+                    raise shape_error("rows of booleans", (B,), rows.shape)
+                rows = np.flatnonzero(rows)
             try:
                 chosen = list(rows)
             except TypeError:
                 raise TypeError(f"rows must be several integers, as in [3], got {rows!r:.100}") from None
             for row in chosen:
                 if isinstance(row, bool) or not isinstance(row, (int, np.integer)):
-                    raise TypeError(f"rows must be integers, got {row!r:.100}")
-                if not 0 <= row < self._shape[0]:
-                    raise ValueError(f"rows must be between 0 and {self._shape[0] - 1}, got {row}")
+                    raise TypeError(f"rows must be integers, or one bool array of shape ({B},), got {row!r:.100}")
+                if not 0 <= row < B:
+                    raise ValueError(f"rows must be between 0 and {B - 1}, got {row}")
         now = self._engine.current
         for held, initial in zip((self._h[now], self._c[now]), self._initial, strict=True):
             held[:, chosen] = initial[:, None]

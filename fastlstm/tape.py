@@ -28,7 +28,7 @@ Record = tuple["Array | None", ...]  # of one layer and direction: the memory of
 _FORWARD = {np.dtype("float32"): _engine.forward["float"], np.dtype("float64"): _engine.forward["double"]}
 _BACKWARD = {np.dtype("float32"): _engine.backward["float"], np.dtype("float64"): _engine.backward["double"]}
 _DROP = {np.dtype("float32"): _engine.drop["float"], np.dtype("float64"): _engine.drop["double"]}
-_USED = "this tape was used before: its memory became that of the gradients; record again"
+_USED = "this tape was used before, or interrupted: its memory became that of the gradients; record again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +63,9 @@ class Tape(Generic[S]):
     :meth:`RNN.record`.
 
     It keeps copies: arrays that change afterwards do not change the gradients. Per token and direction of a layer these are 4H
-    gates, H of the cell state and P (or H) outputs, or 2H numbers of an RNN, besides the I inputs of the first layer. H, P and I
-    are rounded up to multiples of 16, and a row of a multiple of 1024 bytes has a cache line more; padding takes none.
+    gates, H of the cell state and P (or H) outputs, or 2H numbers of an RNN, besides the I inputs of the first layer. H is
+    rounded up to a multiple of 16, I and the outputs of a layer to whole cache lines; a row of a multiple of 1024 bytes has one
+    more. Padding takes none.
 
     Attributes
     ----------
@@ -123,14 +124,16 @@ class Tape(Generic[S]):
         threads: tuple[int, int],
     ) -> None:
         """The backward pass; everything in the engine's shapes. `d_x` (None: not wanted), `d_state` and `records` are written."""
-        engine, self._engine = self._engine, None
-        assert engine is not None, "a tape that is not used up"
-        run = _BACKWARD[d_state[0].dtype]
-        try:
-            run(self._packed.transposed, engine, d_y, *d_final, self._resets, steps, 0, d_x, *d_state, records, False, *threads)
-        except MemoryError:  # nothing has changed then; after Ctrl-C it is worth nothing
-            self._engine = engine
-            raise
+        assert self._engine is not None, "a tape that is not used up"
+        run, tape = _BACKWARD[d_state[0].dtype], (self._packed.transposed, self._engine)
+        run(*tape, d_y, *d_final, self._resets, steps, 0, d_x, *d_state, records, False, *threads)
+
+    def _free(self) -> None:
+        """Let go of what the gradients were taken from."""
+        self._engine = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(output: {self.output.shape})"
 
     @property
     def nbytes(self) -> int:
@@ -228,6 +231,10 @@ class Tape(Generic[S]):
         except MemoryError:  # nothing has changed then
             self._turns.append(None)
             raise
+        except BaseException:  # after Ctrl-C it is worth nothing
+            self._free()
+            raise
+        self._free()
         if d_x is not None and self._order is not None:
             d_x[...] = in_order(d_x, self._order)
         for name in shapes:
@@ -333,6 +340,8 @@ class RecomputedTape(Tape[S]):
                 _DROP[dtype](d_y, self.dropout, self.seed, layer - 1)
         if d_x is not None:
             d_x[...] = d_y
+
+    def _free(self) -> None:
         self._inputs, self._states = [], []
 
     def _part_back(

@@ -49,24 +49,27 @@ def get_num_threads() -> int:
     global _num_threads
     if _alone:
         return 1
-    if _num_threads is None:
-        _num_threads = _from_environment() or processors()
-    return _num_threads
+    n = _num_threads
+    if n is None:
+        n = _num_threads = _from_environment() or processors()
+    return n
 
 
 def allowance(threads: int | None) -> tuple[int, int]:
     """For one call: the most threads it may use, and the processors that all calls share (0: no limit)."""
     global _usual
-    if threads is None and _usual is not None:  # single steps take a microsecond: a tenth of it would be spent below
-        return _usual
+    usual = _usual
+    # Single steps take a microsecond: a tenth of it would be spent below. What a thread stored late may be of a number set before
+    if threads is None and usual is not None and usual[0] == _num_threads:
+        return usual
     if threads is not None:
         n = check_threads("threads", threads)
         return (1 if _alone else n), 0
     if _alone:
         return 1, 0
     n = get_num_threads()
-    _usual = n, max(n, processors())
-    return _usual
+    usual = _usual = n, max(n, processors())
+    return usual
 
 
 def check_threads(name: str, n: int) -> int:

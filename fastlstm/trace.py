@@ -40,6 +40,9 @@ class Trace:
     c: Array
     h: Array
 
+    def __repr__(self) -> str:
+        return f"Trace(gates and c: {self.c.shape}, h: {self.h.shape})"
+
     @classmethod
     def of(cls, tape: Tape[tuple[Array, Array]]) -> Trace:
         """Read a tape that is not used up."""
@@ -88,13 +91,23 @@ class Trace:
         Raises
         ------
         IndexError
-            If there is no such layer, direction, row or unit.
+            If there is no such layer, direction, row or unit; the message names the argument.
+        ImportError
+            If matplotlib is not installed.
         """
-        from matplotlib.figure import Figure
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("plots need matplotlib: pip install matplotlib") from error
 
-        batched = self.c.ndim == 5
+        L, D, _, *B, H = self.c.shape
+        places = [("layer", layer, L), ("direction", direction, D), ("row", row, *(B or [1]))]
+        places += [("units", unit, H) for unit in (() if units is None else units)]
+        for name, place, count in places:
+            if not -count <= place < count:
+                raise IndexError(f"{name} must be between {-count} and {count - 1}, got {place}")
         series = {name: getattr(self, name)[layer, direction] for name in "ifogch"}
-        series = {name: values[:, row] if batched else values for name, values in series.items()}
+        series = {name: values[:, row] if B else values for name, values in series.items()}
         c = series["c"]
         varied = np.argsort(c.std(axis=0))[::-1] if len(c) else np.arange(0)
         chosen = sorted(varied[:8].tolist()) if units is None else [range(c.shape[1])[unit] for unit in units]

@@ -20,7 +20,7 @@ import pytest
 from shapes import Shape
 
 import fastlstm
-from fastlstm import reference
+from fastlstm import FormatError, reference
 from fastlstm.weights import Weights, parameter_shapes
 
 DTYPES = ("float32", "float64")
@@ -180,6 +180,18 @@ def torch_forward(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             packed_output, (h_n, c_n) = network(packed, (h, c))
             output, _ = torch.nn.utils.rnn.pad_packed_sequence(packed_output, total_length=case.shape.T)
     return output.numpy(), h_n.numpy(), c_n.numpy()
+
+
+def refused(act: Callable[[], object], *parts: str) -> str:
+    """The message that something is refused with: it names all `parts`, and is fit to be printed whatever a file holds."""
+    with pytest.raises(FormatError) as caught:
+        act()
+    message = str(caught.value)
+    for part in parts:
+        assert part in message
+    assert message.isprintable()
+    assert len(message) < 1500
+    return message
 
 
 def python_command(code: str, *arguments: object) -> list[str]:

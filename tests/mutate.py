@@ -962,7 +962,7 @@ class Forked:
     def __init__(self) -> None:
         import h5py
 
-        from fastlstm.loaders import hdf5, hdf5_worker
+        from fastlstm.loaders.keras import hdf5, hdf5_worker
 
         self.worker, self.hdf5 = hdf5_worker, hdf5
         self.worker.rehearse(h5py)  # here, and then in no fork
@@ -1472,19 +1472,19 @@ def limit_memory(extra: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("format", nargs="*", default=list(formats()))
+    parser.add_argument("format", nargs="*", choices=[*formats(), "all"], default="all")
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fork", action="store_true", help="read HDF5 in forks of this process: many more in the same time")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
-        for name in options.format:
+        for name in formats() if "all" in options.format else options.format:
             if name in FAKED:  # HDF5's library is left out
-                from fastlstm.loaders import hdf5
+                from fastlstm.loaders.keras import hdf5
 
                 hdf5._ask, hdf5._installed = fake_answer, lambda name: True
             elif options.fork and name in SLOW:
-                from fastlstm.loaders import hdf5
+                from fastlstm.loaders.keras import hdf5
 
                 forked = hdf5._ask = Forked()
             report = Report()

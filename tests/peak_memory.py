@@ -47,7 +47,8 @@ def main() -> None:
 
     import fastlstm.models.model  # noqa: F401
     from fastlstm import FormatError, from_onnx, load, load_model, scan
-    from fastlstm.loaders import assembly, flax_file, guitarml_file, hdf5, nam_file, npz_file, rtneural_file  # noqa: F401
+    from fastlstm.loaders import assembly, flax_file, guitarml_file, nam_file, npz_file, rtneural_file  # noqa: F401
+    from fastlstm.loaders.keras import hdf5
 
     def act(path: str, name: str) -> bool:
         name, _, layout = name.partition(":")

@@ -113,7 +113,7 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], Any, tuple[str, ...]]] = {
     "lengths: ragged": ({"lengths": [[1], [2, 3], [1], [1]]}, (TypeError, ValueError), ("lengths",)),
     "lengths: a string": ({"lengths": "1234"}, TypeError, ("lengths",)),
     "lengths: masked": ({"lengths": np.ma.masked_array([1, 2, 3, 4])}, TypeError, ("lengths", "mask")),
-    "resets: batch-first": ({"resets": CASE.resets.T}, ValueError, ("resets", "(6, 4)", "(4, 6)")),
+    "resets: batch-first": ({"resets": CASE.resets.T}, ValueError, ("resets", "(6, 4)", "(4, 6): (T, B), also with batch_first")),
     "resets: one row": ({"resets": CASE.resets[:, 0]}, ValueError, ("resets", "(6, 4)", "(6,)")),
     "resets: one step too few": ({"resets": CASE.resets[1:]}, ValueError, ("resets", "(6, 4)", "(5, 4)")),
     "resets: integers": ({"resets": CASE.resets.astype(int)}, TypeError, ("resets", "bool", "int64")),
@@ -427,7 +427,13 @@ def test_bad_steps_change_nothing() -> None:
         (lambda: stream.step(np.ma.masked_array(case.x[1])), TypeError, "x.*mask"),
         (lambda: stream.reset(rows=[4]), ValueError, r"rows.*\b3\b.*\b4\b"),
         (lambda: stream.reset(rows=2), TypeError, r"rows.*\b2\b"),  # type: ignore[arg-type]
-        (lambda: stream.reset(rows=np.array([True, False, False, True])), TypeError, "rows must be integers.*True"),
+        (
+            lambda: stream.reset(rows=[True, False, False, True]),
+            TypeError,
+            r"rows must.* bool array of shape \(4,\), got True",
+        ),
+        (lambda: stream.reset(rows=np.ones(3, bool)), ValueError, r"rows of booleans must have shape \(4,\), got \(3,\)"),
+        (lambda: stream.reset(rows=np.ones((4, 1), bool)), ValueError, r"rows of booleans must have shape \(4,\), got \(4, 1\)"),
         (lambda: stream.reset(rows=[0, -1]), ValueError, r"rows.*-1"),
         (lambda: stream.reset(rows=[0, 1.0]), TypeError, r"rows.*1\.0"),
     )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import run_python
+from helpers import python_environment, run_python
 from safetensors.numpy import save_file
 
 import fastlstm
@@ -20,6 +22,7 @@ from fastlstm import cli
 from fastlstm.config import show_config
 
 GOLDEN = Path(__file__).parent / "golden"
+COMMAND = [sys.executable, "-W", "error", "-m", "fastlstm"]
 I, H = 5, 7
 
 
@@ -203,7 +206,7 @@ def test_messages_name_options(folder: Path, capsys: pytest.CaptureFixture[str])
     inputs(4, 2, I)
     state = lstm.state_dict()
     save_file({f"{prefix}.{name}": value for prefix in "ab" for name, value in state.items()}, "model.safetensors")
-    refused(capsys, run(), "2 LSTMs found, pass one of these with --name: 'a', 'b'", files=files)
+    refused(capsys, run(), "2 LSTMs found, pass one of these as --name: 'a', 'b'", files=files)
     save_file({"kernel": np.ones((I, 4 * H), "f"), "recurrent_kernel": np.ones((H, 4 * H), "f")}, "model.safetensors")
     refused(capsys, run(), "pass --layout keras or --layout haste", files=files)
     fastlstm.LSTM(I, H, dtype="float64").save("model.safetensors")
@@ -238,12 +241,15 @@ def test_what_is_told_of_weights_of_keras(folder: Path, capsys: pytest.CaptureFi
     for name, options, part in (
         ("both", ["--go-backwards"], "--go-backwards: the file holds both directions"),
         ("zeta", ["--merge-mode", "sum"], "--merge-mode: the file holds no Bidirectional"),
-        ("both", ["--merge-mode", "max"], "error: --merge-mode must be one of concat"),
+        ("zeta", ["--activation", "foo"], "'zeta': --activation must be one of elu"),
         ("zeta", ["--recurrent-activation", "hard_sigmoid"], "--recurrent-activation: Keras 2 and 3 compute"),
     ):
         refused(capsys, run("--name", name, *options, model=source), part, files={"x.npy"})
     status = run("--name", "zeta", "--activation", "relu", "--go-backwards", model=str(GOLDEN / "keras3.h5"))
-    refused(capsys, status, "leave out --go-backwards, --activation\n", files={"x.npy"})
+    refused(capsys, status, "--go-backwards, --activation: leave out, its configuration is in the file\n", files={"x.npy"})
+    with pytest.raises(SystemExit):
+        run("--merge-mode", "None", model=source)
+    assert "argument --merge-mode: invalid choice: 'None'" in capsys.readouterr().err
     fastlstm.LSTM(I, H, seed=1).save("model.safetensors")
     refused(
         capsys,
@@ -263,7 +269,7 @@ def test_what_is_told_of_weights_of_keras(folder: Path, capsys: pytest.CaptureFi
         (np.zeros((4,), "f4"), ("x.npy", f"(T, B, {I})", "(4,)")),
         (np.zeros((4, 3, 2, I), "f4"), ("x.npy", "(4, 3, 2, 5)")),
         (np.zeros((), "f4"), ("x.npy", "()")),
-        (np.zeros((4, 3, I), "f8"), ("x.npy", "float32", "float64")),
+        (np.zeros((4, 3, I), "f8"), ("x.npy", "float32", "float64", "numpy.load('x.npy').astype('float32')")),
         (np.zeros((4, 3, I), ">f4"), ("x.npy", "float32", ">f4")),
         (np.zeros((4, 3, I), "i4"), ("x.npy", "float32", "int32")),
         (np.full((4, 3, I), None, object), ("x.npy", "not an .npy file of numbers")),
@@ -298,6 +304,13 @@ def test_a_fifo_is_not_waited_for(folder: Path, capsys: pytest.CaptureFixture[st
     refused(capsys, run(), "x.npy", "not a regular file", files={"model.safetensors", "x.npy"})
     os.rename("x.npy", "state.npz")
     inputs(4, 3, I)
+    for option in ("-o", "--state-out"):
+        refused(
+            capsys,
+            run(option, "state.npz"),
+            "error: state.npz: not a regular file",
+            files={"model.safetensors", "x.npy", "state.npz"},
+        )
     refused(
         capsys,
         run("--state-in", "state.npz"),
@@ -321,7 +334,11 @@ def test_pickles_are_not_executed(folder: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("state", "part"),
     [
-        ({"h": np.zeros((2, 3, H), "f4"), "c": np.zeros((2, 4, H), "f4")}, f"(2, 3, {H})"),
+        (
+            {"h": np.zeros((2, 3, H), "f4"), "c": np.zeros((2, 4, H), "f4")},
+            f"state.npz: c must have shape (2, 3, {H}), got",
+        ),
+        ({"h": np.zeros((2, H), "f4"), "c": np.zeros((2, H), "f4")}, f"state.npz: h must have shape (2, 3, {H}), got"),
         ({"h": np.zeros((2, 3, H), "f4"), "c": np.zeros((2, 3, H), "f8")}, "state.npz: c must be float32"),
         ({"h": np.zeros((2, 3, H), "f4")}, "state.npz: not an .npz file with arrays h and c"),
         ({"h": np.full(2, None), "c": np.full(2, None)}, "state.npz: not an .npz file with arrays h and c"),
@@ -346,6 +363,11 @@ def test_bad_arguments(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     refused(capsys, run("--state-in", "missing.npz"), "missing.npz", files=files)
     refused(capsys, run("--name", "other"), "other", files=files)
     refused(capsys, run("-o", "folder"), "folder", "not a regular file", files=files)
+    refused(capsys, run("-o", "y/"), "error: y/: Is a directory", files=files)
+    refused(capsys, run("-o", ""), "error: '': No such file", files=files)
+    refused(capsys, run("--state-out", ""), "error: '': No such file", files=files)
+    refused(capsys, run("-o", "-"), "error: -o", "'-'", "pipe", files=files)
+    refused(capsys, cli.main(["run", "model.safetensors", "-", "-o", "y.npy"]), "error: INPUT", "'-'", "pipe", files=files)
     refused(capsys, run("-o", "missing/y.npy"), "error: missing/y.npy: No", files=files)
     refused(capsys, run("--state-out", "missing/s.npz"), "missing", files=files)
     refused(capsys, run(model="missing.pt"), "missing.pt", "No such file", files=files)
@@ -353,6 +375,27 @@ def test_bad_arguments(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     refused(capsys, run(), files=files)
     refused(capsys, cli.main(["scan", "model.safetensors"]), files=files)
     refused(capsys, cli.main(["scan", "missing.pt"]), "missing.pt", files=files)
+
+
+def test_what_is_read_is_not_written_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lstm, x = make(), inputs(30, 3, I)
+    assert run("--state-out", "state.npz") == 0
+    os.symlink("model.safetensors", "link")
+    os.link("x.npy", "hard")
+    contents = {name: Path(name).read_bytes() for name in os.listdir()}
+    for arguments, options in (
+        (["-o", "model.safetensors"], "-o and FILE"),
+        (["-o", "./link"], "-o and FILE"),
+        (["--state-out", "link"], "--state-out and FILE"),
+        (["--state-out", "x.npy"], "--state-out and INPUT"),
+        (["--state-out", "hard"], "--state-out and INPUT"),
+        (["--state-in", "state.npz", "-o", "state.npz"], "-o and --state-in"),
+        (["-o", "new", "--state-out", "new"], "-o and --state-out"),
+    ):
+        refused(capsys, run(*arguments), f"error: {options} are the same file: ", files=set(contents))
+    assert {name: Path(name).read_bytes() for name in contents} == contents
+    assert run("-o", "x.npy", "--state-in", "state.npz", "--state-out", "state.npz") == 0
+    assert np.load("x.npy").tobytes() == lstm(x, lstm(x)[1])[0].tobytes()
 
 
 @pytest.mark.parametrize(
@@ -484,6 +527,13 @@ def test_external_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     np.testing.assert_array_equal(fastlstm.load("again.npz")(x)[0], lstm(x)[0])
 
 
+def test_scan_says_what_there_is_instead(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["scan", str(GOLDEN / "refused_gru.pt")]) == 2
+    message = capsys.readouterr().err
+    assert "no LSTM found" in message
+    assert "GRU" in message
+
+
 def test_scan_without_a_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make()
     assert cli.main(["scan", "model.safetensors"]) == 0
@@ -529,9 +579,8 @@ def test_as_a_process(folder: Path) -> None:
     lstm, x = make(), inputs(30, 3, I)
 
     def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-W", "error", "-m", "fastlstm", *arguments]
-        path = {"PYTHONPATH": str(Path(fastlstm.__file__).parents[1])}
-        return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, env={**os.environ, **path}, **options)
+        options = {"env": python_environment(), **options}
+        return subprocess.run([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, timeout=120, **options)
 
     done = process("run", "model.safetensors", "x.npy", "-o", "y.npy", "--chunk", "7")
     assert (done.returncode, done.stderr) == (0, "")
@@ -543,6 +592,48 @@ def test_as_a_process(folder: Path) -> None:
     with open(writer, "w") as gone:
         done = process("scan", "model.safetensors", stdout=gone)
     assert (done.returncode, done.stderr) == (1, "")
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "info"]
+    done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, timeout=120, env=python_environment())
+    assert (done.returncode, done.stderr) == (0, "")
+    save_file({f"\u03bb.{key}": value for key, value in lstm.state_dict().items()}, "model.safetensors")
+    done = process("scan", "model.safetensors", stdout=subprocess.PIPE, env=python_environment(PYTHONIOENCODING="ascii"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[1].startswith("\\u03bb ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_behind(folder: Path, number: signal.Signals) -> None:
+    make()
+    inputs(1_000_000, 1, I)
+    Path("y.npy").write_text("old")
+    arguments = ["run", "model.safetensors", "x.npy", "-o", "y.npy", "--state-out", "state.npz", "--chunk", "1"]
+    with subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, env=python_environment()) as running:
+        until = time.monotonic() + 60
+        while len(list(folder.glob("*.tmp"))) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        running.send_signal(number)
+        assert running.stderr is not None
+        assert running.stderr.read() == ""
+    assert running.returncode == 128 + number
+    assert Path("y.npy").read_text() == "old"
+    assert set(os.listdir()) == {"model.safetensors", "x.npy", "y.npy"}
+
+
+def test_signals_are_given_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those that the process ignores, as after nohup, stay ignored."""
+    seen = []
+    monkeypatch.setattr(cli, "info", lambda args: seen.append(list(map(signal.getsignal, both))) or 0)
+    both = signal.SIGTERM, signal.SIGHUP
+    before = [signal.signal(number, handler) for number, handler in zip(both, (signal.SIG_DFL, signal.SIG_IGN), strict=True)]
+    try:
+        assert cli.main(["info"]) == 0
+        assert list(map(signal.getsignal, both)) == [signal.SIG_DFL, signal.SIG_IGN]
+        ((ours, theirs),) = seen
+        assert callable(ours)
+        assert theirs == signal.SIG_IGN
+    finally:
+        for number, handler in zip(both, before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_importing_it_is_light() -> None:

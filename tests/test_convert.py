@@ -19,9 +19,9 @@ from test_loaders_flax import linen
 from test_loaders_tensorflow import cell as tensorflow_cell
 
 import fastlstm
-from fastlstm import FormatError, LayerWeights, Weights, cli, convert, load, loaders, scan
+from fastlstm import FormatError, LayerWeights, Weights, cli, convert, load, scan
 from fastlstm.cell import PLAIN, Activation, Cell
-from fastlstm.loaders import metadata
+from fastlstm.loaders import metadata, reading
 from fastlstm.loaders.npz_file import write_npz
 from fastlstm.loaders.safetensors_file import write_safetensors
 from fastlstm.loaders.source import opened
@@ -80,7 +80,7 @@ def assert_same(given: Weights, expected: Weights) -> None:
 
 def read(path: Path) -> tuple[Weights, bool]:
     """As ``load``, for variants too."""
-    weights, info = loaders._read(path, None, False)
+    weights, info = reading.read(path, None, False)
     assert info is not None
     return weights, bool(info.batch_first)
 
@@ -173,10 +173,10 @@ def test_one_format_recognises_a_file(tmp_path: Path) -> None:
     seen = set()
     for path in paths:
         with opened(path) as file:
-            formats = [name for name in loaders.FORMATS if import_module(f"fastlstm.loaders.{name}").recognises(file)]
+            formats = [name for name in reading.FORMATS if import_module(f"fastlstm.loaders.{name}").recognises(file)]
         assert len(formats) == 1, (path.name, formats)
         seen.add(formats[0])
-    assert seen == set(loaders.FORMATS)
+    assert seen == set(reading.FORMATS)
 
 
 def test_choices(tmp_path: Path) -> None:
@@ -332,11 +332,12 @@ def test_to_torch(dtype: str, options: dict[str, Any]) -> None:
         ("an initial state", "an initial state of its own"),
         ("reverse", "a reverse direction alone"),
         ("activations", "another cell"),
-        ("merge mode", "made one"),
+        ("merge mode", r"made one \(merge_mode\)"),
+        ("a pair of peepholes", r"not side by side \(merge_mode=None\)"),
     ],
 )
 def test_variants_are_not_pytorchs(case: str, part: str) -> None:
-    from fastlstm.loaders.torch_module import to_module
+    from fastlstm.loaders.torch.module import to_module
 
     with pytest.raises(ValueError, match=part):
         to_module(VARIANTS[case], False)

@@ -176,13 +176,19 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert cli.main(["demo", "--plot", "my.xyz"]) == 2
     assert cli.main(["demo", "--plot", "missing/my.png"]) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"fastlstm-demo.png", "my.png"}
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert out.count("Time per step") == 2  # a picture that cannot be drawn costs nothing else
     assert err.count("\n") == 2
     assert "xyz" in err
     assert "missing" in err
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for module in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, module, None)
     assert cli.main(["demo"]) == 0
-    assert "pip install 'fastlstm[cli]'" in capsys.readouterr().out
+    assert "Plot      none, matplotlib is not installed: pip install matplotlib" in capsys.readouterr().out
+    monkeypatch.delitem(sys.modules, "fastlstm.demo.plot")
+    monkeypatch.setattr(demo, "forecast", None)  # no work is done first
+    assert cli.main(["demo", "--plot", "my.png"]) == 2
+    assert capsys.readouterr() == ("", "fastlstm: error: plots need matplotlib: pip install matplotlib\n")
 
 
 @pytest.mark.parametrize("wrong", [1e-5, np.nan])

@@ -41,6 +41,14 @@ def test_lbfgs_of_scipy() -> None:
     assert network < 0.95 * persistence
 
 
+def test_help_of_the_training_of_the_demo() -> None:
+    """Without the package that has the data."""
+    import_torch()
+    required("tqdm")
+    code = "import runpy, sys; sys.modules['statsmodels'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    assert "--seed SEED" in run("-c", code, EXAMPLES / "train_sunspots.py", "--help")
+
+
 def test_text_in_torch() -> None:
     import_torch()
     required("tqdm")

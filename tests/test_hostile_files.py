@@ -26,7 +26,7 @@ import mutate
 import numpy as np
 import peak_memory
 import pytest
-from helpers import required
+from helpers import refused, required
 from mutate import (
     SHAPES,
     call,
@@ -203,6 +203,8 @@ CONTAINER: dict[str, tuple[Build, tuple[str, ...]]] = {
     "other zip": (lambda: zip_of([("readme", b"")]), ("no torch.save", "'readme'")),
     "zip cut in half": (lambda: good_zip()[: len(good_zip()) // 2], ("truncated", "no zip directory")),
     "zip without its last byte": (lambda: good_zip()[:-1], ("truncated", "no zip directory")),
+    "two zips, one behind the other": (lambda: good_zip() + good_zip(), ("bytes before the zip archive",)),
+    "zip with bytes before it": (lambda: b"PK\x03\x04" + bytes(1000) + good_zip(), ("bytes before the zip archive",)),
     "zip with bytes after it": (lambda: good_zip() + b"\n", ("no zip directory", "bytes after it")),
     "zip with a comment": (lambda: zip_of([("a/data.pkl", b"")], comment=b"x"), ("no zip directory",)),
     "zip with a wrong count": (
@@ -518,15 +520,10 @@ SAFETENSORS: dict[str, tuple[Build, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def refused(path: Path, data: bytes, parts: tuple[str, ...]) -> None:
+def refused_file(path: Path, data: bytes, parts: tuple[str, ...]) -> None:
     path.write_bytes(data)
-    with pytest.raises(FormatError) as caught:
-        load(path)
-    message = str(caught.value)
+    message = refused(lambda: load(path), *parts)
     assert message.startswith(repr(str(path)))
-    for part in parts:
-        assert part in message
-    assert message.isprintable()
     assert len(message) < 1000
     assert "weights_only" not in message
 
@@ -545,7 +542,7 @@ def test_the_files_are_good_before_they_are_broken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CONTAINER)
 def test_container(case: str, tmp_path: Path) -> None:
     build, parts = CONTAINER[case]
-    refused(tmp_path / "x", build(), parts)
+    refused_file(tmp_path / "x", build(), parts)
 
 
 @pytest.mark.parametrize("case", ONNX)
@@ -553,7 +550,7 @@ def test_onnx(case: str, tmp_path: Path) -> None:
     """What is wrong with the message itself; what its tensors and nodes may be is in ``test_loaders_onnx.py``."""
     required("onnx")
     build, parts = ONNX[case]
-    refused(tmp_path / "x", build(), parts)
+    refused_file(tmp_path / "x", build(), parts)
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
@@ -562,7 +559,7 @@ def test_pickle(case: str, form: str, tmp_path: Path) -> None:
     marker = tmp_path / MARKER
     build, parts = PICKLES[case]
     value = build(marker)
-    refused(tmp_path / "x", zipped(value) if form == "zip" else _as_legacy(value), parts)
+    refused_file(tmp_path / "x", zipped(value) if form == "zip" else _as_legacy(value), parts)
     assert not marker.exists()
 
 
@@ -579,13 +576,13 @@ def test_the_markers_would_appear(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", TENSORS)
 def test_tensor(case: str, tmp_path: Path) -> None:
     tensors, parts = TENSORS[case]
-    refused(tmp_path / "x", zipped(network(**tensors)), parts)
+    refused_file(tmp_path / "x", zipped(network(**tensors)), parts)
 
 
 @pytest.mark.parametrize("case", SAFETENSORS)
 def test_safetensors(case: str, tmp_path: Path) -> None:
     build, parts = SAFETENSORS[case]
-    refused(tmp_path / "x", build(), parts)
+    refused_file(tmp_path / "x", build(), parts)
 
 
 def test_what_is_ignored(tmp_path: Path) -> None:

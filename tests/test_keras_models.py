@@ -18,7 +18,7 @@ import pytest
 from test_loaders_keras import Edit, edited, edited_h5, with_old_container, without_names
 
 from fastlstm import FormatError, load_model
-from fastlstm.loaders import hdf5
+from fastlstm.loaders.keras import hdf5
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 2e-5  # Keras computes in float32 too, in its own order

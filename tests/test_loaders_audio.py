@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import refused
 
-from fastlstm import FormatError, Weights
+from fastlstm import Weights
 from fastlstm.loaders import LSTMInfo, json_text, load, nam_file, scan
 from fastlstm.loaders.source import opened
 
@@ -20,13 +20,6 @@ H, L = 4, 2
 
 def values(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
-
-
-def refused(act: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(FormatError) as caught:
-        act()
-    for part in parts:
-        assert part in str(caught.value)
 
 
 # ---- The files -----------------------------------------------------------------------------------------------------------------
@@ -155,6 +148,7 @@ BAD_NAM: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "a hidden size of -4": (config(hidden_size=-4), ("hidden_size, a positive integer, got -4",)),
     "a hidden size of 2^40": (config(hidden_size=2**40), ("hidden_size, a positive integer",)),
     "a hidden size of 4.5": (config(hidden_size=4.5), ("hidden_size, a positive integer, got 4.5",)),
+    "a hidden size as text": (config(hidden_size="8"), ("hidden_size, a positive integer, got '8'",)),
     "a hidden size that is true": (config(hidden_size=True), ("hidden_size, a positive integer, got True",)),
     "2^31 - 1 layers": (config(num_layers=2**31 - 1), ("num_layers is 2147483647",)),
     "another key": (config(bidirectional=True), ("config must be an object with",)),

@@ -8,16 +8,14 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import required
+from helpers import refused, required
 
 import fastlstm
-from fastlstm import FormatError
 from fastlstm.loaders import LSTMInfo, from_flax, load, scan
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -47,13 +45,6 @@ def linen(I: int = I, H: int = H, seed: int = 0) -> dict[str, Any]:
         f"h{gate}": {"kernel": values(seed + k + 4, H, H), "bias": values(seed + k + 8, H)} for k, gate in enumerate("ifgo")
     }
     return inputs | hidden
-
-
-def refused(act: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(FormatError) as caught:
-        act()
-    for part in parts:
-        assert part in str(caught.value)
 
 
 def assert_same(a: fastlstm.LSTM, b: fastlstm.LSTM) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import refused
 
 import fastlstm
-from fastlstm import FormatError
 from fastlstm.loaders import LSTMInfo, load, scan
 from fastlstm.weights import parameter_shapes
 
@@ -45,13 +45,6 @@ def npz(method: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
         for name, data in {**own, **members}.items():
             archive.writestr(name + ".npy", data)
     return stream.getvalue()
-
-
-def refused(act: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(FormatError) as caught:
-        act()
-    for part in parts:
-        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize("compressed", [False, True])

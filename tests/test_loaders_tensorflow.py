@@ -7,15 +7,15 @@ What the same cells of TensorFlow 2.15 gave is in test_tensorflow_itself.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import refused
 
 import fastlstm
-from fastlstm import FormatError, Weights
+from fastlstm import Weights
 from fastlstm.cell import PLAIN, Cell
 from fastlstm.loaders import from_haste, from_tensorflow, kernel_names, live, load, scan, tensorflow_names
 
@@ -170,6 +170,21 @@ def test_the_default_forget_bias_is_one() -> None:
     np.testing.assert_allclose((bias.bias_ih + bias.bias_hh).reshape(4, H), given, rtol=1e-6)
 
 
+def test_cells_for_cudnn_have_no_forget_bias() -> None:
+    """``CudnnCompatibleLSTMCell`` passes 0; whoever knows better says so."""
+    name = "cudnn_lstm/rnn/multi_rnn_cell/cell_0/cudnn_compatible_lstm_cell"
+    variables = cell(name)
+    for given, forget_bias in ((None, 0.0), (1.0, 1.0)):
+        expected, _, _ = run_cell(variables, name, X, forget_bias=forget_bias)
+        np.testing.assert_allclose(from_tensorflow(variables, forget_bias=given)(X)[0], expected, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("kind", ["coupled_input_forget_gate_lstm_cell", "phased_lstm_cell_1", "layer_norm_basic_lstm_cell"])
+def test_other_cells_by_their_default_names(kind: str) -> None:
+    refused(lambda: from_tensorflow(cell(f"rnn/{kind}")), kind, "no LSTM of this kind")
+    assert from_tensorflow(cell("rnn/my_lstm_cell")).hidden_size == H
+
+
 # ---- Networks ------------------------------------------------------------------------------------------------------------------
 
 
@@ -242,13 +257,6 @@ def test_the_backward_direction_alone() -> None:
 
 
 # ---- Names ---------------------------------------------------------------------------------------------------------------------
-
-
-def refused(act: Callable[[], object], *parts: str) -> None:
-    with pytest.raises(FormatError) as caught:
-        act()
-    for part in parts:
-        assert part in str(caught.value)
 
 
 def test_what_is_beside_a_cell() -> None:
@@ -404,6 +412,7 @@ def test_keras_and_haste_must_be_told_apart(suffix: str, tmp_path: Path) -> None
 
         save_file(haste("lstm."), path)
     assert [(info.name, info.hidden_size) for info in scan(path)] == [("lstm", H)]
+    assert "layout='keras' or layout='haste'" in scan(path)[0].problem
     refused(lambda: load(path), "layout='keras' or layout='haste'")
     both = [load(path, layout=layout).weights.layers[0].weight_ih for layout in ("haste", "keras")]
     assert (both[0] == from_haste(haste("lstm.")).weights.layers[0].weight_ih).all()

@@ -13,14 +13,14 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mutate
 import numpy as np
 import pytest
-from helpers import required
+from helpers import refused, required
+from safetensors.numpy import save_file
 
 import fastlstm
 from fastlstm import FormatError, Weights
@@ -98,14 +98,6 @@ def assert_same_weights(weights: Weights, expected: dict[str, np.ndarray], ulps:
             np.testing.assert_array_max_ulp(tensor, expected[name], ulps)
         else:
             assert tensor.tobytes() == expected[name].tobytes(), name
-
-
-def refused(act: Callable[[], object], *parts: str) -> str:
-    with pytest.raises(FormatError) as caught:
-        act()
-    for part in parts:
-        assert part in str(caught.value)
-    return str(caught.value)
 
 
 # ---- Golden files --------------------------------------------------------------------------------------------------------------
@@ -494,9 +486,8 @@ def test_one_bad_lstm_does_not_hide_the_others(tmp_path: Path) -> None:
     refused(lambda: from_torch(np_dict, "rnn"), "'rnn.bias_hh_l0' is missing")
     nameless = ("2 LSTMs", "name=: 'good'", "'rnn' cannot be loaded", "'rnn.bias_hh_l0' is missing")
     refused(lambda: from_torch(np_dict), *nameless)
-    safetensors = pytest.importorskip("safetensors.numpy")
     path = tmp_path / "x"
-    safetensors.save_file(np_dict, path)
+    save_file(np_dict, path)
     good, bad = sorted(scan(path), key=lambda info: info.name)
     assert good == LSTMInfo("good", 3, 5, 1, False, 0, True, "float32")
     assert (bad.name, bad.input_size, bad.hidden_size, bad.num_layers, bad.dtype) == ("rnn", 0, 0, 0, "")
@@ -505,21 +496,20 @@ def test_one_bad_lstm_does_not_hide_the_others(tmp_path: Path) -> None:
     assert_same_weights(load(path, "good").weights, state_dict())
     refused(lambda: load(path, "rnn"), "'rnn.bias_hh_l0' is missing")
     refused(lambda: load(path), *nameless)  # the only good one need not be the one that is meant
-    safetensors.save_file(without("rnn.bias_hh_l0"), path)
+    save_file(without("rnn.bias_hh_l0"), path)
     refused(lambda: scan(path), "'rnn.bias_hh_l0' is missing")
     bad_dict = without("rnn.bias_hh_l0")
-    safetensors.save_file(bad_dict | {f"other.{name}": tensor for name, tensor in bad_dict.items()}, path)
+    save_file(bad_dict | {f"other.{name}": tensor for name, tensor in bad_dict.items()}, path)
     refused(lambda: scan(path), "none of the 2 LSTMs found can be loaded (", "'other.rnn'", "bias_hh_l0' is missing")
-    safetensors.save_file(np_dict, path)
+    save_file(np_dict, path)
     path.write_bytes(path.read_bytes()[:-1])  # a damaged file is no file with one bad LSTM
     refused(lambda: scan(path), "broken safetensors file")
     refused(lambda: load(path, "good"), "broken safetensors file")
 
 
 def test_two_spellings_of_one_parameter_do_not_hide_the_other_lstms(tmp_path: Path) -> None:
-    safetensors = pytest.importorskip("safetensors.numpy")
     twice = {"rnn.parametrizations.bias_hh_l0.original0": ONES((20, 1), "f"), "rnn.bias_hh_l0_g": ONES((20, 1), "f")}
-    safetensors.save_file(state_dict("good.") | without("rnn.bias_hh_l0") | twice, tmp_path / "x")
+    save_file(state_dict("good.") | without("rnn.bias_hh_l0") | twice, tmp_path / "x")
     problems = {info.name: info.problem for info in scan(tmp_path / "x")}
     assert problems["good"] == ""
     assert "are the same parameter" in problems["rnn"]
@@ -527,9 +517,8 @@ def test_two_spellings_of_one_parameter_do_not_hide_the_other_lstms(tmp_path: Pa
 
 def test_two_lstms_of_one_name_do_not_hide_the_others(tmp_path: Path) -> None:
     """PyTorch's and Haste's names for the same place."""
-    safetensors = pytest.importorskip("safetensors.numpy")
     haste = {"rnn.kernel": ONES((3, 20), "f"), "rnn.recurrent_kernel": ONES((5, 20), "f"), "rnn.bias": ONES(20, "f")}
-    safetensors.save_file(state_dict("good.") | state_dict("rnn.") | haste, tmp_path / "x")
+    save_file(state_dict("good.") | state_dict("rnn.") | haste, tmp_path / "x")
     problems = {info.name: info.problem for info in scan(tmp_path / "x")}
     assert problems == {"good": "", "rnn": "2 recurrent layers have the name 'rnn'"}
     assert_same_weights(load(tmp_path / "x", "good").weights, state_dict())
@@ -684,7 +673,7 @@ def test_only_that_lstm_is_read(kind: str, tmp_path: Path) -> None:
     big = np.zeros(8 << 20, np.float32)
     path = tmp_path / "x"
     if kind == "safetensors":
-        pytest.importorskip("safetensors.numpy").save_file({"big": big} | state_dict("rnn."), path)
+        save_file({"big": big} | state_dict("rnn."), path)
     else:
         is_legacy = kind == "legacy"
         records = {**mutate.storages(), "data/9": big.tobytes()}
@@ -728,7 +717,7 @@ def assert_same_output(lstm: fastlstm.LSTM, module: Any) -> None:
 @pytest.mark.parametrize("case", LIVE)
 @pytest.mark.parametrize("width", ["float32", "float64"])
 def test_live_module(case: str, width: str) -> None:
-    torch = pytest.importorskip("torch")
+    torch = required("torch")
     module = torch.nn.LSTM(3, 5, dtype=getattr(torch, width), **LIVE[case])
     lstm = from_torch(module)
     assert lstm.batch_first == module.batch_first
@@ -739,11 +728,13 @@ def test_live_module(case: str, width: str) -> None:
 @pytest.mark.parametrize("case", LIVE)
 @pytest.mark.parametrize("how", ["zip", "legacy", "protocol 4", "safetensors", "parameters", "nested"])
 def test_live_file(case: str, how: str, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    torch = required("torch")
     module = torch.nn.LSTM(3, 5, **LIVE[case])
     path = tmp_path / "x"
     if how == "safetensors":
-        pytest.importorskip("safetensors.torch").save_file(module.state_dict(), path)
+        import safetensors.torch
+
+        safetensors.torch.save_file(module.state_dict(), path)
     elif how == "parameters":
         torch.save(dict(module.named_parameters()), path)
     elif how == "nested":
@@ -755,7 +746,7 @@ def test_live_file(case: str, how: str, tmp_path: Path) -> None:
 
 
 def test_live_modules_inside_others() -> None:
-    torch = pytest.importorskip("torch")
+    torch = required("torch")
     nn = torch.nn
     model = nn.ModuleDict(
         {"rnn": nn.LSTM(3, 5, batch_first=True), "cell": nn.LSTMCell(3, 4), "gru": nn.GRU(3, 5), "fc": nn.Linear(5, 2)}
@@ -776,7 +767,7 @@ def test_live_modules_inside_others() -> None:
 
 
 def test_live_cell() -> None:
-    torch = pytest.importorskip("torch")
+    torch = required("torch")
     cell = torch.nn.LSTMCell(3, 5)
     x, h, c = torch.ones(2, 3), torch.full((2, 5), 0.5), torch.full((2, 5), -0.25)
     expected = cell(x, (h, c))
@@ -788,7 +779,7 @@ def test_live_cell() -> None:
 @pytest.mark.parametrize("dim", [0, 1, None])
 @pytest.mark.parametrize("spelling", ["old", "new"])
 def test_live_weight_norm(spelling: str, dim: int | None) -> None:
-    torch = pytest.importorskip("torch")
+    torch = required("torch")
     module = torch.nn.LSTM(30, 50)
     if spelling == "old":
         with pytest.warns(FutureWarning):
@@ -808,7 +799,7 @@ def test_live_weight_norm(spelling: str, dim: int | None) -> None:
 
 
 def test_live_initial_state_is_refused() -> None:
-    torch = pytest.importorskip("torch")
+    torch = required("torch")
 
     class Learned(torch.nn.LSTM):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -824,7 +815,7 @@ def test_live_initial_state_is_refused() -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_live_pruned(dtype: str, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    torch = required("torch")
     from torch.nn.utils import prune
 
     module = torch.nn.LSTM(3, 5, 2, bidirectional=True)
@@ -843,7 +834,7 @@ def test_live_pruned(dtype: str, tmp_path: Path) -> None:
 
 
 def test_golden_pruned() -> None:
-    torch = pytest.importorskip("torch")
+    torch = required("torch")
     given = torch.load(GOLDEN / "pruned.pt")
     weights = load(GOLDEN / "pruned.pt", "encoder.rnn").weights
     wanted = given["encoder.rnn.weight_hh_l0_orig"] * given["encoder.rnn.weight_hh_l0_mask"]
@@ -851,7 +842,7 @@ def test_golden_pruned() -> None:
 
 
 def test_a_numpy_array_beside_the_weights(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    torch = required("torch")
     torch.save({"hist": np.arange(3.0), "state_dict": torch.nn.LSTM(3, 5).state_dict()}, tmp_path / "x")
     message = refused(lambda: load(tmp_path / "x"), "a NumPy array beside", "torch.save(checkpoint['state_dict'], path)")
     assert "model" not in message
@@ -859,7 +850,7 @@ def test_a_numpy_array_beside_the_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_live_half_precision(dtype: str, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    torch = required("torch")
     module = torch.nn.LSTM(3, 5).to(getattr(torch, dtype))
     expected = {name: tensor.float().numpy() for name, tensor in module.state_dict().items()}
     assert_same_weights(from_torch(module).weights, expected)
@@ -869,7 +860,7 @@ def test_live_half_precision(dtype: str, tmp_path: Path) -> None:
 
 
 def test_live_tensors_of_unusual_kinds() -> None:
-    torch = pytest.importorskip("torch")
+    torch = required("torch")
     lazy = {name: torch._neg_view(-torch.from_numpy(tensor)) for name, tensor in state_dict().items()}
     assert_same_weights(from_torch(lazy).weights, state_dict())
     strided = {name: torch.from_numpy(np.repeat(tensor, 2, 0))[::2] for name, tensor in state_dict().items()}
@@ -883,8 +874,8 @@ def test_live_tensors_of_unusual_kinds() -> None:
 
 
 def test_live_quantized_module() -> None:
-    torch = pytest.importorskip("torch")
-    quantized = pytest.importorskip("torch.ao.nn.quantized.dynamic")
+    torch = required("torch")
+    quantized = required("torch.ao.nn.quantized.dynamic")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch will take it away
         model = torch.nn.ModuleDict({"rnn": quantized.LSTM(3, 5)})
@@ -894,7 +885,7 @@ def test_live_quantized_module() -> None:
 
 def test_whatever_is_accepted_pytorch_reads_alike(tmp_path: Path) -> None:
     """Mutated files: what we and PyTorch load has the same values."""
-    torch = pytest.importorskip("torch")
+    torch = required("torch")
     path = tmp_path / "x"
     compared = 0
     for data in mutate.mutants("zip", 1500, seed=2):

@@ -243,6 +243,28 @@ def test_saving_where_nothing_can_be_saved(tmp_path: Path) -> None:
     assert os.listdir(folder) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    lstm, fifo = fastlstm.LSTM(5, 7), tmp_path / "fifo.npz"
+    os.mkfifo(fifo)
+    (tmp_path / "link.npz").symlink_to(fifo)
+    (tmp_path / "folder.npz").mkdir()
+    before = sorted(os.listdir(tmp_path))
+    for path, error in (
+        (fifo, OSError),
+        (tmp_path / "link.npz", OSError),
+        (tmp_path / "folder.npz", IsADirectoryError),
+        (f"{tmp_path}/new/", IsADirectoryError),
+        (f"{tmp_path}/new/.", IsADirectoryError),
+        ("", FileNotFoundError),
+    ):
+        with pytest.raises(error) as caught:
+            lstm.save(path)
+        assert caught.value.filename == os.fspath(path)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert fifo.is_fifo()
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("name", ["network.npz", "network.NPZ"])
 def test_the_suffix_says_what_is_saved(tmp_path: Path, name: str, batch_first: bool) -> None:
@@ -255,6 +277,12 @@ def test_the_suffix_says_what_is_saved(tmp_path: Path, name: str, batch_first: b
     fastlstm.RNN(5, 7, seed=0).save(tmp_path / name)
     with np.load(tmp_path / name) as archive:
         assert archive["weight_hh_l0"].shape == (7, 7)
+    with pytest.raises(ValueError, match=r"save writes \.safetensors or \.npz, got \.onnx; to_onnx writes"):
+        lstm.save(tmp_path / "network.ONNX")
+    for suffix in (".pt", ".pth", ".h5", ".keras", ".json", ".nam", ".msgpack"):
+        with pytest.raises(ValueError, match=f"save writes .safetensors or .npz, got {suffix}$"):
+            lstm.save(tmp_path / f"network{suffix}")
+    assert os.listdir(tmp_path) == [name]
     lstm.save(tmp_path / "network")  # whatever else it is called
     assert load_file(tmp_path / "network").keys() == stored.keys()
     assert fastlstm.load(tmp_path / "network").batch_first == batch_first
@@ -421,11 +449,31 @@ def test_stream_reset_of_rows_is_resets(case: Case, kind: Any) -> None:
     resets = np.random.default_rng(7).random((s.T, s.B)) < 0.3
     resets[4], resets[5] = True, False
     stream = lstm.stream(batch_size=s.B)
-    outputs = []
+    masked, outputs = lstm.stream(batch_size=s.B), []
     for x_t, rows in zip(case.x, resets, strict=True):
+        masked.reset(rows=rows)
+        masked.step(x_t)
         stream.reset(rows=kind(np.flatnonzero(rows).tolist()) if rows.any() else [])
         outputs.append(stream.step(x_t))
     assert_same_bytes((np.stack(outputs), *stream.state), flat(lstm(case.x, resets=resets)))
+    assert [s.tobytes() for s in masked.state] == [s.tobytes() for s in stream.state]
+
+
+def test_a_stream_is_shown() -> None:
+    lstm = fastlstm.LSTM(3, 4, batch_first=True)
+    stream = lstm.stream(batch_size=2)
+    assert [repr(each) for each in (stream, copy.copy(stream))] == ["Stream(LSTM(3, 4), batch_size=2)"] * 2
+    assert repr(fastlstm.RNN(3, 4, nonlinearity="relu").stream()) == "Stream(RNN(3, 4, nonlinearity='relu'), batch_size=1)"
+
+
+@pytest.mark.parametrize("network", [fastlstm.LSTM, fastlstm.RNN])
+def test_dropout_is_asked_for_elsewhere(network: Any) -> None:
+    """PyTorch takes it when a network is made."""
+    for nothing in (0, 0.0):
+        assert network(1, 4, 2, dropout=nothing).num_layers == 2
+    for dropout in (0.5, 1, None, "0"):
+        with pytest.raises(ValueError, match=r"dropout must be 0, got .*record\(x, dropout=\)"):
+            network(1, 4, 2, dropout=dropout)
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])

@@ -19,6 +19,7 @@ import numpy as np
 import peak_memory
 import pytest
 from helpers import import_torch, required
+from safetensors.numpy import save_file
 
 from fastlstm import Weights
 from fastlstm.cell import Cell
@@ -78,7 +79,7 @@ def weight_norm(path: Path) -> None:
 
 
 def safetensors_file(path: Path, tensors: Tensors) -> None:
-    required("safetensors.numpy").save_file(tensors, path)
+    save_file(tensors, path)
 
 
 def our_file(path: Path) -> None:

@@ -257,9 +257,9 @@ NOT_FINITE["state_dict"]["lin.bias"] = [float("nan")]
 RT_ALONE, GUITARML_ALONE = "fastlstm.load(path, name='layers.2')", "fastlstm.load(path, name='rec')"
 
 BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "a convolution": (layer("conv1d"), ("layers.1 is a 'conv1d', which is not run here", RT_ALONE)),
-    "a GRU": (layer("gru"), ("layers.1 is a 'gru'", RT_ALONE)),
-    "an unknown layer": (layer("unknown"), ("layers.1 is a 'unknown'", RT_ALONE)),
+    "a convolution": (layer("conv1d"), ("layers.1 is 'conv1d', which is not run here", RT_ALONE)),
+    "a GRU": (layer("gru"), ("layers.1 is 'gru'", RT_ALONE)),
+    "an unknown layer": (layer("unknown"), ("layers.1 is 'unknown'", RT_ALONE)),
     "an unknown activation": (layer("activation", activation="swish"), ("layers.1 has the activation 'swish'", RT_ALONE)),
     "an activation that is no text": (layer("activation", activation=[]), ("layers.1 has the activation", RT_ALONE)),
     "sizes that do not fit": (rtneural(in_shape=[None, None, 2]), ("layers.0 takes 1 inputs, there are 2",)),
@@ -310,7 +310,7 @@ def test_a_file_of_weights_is_no_model(tmp_path: Path) -> None:
     ("x", "error", "part"),
     [
         (np.zeros((T, B, 2), "f"), ValueError, r"x must have shape \(T, B, 1\), got \(9, 3, 2\)"),
-        (np.zeros(T, "f"), ValueError, r"x must have shape \(T, B, 1\), got \(9,\)"),
+        (np.zeros(T, "f"), ValueError, r"x must have shape \(T, B, 1\) or \(T, 1\), got \(9,\)"),
         (np.zeros((T, B, 1)), TypeError, "x must be float32"),
         ([[0.0]], TypeError, "x must be an array"),
     ],
@@ -325,6 +325,9 @@ def test_wrong_inputs(x: Any, error: type[Exception], part: str, tmp_path: Path)
         model.stream(2).process(np.zeros((T, 3, 1), "f"))
     with pytest.raises(ValueError, match=r"x must have shape \(2, 1\), got \(1,\)"):
         model.stream(2).step(np.zeros(1, "f"))
+    with pytest.raises(ValueError, match=r"x must have shape \(1, 1\) or \(1,\), got \(2,\)"):
+        model.stream().step(np.zeros(2, "f"))
+    assert repr(model.stream(2)) == f"ModelStream({model!r}, batch_size=2)"
 
 
 # ---- Steps ---------------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from helpers import import_torch, required
 
 from fastlstm import FormatError, load, load_model
 from fastlstm.models.graph import FLOOR, Graph
+from fastlstm.models.model import Model
 from fastlstm.operators.layout import tile
 
 onnx = required("onnx")
@@ -437,7 +438,7 @@ def test_saved_by_onnx_runtime(tmp_path: Path) -> None:
 def test_quantized_by_onnx_runtime(tmp_path: Path) -> None:
     """Dense layers of 8 bits run as there, where the LSTM stays in float32."""
     required("onnxruntime")
-    quantization = pytest.importorskip("onnxruntime.quantization")
+    quantization = required("onnxruntime.quantization")
     proto, inputs = head()
     onnx.save(proto, tmp_path / "plain.onnx")
     kinds = ["Gemm", "MatMul"]
@@ -556,7 +557,7 @@ def test_nodes_in_any_order(tmp_path: Path) -> None:
 def test_converted_to_float16(tmp_path: Path) -> None:
     """ONNX Runtime's converter puts the Cast of an input after all other nodes."""
     required("onnxruntime")
-    float16 = pytest.importorskip("onnxruntime.transformers.float16")
+    float16 = required("onnxruntime.transformers.float16")
     nodes = [node("LSTM", "x W R B", "a", hidden_size=H), node("Squeeze", "a one", "b"), node("Relu", "b", "y")]
     inputs = {"x": numbers(T, B, I)}
     proto = typed(model(nodes, inputs, lstm_constants() | {"one": ints([1])}))
@@ -606,6 +607,7 @@ def test_pickle_and_stream(tmp_path: Path) -> None:
         assert given.tobytes() == expected.tobytes()
     with pytest.raises(ValueError, match="which axis is time"):
         graph.stream()
+    assert not isinstance(graph, Model)
 
 
 def test_memory_is_free_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
@@ -837,19 +839,19 @@ def after(*nodes: Any, outputs: str = "z", opset: int = 20, **constants: Any) ->
 BRANCH = helper.make_graph([node("Identity", "y", "b")], "branch", [], [helper.make_empty_tensor_value_info("b")])
 
 BAD: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "an operator": (after(node("Conv", "y W", "z", "conv")), ("node 'conv' is a 'Conv', which is not run here", ALONE)),
+    "an operator": (after(node("Conv", "y W", "z", "conv")), ("node 'conv' is 'Conv', which is not run here", ALONE)),
     "the first of two": (
         after(node("Conv", "y W", "a", "conv"), node("Loop", "a", "z", "loop")),
-        ("node 'conv' is a 'Conv'", ALONE),
+        ("node 'conv' is 'Conv'", ALONE),
     ),
-    "a GRU": (after(node("GRU", "y W R", "z", "gru", hidden_size=4)), ("node 'gru' is a 'GRU'", ALONE)),
+    "a GRU": (after(node("GRU", "y W R", "z", "gru", hidden_size=4)), ("node 'gru' is 'GRU'", ALONE)),
     "an If": (
         after(node("If", "t", "z", "if", then_branch=BRANCH, else_branch=BRANCH), t=np.array(True)),
-        ("node 'if' is a 'If'", ALONE),
+        ("node 'if' is 'If'", ALONE),
     ),
     "another domain": (
         after(node("Attention", "y W", "z", "f", domain="com.microsoft")),
-        ("'f' is a 'com.microsoft.Attention'", ALONE),
+        ("'f' is 'com.microsoft.Attention'", ALONE),
     ),
     "an unknown attribute": (after(node("Relu", "y", "z", "r", limit=6.0)), ("node 'r' ('Relu') attribute 'limit'", ALONE)),
     "no axis": (after(node("Concat", "y y", "z", "c")), ("node 'c' ('Concat') lacks the attribute axis",)),

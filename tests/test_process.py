@@ -382,7 +382,12 @@ case = make_case("t4000b1i8h256l2")
 lstm = case.network()
 expected = case.run(lstm)
 seen = []
-signal.signal(signal.SIGALRM, lambda number, frame: seen.append(time.monotonic()))
+
+def handler(number, frame):
+    seen.append(time.monotonic())
+    assert float.fromhex("0x1p-1074") * 1.0 != 0, "subnormal numbers are zero in a handler, which is not the engine's"
+
+signal.signal(signal.SIGALRM, handler)
 signal.setitimer(signal.ITIMER_REAL, 0.03, 0.03)
 begin = time.monotonic()
 while len(seen) < 3 and time.monotonic() < begin + 20:
@@ -702,6 +707,11 @@ def test_an_unknown_instruction_set_is_an_import_error(name: str) -> None:
     assert fastlstm.available_isas()[0] in last
     assert name[:50] in last
     assert len(last) < 300
+
+
+def test_pytorch_is_missing() -> None:
+    done = run_python("import sys; sys.modules['torch'] = None; import fastlstm.torch", check=False)
+    assert done.stderr.strip().splitlines()[-1] == "ImportError: fastlstm.torch needs PyTorch: pip install torch"
 
 
 def test_sources_that_are_not_compiled_say_so() -> None:

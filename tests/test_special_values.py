@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from helpers import DTYPES, TOLERANCE, Case, assert_close, assert_same_bytes, import_torch, make_case
 
+import fastlstm
 from fastlstm.weights import Weights
 
 NAMES = ("t8b7i9h20", "t6b7i9h20l2p7", "t8b4i5h33d2", "t5b4i9h20l2d2p7", "t7b1i4h70")
@@ -255,3 +256,14 @@ def test_a_network_made_by_a_caller_that_rounds_otherwise() -> None:
     with rounding(ROUNDING[platform.machine()][0]):
         lstm = case.network()
     assert_same_bytes(case.run(lstm), case.run())
+
+
+@dtypes
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.RNN])
+def test_the_sign_of_zero(kind: type[Any], dtype: str) -> None:
+    """tanh(+0) is +0, as in NumPy."""
+    network = kind(3, 20, bidirectional=True, seed=0, dtype=dtype)
+    network.load_state_dict({name: np.zeros_like(tensor) for name, tensor in network.state_dict().items()})
+    output, state = network(np.zeros((4, 7, 3), dtype))
+    for array in (output, *(state if isinstance(state, tuple) else (state,))):
+        assert array.tobytes() == bytes(array.nbytes)

@@ -1,5 +1,6 @@
 """Gates and states of every step, as ``LSTM.trace`` returns them."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -74,7 +75,24 @@ def test_plot(tmp_path):
     assert titles == ["input gate i", "forget gate f", "output gate o", "candidate g", "cell state c", "output h"]
     np.testing.assert_array_equal(figure.axes[1].lines[1].get_ydata(), trace.f[0, 0, :, 1, 11])
     assert [len(axes.lines) for axes in figure.axes] == [2, 2, 2, 2, 2, 1], "unit 11 has no output"
-    with pytest.raises(IndexError):
-        trace.plot(layer=2)
-    with pytest.raises(IndexError):
-        trace.plot(units=[12])
+    for wrong, message in (
+        ({"layer": 2}, "layer must be between -2 and 1, got 2"),
+        ({"direction": -2}, "direction must be between -1 and 0, got -2"),
+        ({"row": 5}, "row must be between -2 and 1, got 5"),
+        ({"units": [0, 12]}, "units must be between -12 and 11, got 12"),
+    ):
+        with pytest.raises(IndexError, match=message):
+            trace.plot(**wrong)
+
+
+def test_plot_without_matplotlib(monkeypatch):
+    for module in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, module, None)
+    trace = fastlstm.LSTM(3, 4, seed=0).trace(np.zeros((2, 1, 3), np.float32))
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        trace.plot()
+
+
+def test_repr():
+    trace = fastlstm.LSTM(3, 4, proj_size=2, seed=0).trace(np.zeros((5, 1, 3), np.float32))
+    assert repr(trace) == "Trace(gates and c: (1, 1, 5, 1, 4), h: (1, 1, 5, 1, 2))"

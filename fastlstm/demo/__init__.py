@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -113,7 +112,7 @@ def time_per_step(contenders: dict[str, rivals.Contender], rounds: int) -> dict[
 
 
 def run(plot_path: str | os.PathLike[str] | None = "fastlstm-demo.png", *, rounds: int = 15, file: TextIO | None = None) -> bool:
-    """Load the network, forecast, compare, draw and time, and print what came of it.
+    """Load the network, forecast, compare, time and draw, and print what came of it.
 
     Parameters
     ----------
@@ -132,8 +131,13 @@ def run(plot_path: str | os.PathLike[str] | None = "fastlstm-demo.png", *, round
     Raises
     ------
     OSError, ValueError
-        If the plot cannot be written, or not in the format that its name asks for.
+        If the plot cannot be written, or not in the format that its name asks for; everything else is printed then.
+    ImportError
+        If there is to be a plot and matplotlib is not installed.
     """
+
+    if plot_path is not None:
+        from fastlstm.demo.plot import draw  # which may fail, before the work begins
 
     def say(line: str = "") -> None:
         print(line, file=file or sys.stdout, flush=True)
@@ -148,14 +152,6 @@ def run(plot_path: str | os.PathLike[str] | None = "fastlstm-demo.png", *, round
     say(f"Network   {lstm}, trained on the months before {start}, exported by PyTorch {result.torch_version}")
     verdict = "" if agrees else ": FAILED"
     say(f"Accuracy  largest difference from PyTorch's output {result.difference:.1e}, allowed {TOLERANCE:.0e}{verdict}")
-    if plot_path is not None:
-        if find_spec("matplotlib") is None:
-            say("Plot      none, matplotlib is not installed: pip install 'fastlstm[cli]'")
-        else:
-            from fastlstm.demo.plot import draw
-
-            draw(result, plot_path)
-            say(f"Plot      {os.fspath(plot_path)}")
     say()
     say(f"{'Test error (RMSE)':28}{'1 month ahead':>16}{'12 months ahead':>20}")
     for name, errors in result.rmse.items():
@@ -173,4 +169,8 @@ def run(plot_path: str | os.PathLike[str] | None = "fastlstm-demo.png", *, round
         say(f"{name:28}{cells[0]:>16}{cells[1]:>20}")
     for name, reason in missing.items():
         say(f"{name:28}{reason}")
+    if plot_path is not None:  # last, for it may fail
+        draw(result, plot_path)
+        say()
+        say(f"Plot      {os.fspath(plot_path)}")
     return agrees

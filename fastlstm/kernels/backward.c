@@ -11,67 +11,12 @@
  * As in the forward pass a thread owns outputs: columns of dh and dX, gate rows of dW and dR. A block's tokens are summed on their own,
  * slab by slab, before they join the gradient: the order depends on T, B and the lengths alone. No vector code here.
  */
+#include "backward.h"
 #include "pace.h"
-#include "schedule.h"
 
 #include <string.h>
 
-/* Rows of one panel of inputs, 96 KiB, that all gate rows pass by; fewer touch the sums more often. */
-enum { BLOCK_TOKENS = 384 };
 enum { BLOCK_STEPS = 192 }; /* what a recomputing tape holds at once is whole blocks */
-enum { RUNS = 16 };         /* runs of FL_UNITS gate rows whose part of dG, 384 KiB, stays in L2 while all inputs pass */
-
-/* Sizes of scratch, in bytes; everything begins on a cache line. */
-typedef struct {
-    fl_index rows;                         /* the largest row group */
-    fl_index steps;                        /* of a block */
-    fl_index dy_side, dy_pitch;            /* gradient of a layer's output: one direction's columns, one token */
-    fl_index dx_pitch, dx;                 /* gradient of a layer's input, by one direction */
-    fl_index dh_pitch, dh;                 /* with a projection: gradient of h, one direction */
-    fl_index dc_pitch, dc;                 /* gradient of the state c, one direction */
-    fl_index own_h, own_c;                 /* gradients of the network's own initial state, row by row; 0 without one */
-    fl_index m;                            /* with a projection and peepholes: o hidden(c), one direction */
-    fl_index barriers, zeros;              /* for the team */
-    fl_index acc, panel, pointers, c_rows; /* for each thread */
-    fl_index thread;                       /* the same in all */
-    fl_index bytes;                        /* in all */
-} layout;
-
-/* A thread's place in the team, and what it works with. */
-typedef struct {
-    fl_backward_call *call;
-    const fl_network *net;
-    const fl_kernels *kernels;
-    const fl_tape *tape;
-    const layout *l;
-    int direction, directions;       /* first direction it runs, and how many */
-    fl_index rank, rank_step, rows;  /* its group's rows */
-    fl_index column, column_end;     /* its columns of h, in panels of 4V */
-    fl_index unit, unit_end;         /* its hidden units, in panels of 4V */
-    fl_barrier *units, *side, *team; /* the unit group; all threads of the direction; all */
-    int units_size, side_size, team_size, side_rank, team_rank;
-    int64_t patience_ns; /* of a team of two that divides units: after waiting for longer one goes on alone */
-    char *barriers, *zeros, *dy, *dx, *dh, *dc, *own, *m;
-    char *acc, *panel;
-    const void **rows_at; /* rows of a product */
-    const void **c_prev;  /* rows of c before a step */
-    fl_watcher watcher;
-} place;
-
-/* One direction of one layer. */
-typedef struct {
-    fl_index index, layer, side;
-    fl_index I;
-    int reverse;
-    const fl_layer *packed;
-    const fl_transposed_layer *weights;
-    const fl_layer_gradients *d_weights;
-    char *dx;            /* [tokens], or NULL */
-    char *dc;            /* [B] by rank */
-    char *dh;            /* [tokens], with a projection */
-    char *own_h, *own_c; /* [B] by rank, if the layer has a state of its own; else NULL */
-    char *m;             /* [tokens], or NULL: in c's place */
-} pass;
 
 fl_index fl_block_steps(fl_index B) { return fl_max(1, fl_min(BLOCK_STEPS, BLOCK_TOKENS / fl_max(B, 1))); }
 
@@ -128,60 +73,6 @@ static layout make_layout(const fl_backward_call *call)
     return l;
 }
 
-/* ---- Where things are ---------------------------------------------------------------------------------------------------------- */
-
-static fl_index active_rows(const fl_tape *tape, fl_index t) { return tape->first[t + 1] - tape->first[t]; }
-
-/* Rows of this group that have step t; they are the first ones. */
-static fl_index group_rows(const place *p, fl_index t)
-{
-    const fl_index n = active_rows(p->tape, t) - p->rank;
-    return p->rank_step == 1 ? fl_max(0, fl_min(n, p->rows)) : fl_max(0, fl_ceil_div(n, p->rank_step));
-}
-
-static fl_index row_of(const place *p, fl_index i) { return p->tape->order[p->rank + i * p->rank_step]; }
-
-/* Tokens of one direction, from `token` on. */
-static char *gates_at(const place *p, const pass *q, fl_index token)
-{
-    return p->tape->gates + (q->index * p->tape->tokens + token) * p->tape->gates_pitch;
-}
-
-static char *c_at(const place *p, const pass *q, fl_index token)
-{
-    return p->tape->c + (q->index * p->tape->tokens + token) * p->tape->c_pitch;
-}
-
-/* h of this direction; the other one's stands beside it. */
-static char *h_at(const place *p, const pass *q, fl_index token)
-{
-    return p->tape->y + (q->layer * p->tape->tokens + token) * p->tape->y_pitch + q->side * p->net->P * p->net->item;
-}
-
-static int reset_at(const fl_backward_call *call, fl_index t, fl_index row)
-{
-    return call->resets && call->resets[t * call->resets_strides[0] + row * call->resets_strides[1]];
-}
-
-/* o hidden(c) of the tokens from `token` on, kept for the projection's gradient. */
-static char *m_at(const place *p, const pass *q, fl_index token)
-{
-    return q->m ? q->m + token * p->tape->c_pitch : c_at(p, q, token);
-}
-
-/* The state before step t of the row of a rank: the token it was computed at; or -1, the initial state; or -2, the network's own. */
-enum { INITIAL = -1, OWN = -2 };
-static fl_index state_before(const place *p, const pass *q, fl_index t, fl_index rank)
-{
-    const fl_tape *tape = p->tape;
-    const fl_index before = q->reverse ? t + 1 : t - 1;
-    const int inside = before >= 0 && before < tape->T && rank < active_rows(tape, before);
-
-    if (inside ? reset_at(p->call, fl_max(t, before), tape->order[rank]) : !q->reverse && reset_at(p->call, t, tape->order[rank]))
-        return OWN;
-    return inside ? tape->first[before] + rank : INITIAL;
-}
-
 /* Whether gradients cross from step t to the one before it, t >= 1. */
 static int cut(const place *p, fl_index t, fl_index row)
 {
@@ -205,12 +96,6 @@ static int meet(place *p, fl_barrier *barrier, int size)
 }
 
 /* ---- The time loop ------------------------------------------------------------------------------------------------------------- */
-
-static void copy_padded(char *to, const char *from, fl_index bytes, fl_index room)
-{
-    memcpy(to, from, (size_t)bytes);
-    memset(to + bytes, 0, (size_t)(room - bytes));
-}
 
 /* Gradients that leave the sequence where the i-th row begins from the network's own state; `from` in columns. */
 static void add_own(const place *p, char *own, fl_index pitch, fl_index i, fl_index from, fl_index count, const char *d)
@@ -360,17 +245,6 @@ static void cells(place *p, const pass *q, fl_index t, fl_index n, fl_index j, c
                        (size_t)((FL_UNITS - real) * item));
 }
 
-static const char *c_before(const place *p, const pass *q, fl_index t, fl_index rank)
-{
-    const fl_index before = state_before(p, q, t, rank);
-
-    if (before >= 0)
-        return c_at(p, q, before);
-    if (before == INITIAL && p->tape->c_0)
-        return p->tape->c_0 + (q->index * p->tape->B + p->tape->order[rank]) * p->tape->c_pitch;
-    return q->packed->c_0 ? q->packed->c_0 : p->zeros;
-}
-
 /* c before step t, of n rows. */
 static void point_to_c(const place *p, const pass *q, fl_index t, fl_index n)
 {
@@ -432,216 +306,6 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
         cells(p, q, t, n, j, NULL);
         if (fl_stopped(&p->watcher, n * net->P * width))
             return FL_STOPPED;
-    }
-    return FL_OK;
-}
-
-/* ---- Products over the tokens of a block --------------------------------------------------------------------------------------- */
-
-/* Where the outputs of the rank'th thread of a direction begin, of n. */
-static fl_index my_part(const place *p, fl_index n, fl_index rank) { return fl_part(n, p->side_size, rank, p->call->plan.share); }
-
-/* dx = dG W: pieces of FL_DX_ROWS tokens and one panel are shared out. */
-static int input_gradient(place *p, const pass *q, fl_index first, fl_index tokens)
-{
-    const fl_index width = FL_VECTORS * p->net->V, item = p->net->item, K = p->net->gates * fl_padded(p->net->H);
-    const fl_index pieces = fl_ceil_div(tokens, FL_DX_ROWS), panels = fl_ceil_div(q->I, width);
-    const fl_index begin = my_part(p, pieces * panels, p->side_rank);
-    const fl_index end = my_part(p, pieces * panels, p->side_rank + 1);
-
-    for (fl_index at = begin; at < end; at++) {
-        const fl_index j = at / pieces, from = first + fl_share(tokens, pieces, at % pieces);
-        const fl_index n = first + fl_share(tokens, pieces, at % pieces + 1) - from, count = fl_min(width, q->I - j * width);
-
-        for (fl_index i = 0; i < n; i++)
-            p->rows_at[i] = gates_at(p, q, from + i);
-        const char *W = (const char *)q->weights->W + j * K * width * item;
-        const fl_factor weights = {
-            .kind = FL_FULL,
-            .far = p->call->plan.far_W,
-            .K = K,
-            .slab = fl_slab(K),
-            .panel = W,
-            .then = at + 1 < end ? (const char *)q->weights->W + (at + 1) / pieces * K * width * item : NULL,
-        };
-        fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, n);
-        p->kernels->store(n, p->acc, p->acc, width);
-        for (fl_index i = 0; i < n; i++)
-            memcpy(q->dx + (from + i) * p->l->dx_pitch + j * width * item, p->acc + i * width * item, (size_t)(count * item));
-        if (fl_stopped(&p->watcher, n * K * width))
-            return FL_STOPPED;
-    }
-    return FL_OK;
-}
-
-/* Columns [column, column + 4V) of n rows b, of `columns` columns, as a panel. */
-static void pack_panel(const place *p, const void **b, fl_index n, fl_index columns, fl_index column)
-{
-    const fl_index item = p->net->item, width = FL_VECTORS * p->net->V * item;
-    const fl_index bytes = fl_min(width, (columns - column) * item);
-
-    for (fl_index i = 0; i < n; i++)
-        copy_padded(p->panel + i * width, (const char *)b[i] + column * item, bytes, width);
-}
-
-/* out (rows, columns) += a^T panel over n tokens, or = if it `begins`, for one run of at most FL_UNITS rows and the panel's columns, from
- * `column` on; `a` points at the first row's column. */
-static void outer_product(const place *p, int begins, fl_index n, const char *a, fl_index a_pitch, char *out, fl_index rows,
-                          fl_index columns, fl_index column)
-{
-    const fl_index item = p->net->item, width = FL_VECTORS * p->net->V, tiles = fl_ceil_div(rows, FL_MAX_TILE);
-    const fl_index count = fl_min(width, columns - column);
-
-    for (fl_index tile = 0; tile < tiles; tile++) {
-        const fl_index from = fl_share(rows, tiles, tile), M = fl_share(rows, tiles, tile + 1) - from;
-        char *to = out + (from * columns + column) * item;
-
-        for (fl_index m = 0; m < M; m++) /* wanted at the end, from afar */
-            for (fl_index at = 0; at < count * item; at += FL_ALIGNMENT)
-                __builtin_prefetch(to + m * columns * item + at, 1);
-        memset(p->acc, 0, (size_t)(M * width * item));
-        p->kernels->outers[M - 1](p->acc, p->panel, a + from * item, a_pitch / item, n);
-        for (fl_index m = 0; m < M; m++) {
-            if (begins)
-                memset(to + m * columns * item, 0, (size_t)(count * item));
-            p->kernels->add(count, p->acc + m * width * item, to + m * columns * item);
-        }
-    }
-}
-
-/* d_weight (gates * H, columns) += dG^T b for this thread's gate rows: runs of FL_UNITS units of one gate are shared out. */
-static int gate_weights(place *p, const pass *q, int begins, fl_index token, fl_index n, const void **b, char *d_weight,
-                        fl_index columns)
-{
-    const fl_network *net = p->net;
-    const fl_index width = FL_VECTORS * net->V, runs = net->gates * fl_padded(net->H) / FL_UNITS;
-    const fl_index begin = my_part(p, runs, p->side_rank), end = my_part(p, runs, p->side_rank + 1);
-    const char *gates = gates_at(p, q, token);
-
-    for (fl_index from = begin; from < end; from += RUNS)
-        for (fl_index column = 0; column < columns; column += width) {
-            const fl_index to = fl_min(from + RUNS, end);
-            pack_panel(p, b, n, columns, column);
-            for (fl_index run = from; run < to; run++) {
-                const fl_index unit = run / net->gates * FL_UNITS, gate = run % net->gates;
-                outer_product(p, begins, n, gates + run * FL_UNITS * net->item, p->tape->gates_pitch,
-                              d_weight + (gate * net->H + unit) * columns * net->item, fl_min(FL_UNITS, net->H - unit), columns,
-                              column);
-            }
-            if (fl_stopped(&p->watcher, n * (to - from) * FL_UNITS * width))
-                return FL_STOPPED;
-        }
-    return FL_OK;
-}
-
-static void gate_biases(place *p, const pass *q, fl_index token, fl_index n)
-{
-    const fl_index H = p->net->H, item = p->net->item, gates = p->net->gates, runs = gates * fl_padded(H) / FL_UNITS;
-    const fl_index end = my_part(p, runs, p->side_rank + 1);
-
-    for (fl_index run = my_part(p, runs, p->side_rank); run < end; run++) {
-        const fl_index unit = run / gates * FL_UNITS, gate = run % gates;
-        p->kernels->sum_rows(n, gates_at(p, q, token) + run * FL_UNITS * item, p->tape->gates_pitch / item,
-                             q->d_weights->bias + (gate * H + unit) * item, fl_min(FL_UNITS, H - unit));
-    }
-}
-
-/* d_weight_hr (P, H) += dh^T m */
-static int projection_weights(place *p, const pass *q, int begins, fl_index token, fl_index n)
-{
-    const fl_network *net = p->net;
-    const fl_index width = FL_VECTORS * net->V, runs = fl_padded(net->P) / FL_UNITS;
-    const fl_index begin = my_part(p, runs, p->side_rank), end = my_part(p, runs, p->side_rank + 1);
-
-    for (fl_index i = 0; i < n; i++)
-        p->rows_at[i] = m_at(p, q, token + i);
-    for (fl_index column = 0; column < net->H; column += width) {
-        pack_panel(p, p->rows_at, n, net->H, column);
-        for (fl_index run = begin; run < end; run++)
-            outer_product(p, begins, n, q->dh + token * p->l->dh_pitch + run * FL_UNITS * net->item, p->l->dh_pitch,
-                          q->d_weights->weight_hr + run * FL_UNITS * net->H * net->item,
-                          fl_min(FL_UNITS, net->P - run * FL_UNITS), net->H, column);
-        if (fl_stopped(&p->watcher, n * (end - begin) * FL_UNITS * width))
-            return FL_STOPPED;
-    }
-    return FL_OK;
-}
-
-/* Inputs of a layer at n tokens from `token` on. */
-static void point_to_inputs(const place *p, const pass *q, fl_index token, fl_index n)
-{
-    const fl_tape *tape = p->tape;
-    const char *above = tape->inputs ? tape->inputs : tape->y;
-    const char *rows = q->layer ? above + (q->layer - 1) * tape->tokens * tape->y_pitch : tape->x;
-
-    for (fl_index i = 0; i < n; i++)
-        p->rows_at[i] = rows + (token + i) * (q->layer ? tape->y_pitch : tape->x_pitch);
-}
-
-/* h before the step of n tokens from `token` on, which is of step t or a later one; its columns of the direction begin at 0. */
-static void point_to_h(const place *p, const pass *q, fl_index t, fl_index token, fl_index n)
-{
-    const fl_tape *tape = p->tape;
-    const char *y = h_at(p, q, 0);
-
-    for (fl_index i = 0; i < n; i++, token++) {
-        while (token >= tape->first[t + 1])
-            t++;
-        const fl_index rank = token - tape->first[t], before = state_before(p, q, t, rank);
-        if (before >= 0)
-            p->rows_at[i] = y + before * tape->y_pitch;
-        else if (before == INITIAL && tape->h_0)
-            p->rows_at[i] = tape->h_0 + (q->index * tape->B + tape->order[rank]) * tape->h_pitch;
-        else
-            p->rows_at[i] = q->packed->h_0 ? q->packed->h_0 : p->zeros;
-    }
-}
-
-/* d_peephole (3H) += dG of i and f times the old c, of o times the new one, over n tokens from step t on. */
-static void peephole_weights(const place *p, const pass *q, fl_index t, fl_index token, fl_index n)
-{
-    static const int gates[3] = {0, 1, 3};
-    const fl_tape *tape = p->tape;
-    const fl_index H = p->net->H, item = p->net->item, runs = fl_padded(H) / FL_UNITS;
-    const fl_index end = my_part(p, runs, p->side_rank + 1);
-
-    for (int k = 0; k < 3; k++) {
-        for (fl_index i = 0, step = t; i < n && k % 2 == 0; i++) { /* i and f see the same rows */
-            while (token + i >= tape->first[step + 1])
-                step++;
-            p->rows_at[i] = k ? c_at(p, q, token + i) : c_before(p, q, step, token + i - tape->first[step]);
-        }
-        for (fl_index run = my_part(p, runs, p->side_rank); run < end; run++)
-            p->kernels->sum_products(n, gates_at(p, q, token) + (run * FL_VECTORS + gates[k]) * FL_UNITS * item,
-                                     tape->gates_pitch / item, p->rows_at, run * FL_UNITS,
-                                     q->d_weights->weight_peephole + (k * H + run * FL_UNITS) * item,
-                                     fl_min(FL_UNITS, H - run * FL_UNITS));
-    }
-}
-
-/* All products over the tokens of the steps [t, end). The first tokens of a call begin the gradients of weights; then `begins` is 0. */
-static int products(place *p, const pass *q, int *begins, fl_index t, fl_index end)
-{
-    const fl_index first = p->tape->first[t], last = p->tape->first[end];
-
-    if (q->dx && input_gradient(p, q, first, last - first))
-        return FL_STOPPED;
-    for (fl_index token = first; token < last; token += BLOCK_TOKENS) {
-        const fl_index n = fl_min(BLOCK_TOKENS, last - token);
-
-        point_to_inputs(p, q, token, n);
-        if (gate_weights(p, q, *begins, token, n, p->rows_at, q->d_weights->weight_ih, q->I))
-            return FL_STOPPED;
-        point_to_h(p, q, t, token, n);
-        if (gate_weights(p, q, *begins, token, n, p->rows_at, q->d_weights->weight_hh, p->net->P))
-            return FL_STOPPED;
-        if (q->d_weights->bias)
-            gate_biases(p, q, token, n);
-        if (p->net->has_projection && projection_weights(p, q, *begins, token, n))
-            return FL_STOPPED;
-        if (q->packed->peephole)
-            peephole_weights(p, q, t, token, n);
-        *begins = 0;
     }
     return FL_OK;
 }
@@ -734,7 +398,7 @@ static int run(place *p, const pass *q)
             if (meet(p, p->units, p->units_size))
                 return FL_STOPPED;
         }
-        if (meet(p, p->side, p->side_size) || products(p, q, &begins, first, end))
+        if (meet(p, p->side, p->side_size) || fl_token_products(p, q, &begins, first, end))
             return FL_STOPPED;
     }
     if (after.n && step(p, q, after, q->reverse ? T : -1, 0))
@@ -825,7 +489,7 @@ static int run_layers(place *p)
     return FL_OK;
 }
 
-static place take_place(fl_backward_call *call, const layout *l, int thread)
+static place take_place(fl_backward_call *call, const layout *l, int thread, uint64_t found)
 {
     const fl_network *net = call->net;
     const fl_tape *tape = call->tape;
@@ -866,7 +530,7 @@ static place take_place(fl_backward_call *call, const layout *l, int thread)
         .panel = mine + l->acc,
         .rows_at = (const void **)(mine + l->acc + l->panel),
         .c_prev = (const void **)(mine + l->acc + l->panel + l->pointers),
-        .watcher = fl_watcher_of(&call->watch, thread),
+        .watcher = fl_watcher_of(&call->watch, thread, found),
     };
     p.dx = p.dy + tape->tokens * l->dy_pitch;
     p.dh = p.dx + net->D * l->dx;
@@ -880,7 +544,7 @@ void fl_backward(fl_backward_call *call, int thread)
 {
     const layout l = make_layout(call);
     const uint64_t found = fl_enter_float_state();
-    place p = take_place(call, &l, thread);
+    place p = take_place(call, &l, thread, found);
 
     if (thread == 0)
         call->begun = 1;

@@ -28,15 +28,25 @@ static void make_key(void) { usable = pthread_key_create(&my_kept, forget) == 0;
 
 static int lesser(int a, int b) { return a < b ? a : b; }
 
+/* As many as are wanted and free count as computing from now on, at least one. */
+static int reserve(int wanted, int limit)
+{
+    int before = atomic_load(&computing), threads;
+
+    do {
+        threads = limit > 0 ? lesser(wanted, limit - before) : wanted;
+        threads = threads > 1 ? threads : 1;
+    } while (!atomic_compare_exchange_weak(&computing, &before, before + threads));
+    return threads;
+}
+
 int fl_claim_threads(int wanted, int limit)
 {
-    int threads = wanted;
-
     pthread_once(&once, make_key);
-    if (limit > 0)
-        threads = lesser(threads, limit - atomic_load(&computing));
     if (fl_now_ns() < atomic_load(&crowded_until))
-        threads = lesser(threads, (limit > 0 ? limit : wanted) - 1);
+        wanted = lesser(wanted, (limit > 0 ? limit : wanted) - 1);
+    const int reserved = reserve(wanted, limit);
+    int threads = reserved;
     if (threads > 1) {
         const int mine = usable ? (int)(intptr_t)pthread_getspecific(my_kept) : 0;
         int before = atomic_load(&kept), more;
@@ -51,8 +61,7 @@ int fl_claim_threads(int wanted, int limit)
         }
         threads = lesser(threads, 1 + mine + (more > 0 ? more : 0));
     }
-    threads = threads > 1 ? threads : 1;
-    atomic_fetch_add(&computing, threads);
+    atomic_fetch_sub(&computing, reserved - threads);
     return threads;
 }
 

@@ -1,4 +1,4 @@
-/* Which instruction sets this machine runs: asked once of the CPU and of the operating system, by CPUID and XGETBV. */
+/* Which instruction sets this machine runs: asked of the CPU and of the operating system, at import, by CPUID and XGETBV. */
 #include "fastlstm.h"
 
 extern const fl_kernels fl_kernels_baseline_f32, fl_kernels_baseline_f64;

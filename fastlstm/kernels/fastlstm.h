@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 typedef ptrdiff_t fl_index;
+_Static_assert(sizeof(fl_index) == 8, "sizes are 64 bits wide: products of three of them are taken");
 
 enum { FL_VECTORS = 4 };  /* vectors of one panel: the gates i, f, g, o of a block; or four of units or projected outputs */
 enum { FL_MAX_TILE = 6 }; /* the most rows of one tile */
@@ -63,14 +64,10 @@ typedef void fl_tile(int begins, const fl_fetch *fetch, fl_index slab, void *acc
  *   xW, hR  IN    [n][FL_VECTORS][V]
  *   bias    IN    [FL_VECTORS][V]
  *   c       INOUT n rows of V elements, c_pitch elements apart
- *   h       OUT   n rows of V elements, h_pitch elements apart */
+ *   h       OUT   n rows of V elements, h_pitch elements apart
+ *   gates   OUT   NULL, or n rows, gates_pitch elements apart, of the activations i, f, g, o, FL_UNITS elements from gate to gate */
 typedef void fl_cell(fl_index n, const void *xW, const void *hR, const void *bias, void *c, fl_index c_pitch, void *h,
-                     fl_index h_pitch);
-
-/* The same, which also keeps the activations i, f, g, o, FL_UNITS elements from gate to gate.
- *   gates   OUT   n rows, gates_pitch elements apart */
-typedef void fl_record_cell(fl_index n, const void *xW, const void *hR, const void *bias, void *c, fl_index c_pitch, void *h,
-                            fl_index h_pitch, void *gates, fl_index gates_pitch);
+                     fl_index h_pitch, void *gates, fl_index gates_pitch);
 
 /* The cell of a plain RNN for n rows of one block: h = tanh or, if `relu`, max(0, .) of (x W + h R) + bias.
  *   xW, hR  IN    [n][FL_VECTORS][V], units side by side
@@ -179,7 +176,6 @@ typedef struct {
     fl_tile *tile_pair[FL_WEIGHTS];          /* one row, two neighbouring blocks: enough independent chains for one row */
     fl_cell *cell;
     fl_store *store;
-    fl_record_cell *record_cell;
     fl_cell_backward *cell_backward;
     fl_outer *outers[FL_MAX_TILE]; /* outers[M - 1] */
     fl_sum_rows *sum_rows;
@@ -287,8 +283,10 @@ typedef struct {
     fl_index *order; /* [B]: the row of each rank */
     char *x;         /* [tokens][I] */
     char *y;         /* [L][tokens][D*P]: outputs of the layers */
-    char *gates;  /* [L*D][tokens][H / FL_UNITS][gates][FL_UNITS]: i, f, g, o; backward leaves their pre-activations' gradients */
-    char *c;      /* [L*D][tokens][C]; with a projection backward leaves o tanh(c) */
+    /* [L*D][tokens][H / FL_UNITS][gates][FL_UNITS]: i, f, g, o, or a variant's pre-activations; nothing of a plain RNN. Backward leaves
+     * the gradients of the pre-activations. */
+    char *gates;
+    char *c;      /* [L*D][tokens][C]; with a projection and no peepholes backward leaves o tanh(c) */
     char *inputs; /* [L - 1][tokens][D*P]: what the layers above the first read, y with elements dropped; NULL without dropout */
     char *h_0, *c_0; /* [L*D][B][P] and [L*D][B][C]; NULL: zeros */
     fl_dropout dropout;
@@ -302,6 +300,9 @@ int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, c
                  const char *c_0, fl_dropout dropout);
 void fl_free_tape(fl_tape *tape);
 
+/* Zeros where a recorded call writes nothing and the memory is that of earlier calls: before a tape leaves the process. */
+void fl_clear_unused(fl_tape *tape, const fl_network *net);
+
 /* One direction of one layer, before backward: `what` is the number of a gate, or FL_C or FL_H.
  *   to      OUT   [T][B][H], or [P] of FL_H; padding is left alone */
 enum { FL_C = FL_VECTORS, FL_H };
@@ -314,16 +315,17 @@ enum { FL_DX_ROWS = 48 }; /* of dx = dG W, that reuse a panel of W */
 /* How a team divides a call: threads = layer_groups x directions x row_groups x unit_groups (all at least 1). */
 typedef struct {
     int threads;
-    int layer_groups;     /* of neighbouring layers that run side by side, each a stride behind the one below; 1 if D is 2 */
-    int directions;       /* 2: the two directions of a layer run side by side */
-    int row_groups;       /* groups of rows that never wait for each other */
-    int unit_groups;      /* threads that share one group's rows and divide its hidden units; they meet every step */
-    fl_index chunk;       /* steps whose x.W is taken as one product; 0: x.W and h.R in one pass per step */
-    fl_index stride;      /* steps that one layer runs before the next layer takes them */
-    int far_W, far_R;     /* W, R come from beyond L2 */
-    int blocks_at_once;   /* 1 or 2: blocks that a single row takes together */
-    int64_t expected_ns;  /* what the model in plan.c takes the call for */
-    int64_t patience_ns;  /* longer waits mean that other processes need the processors; < 0, for tests: any wait does */
+    int layer_groups;    /* of neighbouring layers that run side by side, each a stride behind the one below; 1 if D is 2 */
+    int directions;      /* 2: the two directions of a layer run side by side */
+    int row_groups;      /* groups of rows that never wait for each other */
+    int unit_groups;     /* threads that share one group's rows and divide its hidden units; they meet every step */
+    fl_index chunk;      /* steps whose x.W is taken as one product; 0: x.W and h.R in one pass per step */
+    fl_index stride;     /* steps that one layer runs before the next layer takes them */
+    int far_W, far_R;    /* W, R come from beyond L2 */
+    int blocks_at_once;  /* 1 or 2: blocks that a single row takes together */
+    int64_t expected_ns; /* what the model in plan.c takes the call for */
+    int64_t
+        patience_ns; /* a pair parts when it has lost more, and a quarter of the call, to other processes; < 0, for tests: at any wait */
     double meeting_price; /* that this plan reckons with */
     int share;            /* per mille of what a pair divides that its first thread takes (pace.h) */
 } fl_plan;

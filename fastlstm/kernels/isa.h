@@ -1,6 +1,7 @@
 /* The kernel text, compiled for one instruction set and both types. An isa_*.c file sets
  *   FL_ISA        its name           FL_WIDTH   bytes of a vector
  *   FL_REGISTERS  of vectors         FL_TARGET  what to ask of the compiler (left out: nothing)
+ *   FL_HAS_NEON_FMA  vectors of 16 bytes have NEON's instructions
  *   FL_COMPACT    where small code matters more than the last tenth of speed (left out: it does not)
  * The target holds for what stands between here and the end of the region: leaf kernels and nothing else. */
 #include "fastlstm.h"

@@ -23,7 +23,6 @@
 #define new_h FL_JOIN(new_h, FL_TYPE)
 #define lstm_equations FL_JOIN(lstm_equations, FL_TYPE)
 #define lstm_cell FL_JOIN(lstm_cell, FL_TYPE)
-#define lstm_record FL_JOIN(lstm_record, FL_TYPE)
 #define lstm_backward FL_JOIN(lstm_backward, FL_TYPE)
 #define plain_cell FL_JOIN(plain_cell, FL_TYPE)
 #define plain_backward FL_JOIN(plain_backward, FL_TYPE)
@@ -295,12 +294,12 @@ INLINE void exp_parts(const int N, const vec *x, vec *s, vec *q)
 INLINE vec sigmoid_exponent(vec x) { return v_min(v_set(EXP_HIGHEST), v_max(v_set(EXP_LOWEST), -x)); }
 INLINE vec sigmoid_inverse(vec s, vec q) { return v_fma(s, v_set(1) + q, v_set(1)); }
 
-/* tanh(x) = numerator / denominator, with t = e^(-2|x|) - 1: tanh|x| = -t / (2 + t). */
+/* tanh(x) = numerator / denominator, with t = e^(-2|x|) - 1: tanh|x| = -t / (2 + t). The sign is that of x, of a zero too. */
 INLINE vec tanh_exponent(vec x) { return v_max(v_set(EXP_LOWEST), v_set(-2) * (vec)((ivec)x & ~(ivec)v_set((real)-0.0))); }
 INLINE void tanh_quotient(vec x, vec s, vec q, vec *numerator, vec *denominator)
 {
     const vec t = v_fma(s, q, s - v_set(1));
-    *numerator = (vec)((ivec)t ^ (~(ivec)x & (ivec)v_set((real)-0.0)));
+    *numerator = v_select((ivec)v_set((real)-0.0), x, t);
     *denominator = v_set(2) + t;
 }
 
@@ -384,15 +383,12 @@ INLINE void lstm_equations(fl_index n, const real *x, const real *r, const real 
 }
 
 static void lstm_cell(fl_index n, const void *xW, const void *hR, const void *bias, void *c, fl_index c_pitch, void *h,
-                      fl_index h_pitch)
+                      fl_index h_pitch, void *gates, fl_index gates_pitch)
 {
-    lstm_equations(n, xW, hR, bias, c, c_pitch, h, h_pitch, NULL, 0);
-}
-
-static void lstm_record(fl_index n, const void *xW, const void *hR, const void *bias, void *c, fl_index c_pitch, void *h,
-                        fl_index h_pitch, void *gates, fl_index gates_pitch)
-{
-    lstm_equations(n, xW, hR, bias, c, c_pitch, h, h_pitch, gates, gates_pitch);
+    if (gates)
+        lstm_equations(n, xW, hR, bias, c, c_pitch, h, h_pitch, gates, gates_pitch);
+    else
+        lstm_equations(n, xW, hR, bias, c, c_pitch, h, h_pitch, NULL, 0);
 }
 
 /* With t = tanh(c), and dh, dc what later steps and the output ask of h and c:
@@ -598,7 +594,6 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
 #undef TILES
     .cell = lstm_cell,
     .store = store_sums,
-    .record_cell = lstm_record,
     .cell_backward = lstm_backward,
     .outers =
         {
@@ -631,61 +626,3 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
 #undef FL_TYPE
 #undef FL_ELEMENT
 #undef FL_INTEGER
-#undef LANES
-#undef INLINE
-#undef EACH
-#undef real
-#undef integer
-#undef vec
-#undef ivec
-#undef v_load
-#undef v_load_any
-#undef v_store_any
-#undef anyvec
-#undef v_store
-#undef v_set
-#undef v_fma
-#undef v_min
-#undef v_max
-#undef v_select
-#undef v_known
-#undef v_keep
-#undef AHEAD
-#undef WEIGHT
-#undef VECTORS
-#undef FITS
-#undef UNROLL
-#undef SEVERAL
-#undef FETCHES
-#undef LOADS_ARE_LINES
-#undef tile
-#undef add_sum
-#undef add_slab
-#undef element
-#undef weight_at
-#undef exp_parts
-#undef sigmoid_inverse
-#undef sigmoid_exponent
-#undef tanh_exponent
-#undef tanh_quotient
-#undef sigmoid
-#undef tanh_parts
-#undef canonical
-#undef new_c
-#undef new_h
-#undef lstm_equations
-#undef lstm_cell
-#undef lstm_record
-#undef lstm_backward
-#undef plain_cell
-#undef plain_backward
-#undef add_row
-#undef add_to
-#undef outer
-#undef column_sums
-#undef lstm_variant
-#undef lstm_variant_backward
-#undef clip_sums
-#undef clip_slopes
-#undef column_products
-#undef store_sums

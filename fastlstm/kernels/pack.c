@@ -126,8 +126,8 @@ static fl_layer_bytes layer_bytes(const fl_network *net, const fl_layer_weights 
         .projection = (size_t)(net->projected_blocks * fl_panel_bytes(net, net->H)),
         .variant = weights->variant ? aligned(sizeof *weights->variant) : 0,
         .peephole = weights->weight_peephole ? aligned((size_t)net->blocks * 3 * vector) : 0,
-        /* Gradients read h in whole panels' widths, and c in groups of FL_UNITS. */
-        .h_0 = weights->h_0 ? (size_t)fl_ceil_div(net->P, FL_VECTORS * net->V) * panel : 0,
+        .h_0 = weights->h_0 ? aligned((size_t)(net->P * net->item)) : 0,
+        /* Gradients read c in groups of FL_UNITS. */
         .c_0 = weights->c_0 ? aligned((size_t)(fl_padded(net->H) * net->item)) : 0,
     };
     bytes.all = bytes.bias + bytes.W + bytes.R + bytes.projection + bytes.variant + bytes.peephole + bytes.h_0 + bytes.c_0;

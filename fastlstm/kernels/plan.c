@@ -39,6 +39,7 @@ static double product_ns(const fl_network *net, double rows, double vectors, dou
     return fmax(arithmetic, reading);
 }
 
+static double fork_ns(int threads) { return threads > 1 ? FORK_NS + FORK_NS_PER_THREAD * threads : 0; }
 static double meeting_ns(const fl_plan *plan, int threads) { return plan->meeting_price * fl_usual_meeting_ns(threads); }
 
 /* What keeps the busiest thread busy of n things in so many parts, in the time that an even pair's threads take for one. */
@@ -95,9 +96,8 @@ static double layers_ns(const fl_network *net, const fl_plan *plan, fl_index B)
 static double call_ns(const fl_network *net, const fl_plan *plan, fl_index T, fl_index B)
 {
     const double steps = (double)T * (double)net->D / plan->directions, lag = (double)(plan->layer_groups - 1);
-    const double fork = plan->threads > 1 ? FORK_NS + FORK_NS_PER_THREAD * plan->threads : 0;
     const double meetings = lag > 0 ? ceil(steps / (double)plan->stride) + lag : 0;
-    return fork + (steps + lag * (double)plan->stride) * layers_ns(net, plan, B) * delay(plan)
+    return fork_ns(plan->threads) + (steps + lag * (double)plan->stride) * layers_ns(net, plan, B) * delay(plan)
            + meetings * meeting_ns(plan, plan->threads / plan->row_groups);
 }
 
@@ -153,8 +153,11 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads,
             for (int row_groups = 1; row_groups <= fl_max(fl_min(threads / sides, B), 1); row_groups++) {
                 const int most_units = (int)fl_min(threads / (sides * row_groups), net->blocks);
                 for (int unit_groups = 1; unit_groups <= fl_max(most_units, 1); unit_groups++) {
+                    const int team = sides * row_groups * unit_groups;
+                    if (fork_ns(team) >= best_ns)
+                        break; /* nor does a larger one pay */
                     fl_plan plan = {
-                        .threads = sides * row_groups * unit_groups,
+                        .threads = team,
                         .layer_groups = layer_groups,
                         .directions = directions,
                         .row_groups = row_groups,
@@ -183,7 +186,8 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads,
     best.far_R = is_far(best.chunk ? R : all);
     best.blocks_at_once = blocks_at_once(net, T > 1 ? R : all);
     best.expected_ns = (int64_t)fmin(best_ns, 9e18);
-    best.patience_ns = PATIENCE_NS + (int64_t)(4 * fmax(step_ns(net, &best, B, net->I), step_ns(net, &best, B, net->D * net->P)));
+    const double step = fmax(step_ns(net, &best, B, net->I), step_ns(net, &best, B, net->D * net->P));
+    best.patience_ns = PATIENCE_NS + (int64_t)fmin(4 * step, 1e18);
     return best;
 }
 
@@ -216,8 +220,11 @@ fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int
     for (int directions = 1; directions <= fl_min(net->D, fl_max(threads, 1)); directions++)
         for (int row_groups = 1; row_groups <= fl_max(fl_min(threads / directions, B), 1); row_groups++)
             for (int unit_groups = 1; unit_groups <= fl_max(threads / (directions * row_groups), 1); unit_groups++) {
+                const int team = directions * row_groups * unit_groups;
+                if (fork_ns(team) >= best_ns)
+                    break; /* nor does a larger one pay */
                 const fl_plan plan = {
-                    .threads = directions * row_groups * unit_groups,
+                    .threads = team,
                     .layer_groups = 1,
                     .directions = directions,
                     .row_groups = row_groups,
@@ -228,8 +235,7 @@ fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int
                 const double steps = (double)T * (double)net->D / directions;
                 const double first = backward_step_ns(net, &plan, B, net->I);
                 const double others = backward_step_ns(net, &plan, B, net->D * net->P);
-                const double fork = plan.threads > 1 ? FORK_NS + FORK_NS_PER_THREAD * plan.threads : 0;
-                const double ns = fork + steps * (first + (double)(net->L - 1) * others) * delay(&plan);
+                const double ns = fork_ns(team) + steps * (first + (double)(net->L - 1) * others) * delay(&plan);
                 if (ns < best_ns) {
                     best = plan;
                     best_ns = ns;
@@ -238,7 +244,7 @@ fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int
     if (best.row_groups * best.unit_groups == 1)
         best.share = FL_EVEN;
     best.expected_ns = (int64_t)fmin(best_ns, 9e18);
-    best.patience_ns = PATIENCE_NS + (int64_t)(4 * best_ns / (double)fl_max(T, 1));
+    best.patience_ns = PATIENCE_NS + (int64_t)fmin(4 * best_ns / (double)fl_max(T, 1), 1e18);
     const double column = (double)(net->gates * fl_padded(net->H) * net->item); /* of W and R, transposed */
     best.far_R = is_far(column * (double)net->P / best.unit_groups);
     best.far_W = is_far(column * (T * B > FL_DX_ROWS ? FL_VECTORS * (double)net->V : (double)most_inputs(net) / best.threads));

@@ -1,4 +1,5 @@
-/* Products of any number of rows with a packed panel, cut into tiles. */
+/* Products of any number of rows with a packed panel, cut into tiles. `kernels->tiles` are in kernel_text.h, each `tile`, slab by slab
+ * `add_slab`, and in it, for one element of the rows, `element`: the innermost loop. */
 #include "caches.h"
 #include "schedule.h"
 

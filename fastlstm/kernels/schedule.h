@@ -1,4 +1,4 @@
-/* What the schedules of both passes share: products of any number of rows, looking up from work, resets. */
+/* What the schedules of both passes share: products of any number of rows, the order of rows, looking up from work. */
 #ifndef FL_SCHEDULE_H
 #define FL_SCHEDULE_H
 
@@ -28,14 +28,15 @@ typedef struct {
     int64_t polled; /* when, ns; 0: not yet, as a look at the clock is dear to a call of a microsecond */
     fl_index work;  /* multiply-adds since */
     int asks;       /* thread 0 asks the caller, the others only look */
+    uint64_t found; /* the caller's floating-point state */
 } fl_watcher;
 
 enum { FL_POLL_WORK = 1 << 20 }; /* multiply-adds between two looks at the clock */
 static const int64_t FL_POLL_NS = 25000000;
 
-static inline fl_watcher fl_watcher_of(fl_watch *watch, int thread)
+static inline fl_watcher fl_watcher_of(fl_watch *watch, int thread, uint64_t found)
 {
-    return (fl_watcher){.watch = watch, .asks = thread == 0 && watch->poll};
+    return (fl_watcher){.watch = watch, .asks = thread == 0 && watch->poll, .found = found};
 }
 
 /* Counts work; thread 0 asks its caller now and then whether to go on. Non-zero: leave at once. */
@@ -47,8 +48,10 @@ static inline int fl_stopped(fl_watcher *watcher, fl_index work)
         const int64_t now = fl_now_ns();
         watcher->work = 0;
         if (watcher->polled && now - watcher->polled > FL_POLL_NS) {
+            fl_leave_float_state(watcher->found); /* what the caller does when asked, it does in its own */
             if (watch->poll(watch->context))
                 atomic_store_explicit(&watch->stop, 1, memory_order_relaxed);
+            fl_enter_float_state();
             watcher->polled = fl_now_ns();
         } else if (!watcher->polled)
             watcher->polled = now;

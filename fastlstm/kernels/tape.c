@@ -55,7 +55,8 @@ int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, c
         .B = B,
         .tokens = tokens,
         .x_pitch = fl_pitch(net->I, item),
-        .y_pitch = fl_pitch(net->D * net->P, item),
+        .y_pitch =
+            fl_pitch((net->D - 1) * net->P + fl_padded(net->P), item), /* gradients of a plain RNN read whole vectors of h */
         .gates_pitch = fl_pitch(net->gates * units, item),
         .c_pitch = net->C ? fl_pitch(units, item) : 0,
         .h_pitch = fl_pitch(net->P, item),
@@ -104,6 +105,38 @@ int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, c
         tape->first[t + 1] = tape->first[t] + n;
     }
     return FL_OK;
+}
+
+/* Rows of which so many bytes are used. */
+static void clear_tails(char *at, fl_index rows, fl_index pitch, fl_index used)
+{
+    for (fl_index row = 0; at && row < rows; row++)
+        memset(at + row * pitch + used, 0, (size_t)(pitch - used));
+}
+
+void fl_clear_unused(fl_tape *tape, const fl_network *net)
+{
+    const fl_index item = net->item, B = tape->B, records = net->L * net->D, tokens = tape->tokens;
+    const fl_index last = (net->H - 1) / FL_UNITS, real = net->H - last * FL_UNITS;
+    char *index_end = (char *)(tape->order + B);
+
+    memset(index_end, 0, (size_t)(tape->x - index_end));
+    clear_tails(tape->x, tokens, tape->x_pitch, net->I * item);
+    clear_tails(tape->y, net->L * tokens, tape->y_pitch, net->D * net->P * item);
+    clear_tails(tape->inputs, (net->L - 1) * tokens, tape->y_pitch, net->D * net->P * item);
+    clear_tails(tape->h_0, records * B, tape->h_pitch, net->P * item);
+    clear_tails(tape->c_0, records * B, tape->c_pitch, net->C * item);
+    if (net->C)
+        clear_tails(tape->c, records * tokens, tape->c_pitch, net->C * item);
+    if (net->gates == 1) { /* a plain RNN keeps none */
+        memset(tape->gates, 0, (size_t)(records * tokens * tape->gates_pitch));
+        return;
+    }
+    clear_tails(tape->gates, records * tokens, tape->gates_pitch, (last + 1) * net->gates * FL_UNITS * item);
+    for (fl_index row = 0; row < records * tokens; row++)
+        for (fl_index gate = 0; gate < net->gates; gate++)
+            memset(tape->gates + row * tape->gates_pitch + ((last * net->gates + gate) * FL_UNITS + real) * item, 0,
+                   (size_t)((FL_UNITS - real) * item));
 }
 
 void fl_read_tape(const fl_tape *tape, const fl_network *net, fl_index record, int what, char *to)

@@ -15,7 +15,6 @@
 #define next_c FL_JOIN(next_c, FL_TYPE)
 #define lstm_variant FL_JOIN(lstm_variant, FL_TYPE)
 #define variant_functions FL_JOIN(variant_functions, FL_TYPE)
-#define variant_rows FL_JOIN(variant_rows, FL_TYPE)
 #define lstm_variant_backward FL_JOIN(lstm_variant_backward, FL_TYPE)
 #define clip_sums FL_JOIN(clip_sums, FL_TYPE)
 #define clip_slopes FL_JOIN(clip_slopes, FL_TYPE)
@@ -345,15 +344,3 @@ static void clip_sums(fl_index n, double bound, void *out, fl_index out_pitch)
         for (int v = 0; v < FL_VECTORS; v++)
             v_store(row + v * LANES, clamp(v_load(row + v * LANES), v_set((real)bound)));
 }
-
-#undef log1p_unit
-#undef softplus
-#undef elu
-#undef magnitude
-#undef clamp
-#undef activate
-#undef add_gates
-#undef next_c
-#undef exp_below
-#undef slopes
-#undef variant_functions

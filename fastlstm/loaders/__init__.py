@@ -1,30 +1,27 @@
 """Weights that other frameworks stored, without those frameworks.
 
-A format is one module with two functions, named in ``FORMATS``: ``recognises`` looks at the content of a file, ``find`` lists its
-LSTMs; a third, ``model``, is there if the format describes whole models. A module is imported when a file is to be read. Nothing
-here executes or imports what a file names, and whatever its bytes, only FormatError or OSError is raised.
+Nothing here executes or imports what a file names, and whatever its bytes, only FormatError or OSError is raised. How a source is
+read, and what a format is, stands in ``reading.py``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from functools import partial
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastlstm.arrays import as_flag
 from fastlstm.errors import FormatError
 from fastlstm.files import as_path
-from fastlstm.loaders.found import Contents, Found, LSTMInfo, listing, quoted
-from fastlstm.weights import Weights
+from fastlstm.loaders import reading
+from fastlstm.loaders.found import Contents, LSTMInfo, listing, quoted
 
 if TYPE_CHECKING:
-    from fastlstm.loaders.keras_config import Told
     from fastlstm.loaders.source import SourceFile
     from fastlstm.lstm import LSTM
+    from fastlstm.models.graph import Graph
     from fastlstm.models.model import Model
 
 __all__ = [
@@ -40,28 +37,6 @@ __all__ = [
     "load_model",
     "scan",
 ]
-
-
-# Modules of this package, asked in this order: of those that are zip files, the one that says least of itself comes last
-FORMATS = (
-    "safetensors_file",
-    "keras_file",
-    "torch_file",
-    "npz_file",
-    "onnx_file",
-    "flax_file",
-    "nam_file",
-    "guitarml_file",
-    "rtneural_file",
-)
-PLAIN_TENSORS = ("safetensors_file", "npz_file")  # those that layout= is for
-
-
-class Format(Protocol):
-    """What such a module provides."""
-
-    def recognises(self, file: SourceFile, /) -> bool: ...
-    def find(self, file: SourceFile, /) -> Contents: ...
 
 
 def scan(path: str | os.PathLike[str], *, external_data: bool = False) -> list[LSTMInfo]:
@@ -83,6 +58,8 @@ def scan(path: str | os.PathLike[str], *, external_data: bool = False) -> list[L
     ------
     FormatError
         If the file cannot be read, or if none of the LSTMs in it can be loaded; the message says why.
+    TypeError
+        If `path` is no path, or `external_data` neither true nor false.
     OSError
         If the system refuses.
     ImportError
@@ -92,7 +69,7 @@ def scan(path: str | os.PathLike[str], *, external_data: bool = False) -> list[L
 
     with opened(path) as file:
         file.external_data = as_flag("external_data", external_data)
-        return _contents(file).infos()
+        return reading.contents_of(file).infos()
 
 
 def load(
@@ -151,15 +128,17 @@ def load(
         If the file cannot be read, or holds no LSTM, or several and no name is given, or none of that name, or one that cannot be
         loaded exactly. The message names the file and the tensor, what was expected and what was found. A ``ValueError``.
         Without a name, an LSTM that cannot be loaded counts: the only other one is not taken for the one that is meant.
+    ValueError, TypeError
+        If an argument has another value or type; the message names it.
     OSError
         If the system refuses.
     ImportError
         If reading that format needs a package that is not installed; the message says which.
     """
-    batch_first = _maybe("batch_first", batch_first)
-    told = _told(go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode)
-    weights, info = _read(path, name, allow_nonfinite, layout, external_data, told=told)
-    return _made(weights, info, batch_first)
+    batch_first = reading.flag_or_none("batch_first", batch_first)
+    told = reading.told(go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode)
+    weights, info = reading.read(path, name, allow_nonfinite, layout, external_data, told=told)
+    return reading.made(weights, info, batch_first)
 
 
 def convert(
@@ -196,44 +175,25 @@ def convert(
 
     Raises
     ------
-    ValueError
-        If `target` has another suffix. A FormatError, as from :func:`load`, is one too.
+    FormatError
+        As from :func:`load`. A ``ValueError``.
+    ValueError, TypeError
+        If `target` has another suffix, or an argument another value or type; the message names it.
     OSError
-        If the system refuses.
+        If the system refuses, or there is something else than a file in the place of `target`.
     ImportError
         If reading that format needs a package that is not installed; the message says which.
     """
-    write, source = writer("target", target), as_path("source", source)
-    batch_first = _maybe("batch_first", batch_first)
-    told = _told(go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode)
-    weights, info = _read(source, name, allow_nonfinite, layout, external_data, told=told)
+    write, source = reading.writer("target", target), as_path("source", source)
+    batch_first = reading.flag_or_none("batch_first", batch_first)
+    told = reading.told(go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode)
+    weights, info = reading.read(source, name, allow_nonfinite, layout, external_data, told=told)
     assert info is not None
     write(weights, bool(info.batch_first) if batch_first is None else batch_first)
     return info
 
 
-def writer(name: str, path: str | os.PathLike[str], otherwise: str | None = None) -> Callable[[Weights, bool], None]:
-    """What writes weights, and whether they are batch-first, to `path` as its suffix says; `name` is that of the argument.
-
-    Raises
-    ------
-    ValueError
-        If it has another suffix, and there is no form to take `otherwise`.
-    TypeError
-        If it is no path.
-    """
-    from fastlstm.loaders.npz_file import write_npz
-    from fastlstm.loaders.safetensors_file import write_safetensors
-
-    writers = {".safetensors": write_safetensors, ".npz": write_npz}
-    text = as_path(name, path)
-    suffix = os.path.splitext(text)[1].lower()
-    if suffix not in writers and otherwise is None:
-        raise ValueError(f"{text}: a suffix of {' or '.join(writers)} expected, got {suffix or 'none'}")
-    return partial(writers[suffix if suffix in writers else f".{otherwise}"], text)
-
-
-def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, external_data: bool = False) -> Model:
+def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, external_data: bool = False) -> Model | Graph:
     """Load a whole small model: LSTMs and the layers around them, as a file describes it.
 
     Parameters
@@ -248,17 +208,19 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
 
     Returns
     -------
-    Model
-        To be called with arrays, or for ``stream()``. Of an ONNX model a :class:`fastlstm.models.graph.Graph`: it is called with
-        the graph's inputs, in the order and the shapes of the file (``model.inputs``), gives its outputs, a tuple if they are
-        several, and does not stream. LSTMs run in the engine, the operators of ``fastlstm.operators`` in NumPy; float16
-        runs as float32.
+    Model or Graph
+        A :class:`fastlstm.models.model.Model`, to be called with arrays, or for ``stream()``. Of an ONNX model a
+        :class:`fastlstm.models.graph.Graph`: it is called with the graph's inputs, in the order and the shapes of the file
+        (``model.inputs``), gives its outputs, a tuple if they are several, and does not stream. LSTMs run in the engine, the
+        operators of ``fastlstm.operators`` in NumPy; float16 runs as float32.
 
     Raises
     ------
     FormatError
         If the file cannot be read, or describes no whole model, or one with a layer that is not run here: the message names the
         first, and how to load the LSTM alone. A ``ValueError``.
+    TypeError
+        If `path` is no path, or a flag neither true nor false.
     OSError
         If the system refuses.
     ImportError
@@ -275,12 +237,11 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
     allow_nonfinite, external_data = as_flag("allow_nonfinite", allow_nonfinite), as_flag("external_data", external_data)
     with opened(path) as file:
         file.external_data = external_data
-        loader = _format(file)
-        make = getattr(loader, "model", None)
+        loader = reading.format_of(file)
         try:
-            if make is None:
+            if not isinstance(loader, reading.ModelFormat):
                 raise FormatError("the file holds weights and not how a whole model is made of them")
-            model: Model = make(file)
+            model = loader.model(file)
         except ValueError as error:
             names = [item.name for item in loader.find(file).found if item.info and not item.info.problem]
             alone = f"; the LSTM alone: fastlstm.load(path, name={quoted(names[0])})" if names else ""
@@ -290,7 +251,7 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
         if not allow_nonfinite:
             for step in model.steps:
                 for name, array in step.arrays():
-                    _check_finite(name, array)
+                    reading.check_finite(name, array)
         return model
 
 
@@ -318,9 +279,9 @@ def from_torch(module_or_state_dict: Any, name: str | None = None, *, batch_firs
     TypeError
         If it is neither a module nor a mapping.
     """
-    from fastlstm.loaders import torch_module
+    from fastlstm.loaders.torch import module as torch_module
 
-    return _chosen(torch_module.find(module_or_state_dict), name, batch_first)
+    return reading.chosen(torch_module.find(module_or_state_dict), name, batch_first)
 
 
 def from_keras(layer_or_model: Any, name: str | None = None, *, batch_first: bool | None = None) -> LSTM:
@@ -356,9 +317,9 @@ def from_keras(layer_or_model: Any, name: str | None = None, *, batch_first: boo
     zero, as with ``zero_output_for_mask`` and as Bidirectional has them, where other layers of Keras repeat the last real one.
     Any other mask is passed with time first, ``mask=mask.T``, whether the network is ``batch_first`` or not.
     """
-    from fastlstm.loaders import keras_live
+    from fastlstm.loaders.keras import live as keras_live
 
-    return _chosen(keras_live.find(layer_or_model), name, batch_first)
+    return reading.chosen(keras_live.find(layer_or_model), name, batch_first)
 
 
 def from_onnx(
@@ -408,9 +369,9 @@ def from_onnx(
     ----------
     https://onnx.ai/onnx/operators/onnx__LSTM.html
     """
-    from fastlstm.loaders import onnx_file
+    from fastlstm.loaders.onnx import file as onnx_file
 
-    batch_first = _maybe("batch_first", batch_first)
+    batch_first = reading.flag_or_none("batch_first", batch_first)
     allow_nonfinite, external_data = as_flag("allow_nonfinite", allow_nonfinite), as_flag("external_data", external_data)
 
     def contents(file: SourceFile) -> Contents:
@@ -419,11 +380,11 @@ def from_onnx(
         return onnx_file.find(file)
 
     if isinstance(model_or_path, (str, os.PathLike)):
-        weights, info = _read(model_or_path, name, allow_nonfinite, external_data=external_data, contents=contents)
+        weights, info = reading.read(model_or_path, name, allow_nonfinite, external_data=external_data, contents=contents)
     else:
         found = onnx_file.find_live(model_or_path).choose(name)
-        weights, info = _weights(found, allow_nonfinite), found.info
-    return _made(weights, info, batch_first)
+        weights, info = reading.weights_of(found, allow_nonfinite), found.info
+    return reading.made(weights, info, batch_first)
 
 
 def from_flax(params: Any, name: str | None = None, *, batch_first: bool | None = None) -> LSTM:
@@ -456,14 +417,14 @@ def from_flax(params: Any, name: str | None = None, *, batch_first: bool | None 
     """
     from fastlstm.loaders import flax_tree
 
-    return _chosen(flax_tree.find(params), name, batch_first)
+    return reading.chosen(flax_tree.find(params), name, batch_first)
 
 
 def from_tensorflow(
     variables: Mapping[str, Any],
     name: str | None = None,
     *,
-    forget_bias: float = 1.0,
+    forget_bias: float | None = None,
     cell_clip: float | None = None,
     proj_clip: float | None = None,
     batch_first: bool | None = None,
@@ -474,13 +435,15 @@ def from_tensorflow(
     ----------
     variables : mapping of str to array
         Names such as ``"rnn/multi_rnn_cell/cell_0/basic_lstm_cell/kernel"``, with or without ``":0"``; an open npz file too.
-        ``BasicLSTMCell``, ``LSTMCell`` (peepholes and projection included), ``LSTMBlockCell`` and ``LSTMBlockFusedCell``.
+        ``BasicLSTMCell``, ``LSTMCell`` (peepholes and projection included), ``LSTMBlockCell``, ``LSTMBlockFusedCell`` and
+        ``CudnnCompatibleLSTMCell``.
         The cells of a ``MultiRNNCell`` are layers, ``fw`` and ``bw`` are directions.
     name : str, optional
         Which LSTM: the scope of the cell, the ``multi_rnn_cell`` or the ``bidirectional_rnn``. Needed if there are several, and
         for a cell whose scope has a name of its own.
-    forget_bias : float
-        What the cell was made with: TensorFlow adds it at every step and does not store it. Here it is part of the bias.
+    forget_bias : float, optional
+        What the cell was made with: TensorFlow adds it at every step and does not store it. Here it is part of the bias. By
+        default what TensorFlow's own code has: 0 of a ``cudnn_compatible_lstm_cell``, 1 of all others.
     cell_clip, proj_clip : float, optional
         What the cell was made with, not stored either. (The documentation of ``LSTMBlockCell`` says that cell_clip is 3 by
         default; its code clips only if asked.)
@@ -496,20 +459,22 @@ def from_tensorflow(
     ------
     FormatError
         If there is no LSTM, or several and no name is given, or one that cannot be taken exactly. A ``ValueError``.
-    TypeError
-        If it is no mapping.
+    ValueError, TypeError
+        If it is no mapping, or an argument has another value or type; the message names it.
     """
     from fastlstm.cell import Cell
     from fastlstm.loaders import live, tensorflow_names
 
-    if not isinstance(forget_bias, (int, float, np.number)):
-        raise TypeError(f"forget_bias must be a number, got {forget_bias!r:.100}")
-    if not np.isfinite(forget_bias):
-        raise ValueError(f"forget_bias must be a finite number, got {forget_bias!r:.100}")
-    tensors = live.flattened(_mapping(variables))
-    run_time = tensorflow_names.RunTime(float(forget_bias), Cell(cell_clip=cell_clip, proj_clip=proj_clip))
+    if forget_bias is not None:
+        if not isinstance(forget_bias, (int, float, np.number)):
+            raise TypeError(f"forget_bias must be a number, got {forget_bias!r:.100}")
+        if not np.isfinite(forget_bias):
+            raise ValueError(f"forget_bias must be a finite number, got {forget_bias!r:.100}")
+        forget_bias = float(forget_bias)
+    tensors = live.flattened(reading.as_mapping(variables))
+    run_time = tensorflow_names.RunTime(forget_bias, Cell(cell_clip=cell_clip, proj_clip=proj_clip))
     found = tensorflow_names.find(tensors, live.read_one, run_time=run_time, asked=name)
-    return _chosen(Contents(found, _summary("variables", tensors)), name, batch_first)
+    return reading.chosen(Contents(found, reading.summary("variables", tensors)), name, batch_first)
 
 
 def from_haste(tensors: Mapping[str, Any], name: str | None = None, *, batch_first: bool | None = None) -> LSTM:
@@ -538,120 +503,6 @@ def from_haste(tensors: Mapping[str, Any], name: str | None = None, *, batch_fir
     """
     from fastlstm.loaders import kernel_names, live
 
-    every = live.flattened(_mapping(tensors))
+    every = live.flattened(reading.as_mapping(tensors))
     found = kernel_names.find(every, live.read_one, batch_first=False, layout="haste")
-    return _chosen(Contents(found, _summary("a state dict", every)), name, batch_first)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise TypeError(f"a mapping of names to arrays expected, got {type(value).__name__} (for a file: fastlstm.load)")
-    return value
-
-
-def _summary(what: str, tensors: Mapping[str, object]) -> str:
-    return f"{what} with {len(tensors)} tensors" + (f": {listing(tensors, 5)}" if tensors else "")
-
-
-def _chosen(contents: Contents, name: str | None, batch_first: bool | None) -> LSTM:
-    """What a caller holds in memory is taken as it is, NaN too."""
-    batch_first, found = _maybe("batch_first", batch_first), contents.choose(name)
-    return _made(_weights(found, allow_nonfinite=True), found.info, batch_first)
-
-
-def _contents(file: SourceFile) -> Contents:
-    return _format(file).find(file)
-
-
-def _format(file: SourceFile) -> Format:
-    from fastlstm.loaders.sniff import describe
-
-    for name in FORMATS:
-        loader = cast(Format, import_module(f"{__name__}.{name}"))
-        if loader.recognises(file):
-            if file.layout is not None and name not in PLAIN_TENSORS:
-                raise FormatError(f"layout={file.layout!r} is for npz and safetensors files alone")
-            if file.told is not None and name != "keras_file":
-                raise FormatError(f"{', '.join(file.told.names())}: for files of Keras alone")
-            return loader
-    raise FormatError(describe(file))
-
-
-def _read(
-    path: str | os.PathLike[str],
-    name: str | None,
-    allow_nonfinite: bool,
-    layout: str | None = None,
-    external_data: bool = False,
-    contents: Callable[[SourceFile], Contents] = _contents,
-    told: Told | None = None,
-) -> tuple[Weights, LSTMInfo | None]:
-    """Whatever was noted of the file is forgotten when this returns: the network takes memory next."""
-    from fastlstm.loaders.source import opened, return_freed
-
-    allow_nonfinite = as_flag("allow_nonfinite", allow_nonfinite)
-    if layout not in (None, "keras", "haste"):
-        raise ValueError(f"layout must be 'keras', 'haste' or None, got {layout!r:.100}")
-    with opened(path, layout) as file:
-        file.external_data, file.told = as_flag("external_data", external_data), told
-        found = contents(file).choose(name)
-        weights, info = _weights(found, allow_nonfinite), found.info
-    size = file.size
-    del file, found
-    return_freed(size)
-    return weights, info
-
-
-def _told(go_backwards: bool | None, **layer: str | None) -> Told | None:
-    """What the caller says of a layer of Keras; None if that is nothing."""
-    if go_backwards is None and all(value is None for value in layer.values()):
-        return None
-    from fastlstm.loaders.keras_config import MERGE_MODES, Told
-
-    for key, value in layer.items():
-        if not isinstance(value, (str, type(None))):
-            raise TypeError(f"{key} must be text, or None, got {type(value).__name__}")
-    if layer["merge_mode"] not in (*MERGE_MODES, None):
-        raise ValueError(f"merge_mode must be one of {', '.join(MERGE_MODES)}, or None, got {layer['merge_mode']!r:.100}")
-    return Told(None if go_backwards is None else as_flag("go_backwards", go_backwards), **layer)
-
-
-def _weights(found: Found, allow_nonfinite: bool = False) -> Weights:
-    assert found.read is not None, "choose() returns what can be read"
-    try:
-        weights = found.read()
-    except FormatError:
-        raise
-    except ValueError as error:
-        raise FormatError(f"{quoted(found.name)}: {error}") from error
-    if not allow_nonfinite:
-        for name, tensor in weights.named_tensors():
-            _check_finite(f"{name} of LSTM {quoted(found.name)}", tensor)
-    return weights
-
-
-def _check_finite(name: str, tensor: np.ndarray[Any, np.dtype[Any]]) -> None:
-    if not tensor.size:
-        return
-    with np.errstate(invalid="ignore"):
-        extremes = tensor.min(), tensor.max()  # both NaN if any is; needs no array of booleans
-    if not np.isfinite(extremes).all():
-        count = int(tensor.size - np.isfinite(tensor).sum())
-        raise FormatError(
-            f"{name} holds {count} values that are NaN or infinite; pass allow_nonfinite=True to load them as they are"
-        )
-
-
-def _maybe(name: str, value: Any) -> bool | None:
-    return None if value is None else as_flag(name, value)
-
-
-def _made(weights: Weights, info: LSTMInfo | None, batch_first: bool | None) -> LSTM:
-    from fastlstm.lstm import LSTM
-
-    if batch_first is None:
-        batch_first = bool(info is not None and info.batch_first)
-    try:
-        return LSTM.from_weights(weights, batch_first)
-    except ValueError as error:  # what is understood but cannot be run
-        raise FormatError(str(error)) from error
+    return reading.chosen(Contents(found, reading.summary("a state dict", every)), name, batch_first)

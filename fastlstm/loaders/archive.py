@@ -15,6 +15,7 @@ from fastlstm.loaders.found import quoted
 __all__ = ["Archive"]
 
 END_RECORD = 22  # bytes of the end-of-directory record without a comment
+LOCATOR64, END_RECORD64 = 20, 56  # of what stands before it in large files
 # zipfile makes an object of 600 bytes of each directory entry of 50 bytes: 4 MB of them (60,000 tensors) stay under 64 MB.
 DIRECTORY_LIMIT = 4 << 20
 CHUNK = 1 << 20
@@ -82,6 +83,17 @@ class _CappedStream:
         """The stream belongs to whoever opened it."""
 
 
+def _declared_directory(stream: BinaryIO, size: int, end: bytes) -> int:
+    """Where the directory begins, as the end of the archive has it; zipfile shifts all of it to where it ends."""
+    declared: int = struct.unpack("<I", end[16:20])[0]
+    if declared == 0xFFFFFFFF and size >= END_RECORD + LOCATOR64 + END_RECORD64:
+        stream.seek(size - END_RECORD - LOCATOR64 - END_RECORD64)
+        record = stream.read(END_RECORD64)
+        if record[:4] == b"PK\x06\x06":
+            declared = struct.unpack("<Q", record[48:56])[0]
+    return declared
+
+
 class Archive:
     """The members of a zip file.
 
@@ -100,6 +112,8 @@ class Archive:
             raise FormatError("truncated: no zip directory at the end of the file (or bytes after it)")
         with _format_errors():
             self._zip = zipfile.ZipFile(_CappedStream(stream, size))
+        if self._zip.start_dir != _declared_directory(stream, size, end):
+            raise FormatError("bytes before the zip archive, or between its members and its directory")
         entries = self._zip.infolist()
         disks, declared = struct.unpack("<I2xH", end[4:12])
         if disks not in (0, ZIP64 << 16 | ZIP64) or declared not in (len(entries), ZIP64):

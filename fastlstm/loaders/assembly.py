@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.cell import PLAIN, Cell
 from fastlstm.errors import FormatError
-from fastlstm.loaders.floats import fill
 from fastlstm.loaders.found import Found, LSTMInfo, distinct, quoted
-from fastlstm.loaders.torch_names import FLOATS, Array, LazyTensor
+from fastlstm.loaders.tensors import Named, Read, check_size, fill, handed_over, one_precision
 from fastlstm.weights import LayerWeights, Weights, check_sizes, parameter_shapes, suffix
 
-__all__ = ["MAX_TENSORS", "Named", "Part", "Read", "Sizes", "network", "split_name", "uniquely_named"]
+__all__ = ["MAX_TENSORS", "Part", "Sizes", "network", "split_name", "uniquely_named"]
 
 MAX_TENSORS = 20_000  # of the recurrent layers of a file together
 MAX_NAME = 500
 MAX_DEPTH = 50
-
-# Returns one tensor as it is stored: the dtype that floats.STORED has for its own, any layout; or floats made of it.
-Read = Callable[[Any], Array]
-Named: TypeAlias = "tuple[str, LazyTensor]"
 
 
 @dataclass(frozen=True)
@@ -136,8 +132,7 @@ def network(
             _read_into(tensors, record, sizes.hidden_size, read)
             if forget_bias:
                 tensors["bias_hh"][sizes.hidden_size : 2 * sizes.hidden_size] += forget_bias
-            for tensor in tensors.values():
-                tensor.flags.writeable = False  # handed over: whoever needs a private array need not copy it
+            tensors = {kind: handed_over(tensor) for kind, tensor in tensors.items()}
             layers.append(LayerWeights(**tensors, cell=cell))  # type: ignore[arg-type]  # the names of TENSORS
         return Weights(tuple(layers), sizes.bidirectional, reverse)
 
@@ -156,21 +151,16 @@ def network(
 
 
 def _check(parts: Sequence[Part], limit: float) -> np.dtype[Any]:
-    first_name, first = parts[0].source
-    size = 0
+    count = 0
     for part in parts:
         name, tensor = part.source
         if tensor.shape != part.shape:
             raise FormatError(f"{quoted(name)} must have shape {part.shape}, got {tensor.shape!s:.100}")
-        if tensor.dtype not in FLOATS:
-            raise FormatError(f"{quoted(name)} must be one of {', '.join(FLOATS)}, got {tensor.dtype:.100}")
-        if (tensor.dtype == "float64") != (first.dtype == "float64"):
-            raise FormatError(f"{quoted(name)} is {tensor.dtype}, {quoted(first_name)} is {first.dtype}: one precision expected")
         rows = part.rows[1] - part.rows[0] if part.rows else part.shape[0]
-        size += rows * math.prod(part.shape[1:]) * (8 if tensor.dtype == "float64" else 4)
-    if size > limit:
-        raise FormatError(f"{quoted(first_name)} and the rest of its LSTM take {size} bytes, more than {limit} for this file")
-    return np.dtype(np.float64 if first.dtype == "float64" else np.float32)
+        count += rows * math.prod(part.shape[1:])
+    dtype = one_precision([part.source for part in parts])
+    check_size(f"{quoted(parts[0].source[0])} and the rest of its LSTM", count * dtype.itemsize, limit)
+    return dtype
 
 
 def _read_into(tensors: dict[str, Array], record: Sequence[Part], H: int, read: Read) -> None:

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders import flax_names
-from fastlstm.loaders.floats import STORED
 from fastlstm.loaders.found import Contents, listing, quoted
 from fastlstm.loaders.source import SourceFile
-from fastlstm.loaders.torch_names import Array, LazyTensor
+from fastlstm.loaders.tensors import STORED, LazyTensor
 from fastlstm.weights import MAX_SIZE
 
 __all__ = ["find", "recognises"]

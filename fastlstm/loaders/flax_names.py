@@ -22,9 +22,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders.assembly import MAX_TENSORS, Named, Part, Read, Sizes, network, split_name, uniquely_named
+from fastlstm.loaders.assembly import MAX_TENSORS, Part, Sizes, network, split_name, uniquely_named
 from fastlstm.loaders.found import Found, quoted
-from fastlstm.loaders.torch_names import LazyTensor
+from fastlstm.loaders.tensors import LazyTensor, Named, Read
 
 __all__ = ["find"]
 

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.loaders import nested
 from fastlstm.loaders.found import Contents, LSTMInfo, listing, quoted
 from fastlstm.loaders.json_text import JsonTensor, NumberList, float32, matrix
 from fastlstm.loaders.source import SourceFile
-from fastlstm.loaders.torch_names import Array, Group, LazyTensor, looks_like_parameter
-from fastlstm.loaders.torch_names import find as find_lstms
+from fastlstm.loaders.tensors import LazyTensor
+from fastlstm.loaders.torch import nested
+from fastlstm.loaders.torch.names import Group, looks_like_parameter
+from fastlstm.loaders.torch.names import find as find_lstms
 
 if TYPE_CHECKING:
     from fastlstm.models.model import Model

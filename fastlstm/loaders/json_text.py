@@ -237,5 +237,5 @@ def size_of(holder: Mapping[str, Any], key: str, what: str) -> int:
     """A positive integer that a network's size can be."""
     value = holder.get(key)
     if type(value) is not int or not 0 < value < 2**31:
-        raise FormatError(f"{what} must have {key}, a positive integer, got {str(value)[:100]}")
+        raise FormatError(f"{what} must have {key}, a positive integer, got {value!r:.100}")
     return value

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders.assembly import MAX_TENSORS, Named, Part, Read, Sizes, network, split_name, uniquely_named
+from fastlstm.loaders.assembly import MAX_TENSORS, Part, Sizes, network, split_name, uniquely_named
 from fastlstm.loaders.found import Found, quoted
-from fastlstm.loaders.torch_names import LazyTensor
+from fastlstm.loaders.tensors import LazyTensor, Named, Read
 from fastlstm.weights import Weights
 
 __all__ = ["LAYOUTS", "find"]
@@ -113,7 +114,9 @@ def _examine(
         return Found("", problem=str(error))
     except ValueError as error:  # a size no network has
         return Found("", problem=f"{quoted('/'.join(path))}: {error}")
-    return found if layout else Found("", found.info, _ask)
+    if layout or found.info is None:
+        return found
+    return Found("", replace(found.info, problem=LAYOUT), _ask)
 
 
 def _parts(scope: Mapping[str, Named], sizes: Sizes, gates: str) -> list[Part]:
@@ -127,8 +130,11 @@ def _parts(scope: Mapping[str, Named], sizes: Sizes, gates: str) -> list[Part]:
     ]
 
 
+LAYOUT = (
+    "kernel, recurrent_kernel and bias have the gates in the order i, f, g, o (Keras) or i, g, f, o (Haste), and nothing in "
+    "the file tells which: pass layout='keras' or layout='haste'"
+)
+
+
 def _ask() -> Weights:
-    raise FormatError(
-        "kernel, recurrent_kernel and bias have the gates in the order i, f, g, o (Keras) or i, g, f, o (Haste), and nothing in "
-        "the file tells which: pass layout='keras' or layout='haste'"
-    )
+    raise FormatError(LAYOUT)

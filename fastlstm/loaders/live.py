@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.loaders.floats import STORED
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.torch_names import Array, LazyTensor
+from fastlstm.loaders.tensors import STORED, LazyTensor, precision
 
 __all__ = ["LiveTensor", "flattened", "lazy", "read", "read_one"]
 
@@ -46,7 +46,7 @@ def read(tensors: Sequence[LiveTensor]) -> list[Array]:
             array = np.asarray(value)
             if tensor.dtype not in STORED or array.shape != tensor.shape:
                 raise ValueError(f"got an array of shape {array.shape} and dtype {array.dtype}")
-            arrays.append(array.astype(np.float64 if tensor.dtype == "float64" else np.float32, order="C"))
+            arrays.append(array.astype(precision(tensor.dtype), order="C"))
         except (RuntimeError, TypeError, ValueError) as error:
             what = f"tensor {quoted(tensor.name)}" if tensor.name else "a tensor"
             raise FormatError(f"{what} of shape {tensor.shape} and dtype {tensor.dtype} cannot be read: {error}") from error

@@ -10,25 +10,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.cell import PLAIN, Activation, Cell
 from fastlstm.errors import FormatError
+from fastlstm.loaders import strict_json
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
-from fastlstm.loaders.torch_names import FLOATS, Array, LazyTensor
+from fastlstm.loaders.tensors import LazyTensor, Reader, check_dtype, check_size, handed_over, precision
 from fastlstm.rounding import TYPES
 from fastlstm.weights import Weights
 
-__all__ = ["KEY", "MAX_TEXT", "Ours", "batch_first", "find", "parse", "text_of", "unique"]
+__all__ = ["KEY", "MAX_TEXT", "Ours", "batch_first", "find", "parse", "text_of"]
 
 KEY = "fastlstm"
 MAX_TEXT = 200_000  # characters: a thousand cells, each of its own kind
 FLAGS = ("batch_first", "reverse", "flipped")
-Reader = Callable[[Sequence[Any]], Sequence[Array]]
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def parse(text: object) -> Ours:
     try:
         if not isinstance(text, str) or len(text) > MAX_TEXT:
             raise ValueError(f"one text of at most {MAX_TEXT} characters expected")
-        ours = json.loads(text, object_pairs_hook=unique)
+        ours = strict_json.loads(text, "JSON text")
         if not isinstance(ours, dict) or "batch_first" not in ours:
             raise ValueError("an object with batch_first expected")
         for key, value in ours.items():
@@ -158,16 +159,6 @@ def _number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make the object of a JSON text; refuse two equal names, of which Python would take the last."""
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise FormatError(f"the JSON text has {quoted(twice)} twice")
-    return result
-
-
 def find(ours: Ours, tensors: Mapping[str, LazyTensor], read: Reader, limit: float) -> list[Found]:
     """The one network of a file that says it holds a variant: its tensors are exactly those of the network.
 
@@ -179,13 +170,11 @@ def find(ours: Ours, tensors: Mapping[str, LazyTensor], read: Reader, limit: flo
     assert ours.cells is not None
     size = 0
     for name, tensor in tensors.items():
-        if tensor.dtype not in FLOATS:
-            raise FormatError(f"{quoted(name)} must be one of {', '.join(FLOATS)}, got {tensor.dtype:.100}")
+        check_dtype(name, tensor)
         if len(tensor.shape) > 2:
             raise FormatError(f"{quoted(name)} must be a matrix or a vector, got {len(tensor.shape)} dimensions")
-        size += math.prod(tensor.shape) * (8 if tensor.dtype == "float64" else 4)
-    if size > limit:
-        raise FormatError(f"the tensors of the network take {size} bytes, more than {limit} for this file")
+        size += math.prod(tensor.shape) * precision(tensor.dtype).itemsize
+    check_size("the tensors of the network", size, limit)
 
     def made(arrays: Mapping[str, Array]) -> Weights:
         try:
@@ -211,13 +200,10 @@ def find(ours: Ours, tensors: Mapping[str, LazyTensor], read: Reader, limit: flo
             raise FormatError(str(error)) from None
 
     def load() -> Weights:
-        arrays = dict(zip(tensors, read(list(tensors.values())), strict=True))
-        for array in arrays.values():
-            array.flags.writeable = False  # handed over: whoever needs a private array need not copy it
-        return made(arrays)
+        return made(dict(zip(tensors, map(handed_over, read(list(tensors.values()))), strict=True)))
 
     # The same checks on arrays that have the shapes and take no memory
-    shown = made({name: np.broadcast_to(np.zeros((), _width(tensor)), tensor.shape) for name, tensor in tensors.items()})
+    shown = made({name: np.broadcast_to(np.zeros((), precision(tensor.dtype)), tensor.shape) for name, tensor in tensors.items()})
     info = LSTMInfo(
         name="",
         input_size=shown.input_size,
@@ -230,7 +216,3 @@ def find(ours: Ours, tensors: Mapping[str, LazyTensor], read: Reader, limit: flo
         batch_first=ours.batch_first,
     )
     return [Found("", info, load)]
-
-
-def _width(tensor: LazyTensor) -> str:
-    return "float64" if tensor.dtype == "float64" else "float32"

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.files import write_whole
 from fastlstm.loaders import metadata, schemes
 from fastlstm.loaders.archive import Archive
-from fastlstm.loaders.floats import to_floats
 from fastlstm.loaders.found import Contents, listing, quoted
 from fastlstm.loaders.source import SourceFile
-from fastlstm.loaders.torch_names import Array
+from fastlstm.loaders.tensors import to_floats
 from fastlstm.weights import MAX_SIZE, Weights
 
 __all__ = ["find", "recognises", "write_npz"]

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders.assembly import Part, Sizes, network
 from fastlstm.loaders.found import Contents, Found, listing, quoted
 from fastlstm.loaders.json_text import JsonTensor, NumberList, float32, matrix, vector
 from fastlstm.loaders.source import SourceFile
-from fastlstm.loaders.torch_names import Array
 
 if TYPE_CHECKING:
     from fastlstm.models.model import Model
@@ -118,7 +118,7 @@ def model(file: SourceFile) -> Model:
             inputs = size
             steps.append(Activate(name, (before,), _activation(name, layer)))
         else:
-            raise FormatError(f"{name} is a {quoted(kind)}, which is not run here")
+            raise FormatError(f"{name} is {quoted(kind)}, which is not run here")
         if inputs != size:
             raise FormatError(f"{name} takes {inputs} inputs, there are {size}")
         size, before = last_size(layer), name

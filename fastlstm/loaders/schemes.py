@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fastlstm.loaders import flax_names, kernel_names, tensorflow_names, torch_names
-from fastlstm.loaders.assembly import Read
-from fastlstm.loaders.floats import fill
+from fastlstm.arrays import Array
+from fastlstm.loaders import flax_names, kernel_names, tensorflow_names
 from fastlstm.loaders.found import Found, distinct
-from fastlstm.loaders.torch_names import Array, Group, LazyTensor
+from fastlstm.loaders.tensors import LazyTensor, Read, fill, precision
+from fastlstm.loaders.torch import names as torch_names
 
 __all__ = ["find"]
 
@@ -36,14 +36,14 @@ def find(
     def read_floats(wanted: Sequence[LazyTensor]) -> list[Array]:
         arrays = []
         for tensor in wanted:
-            array = np.empty(tensor.shape, np.float64 if tensor.dtype == "float64" else np.float32)
+            array = np.empty(tensor.shape, precision(tensor.dtype))
             fill(array, read(tensor))
             arrays.append(array)
         return arrays
 
     return distinct(
         [
-            *torch_names.find([Group((), tensors)], read_floats, limit, batch_first),
+            *torch_names.find([torch_names.Group((), tensors)], read_floats, limit, batch_first),
             *flax_names.find(tensors, read, limit, usual),
             *tensorflow_names.find(tensors, read, limit, usual),
             *kernel_names.find(tensors, read, limit, batch_first, layout),

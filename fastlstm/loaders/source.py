@@ -14,7 +14,7 @@ from fastlstm.files import as_path
 from fastlstm.loaders.archive import Archive
 
 if TYPE_CHECKING:
-    from fastlstm.loaders.keras_config import Told
+    from fastlstm.loaders.keras.config import Told
 
 __all__ = ["WEIGHTS_CEILING", "SourceFile", "opened", "return_freed", "weights_limit"]
 

@@ -2,8 +2,9 @@
 
 A cell has ``kernel`` (I + H, 4H), the rows of x before those of h and the gates in the order i, j, f, o with j for g; ``bias``
 (4H,); with peepholes ``w_i_diag``, ``w_f_diag`` and ``w_o_diag`` (H,); with a projection ``projection/kernel`` (H, P), and then P
-rows of h in place of H. ``BasicLSTMCell``, ``LSTMCell``, ``LSTMBlockCell`` and ``LSTMBlockFusedCell`` all store this. What they
-add or clip when they run, ``forget_bias``, ``cell_clip`` and ``proj_clip``, is not among the variables.
+rows of h in place of H. ``BasicLSTMCell``, ``LSTMCell``, ``LSTMBlockCell``, ``LSTMBlockFusedCell`` and
+``CudnnCompatibleLSTMCell`` all store this. What they add or clip when they run, ``forget_bias``, ``cell_clip`` and
+``proj_clip``, is not among the variables.
 
 Layers are the ``cell_0``, ``cell_1``, ... of a ``multi_rnn_cell``. Directions are ``fw`` and ``bw``: of one layer, or of each in
 a ``stack_bidirectional_rnn``. Where a whole stack runs each way (``MultiRNNCell`` in ``bidirectional_dynamic_rnn``) these are two
@@ -24,9 +25,9 @@ from dataclasses import dataclass, field
 
 from fastlstm.cell import PLAIN, Cell
 from fastlstm.errors import FormatError
-from fastlstm.loaders.assembly import MAX_TENSORS, Named, Part, Read, Sizes, network, split_name, uniquely_named
+from fastlstm.loaders.assembly import MAX_TENSORS, Part, Sizes, network, split_name, uniquely_named
 from fastlstm.loaders.found import Found, quoted
-from fastlstm.loaders.torch_names import LazyTensor
+from fastlstm.loaders.tensors import LazyTensor, Named, Read
 
 __all__ = ["RunTime", "find"]
 
@@ -40,13 +41,20 @@ CELL = re.compile(r"(?i).*lstm.*cell.*")  # the default names of scopes; another
 STACK = re.compile(r"multi_rnn_cell(_[0-9]+)?")
 LAYER = re.compile(r"cell_(0|[1-9][0-9]{0,2})")
 STACKED_DIRECTIONS = re.compile(r"stack_bidirectional_rnn(_[0-9]+)?")
+# Other cells of tf.contrib, whose variables may have the same names and compute something else, by their default scopes
+FOREIGN = re.compile(
+    r"(coupled_input_forget_gate_lstm|phased_lstm|g_lstm|grid_[0-9a-z_]*lstm|bidirectional_grid_lstm|time_freq_lstm|indy_lstm"
+    r"|layer_norm_basic_lstm|layer_norm_lstm|(conv_|conv_[123]d_)lstm)_cell(_[0-9]+)?"
+)
+# CudnnLSTM's weights for other machines: the one cell that the code gives no forget bias
+WITHOUT_FORGET_BIAS = re.compile(r"cudnn_compatible_lstm_cell(_[0-9]+)?")
 
 
 @dataclass(frozen=True)
 class RunTime:
-    """What a cell of TensorFlow 1 is given when it is made and does not store; the defaults are TensorFlow's."""
+    """What a cell of TensorFlow 1 is given when it is made and does not store; None for what TensorFlow's code gives it."""
 
-    forget_bias: float = 1.0
+    forget_bias: float | None = None
     cell: Cell = PLAIN
 
 
@@ -229,6 +237,13 @@ def _of_one_size(group: Group) -> list[Group]:
 
 def _examine(group: Group, read: Read, limit: float, batch_first: bool | None, run_time: RunTime) -> Found:
     directions = 1 + any(direction for _, direction in group.scopes)
+    scopes = [scope.path[-1:] for scope in group.scopes.values()]
+    foreign = next((name for names in scopes for name in names if FOREIGN.fullmatch(name)), None)
+    if foreign is not None:
+        return Found("", problem=f"{quoted('/'.join(group.path))}: its cell is {quoted(foreign)}, which is no LSTM of this kind")
+    forget_bias = run_time.forget_bias
+    if forget_bias is None:
+        forget_bias = 0.0 if all(names and WITHOUT_FORGET_BIAS.fullmatch(names[0]) for names in scopes) else 1.0
     try:
         layers = 1 + max(layer for layer, _ in group.scopes)
         for layer in range(layers):
@@ -250,7 +265,7 @@ def _examine(group: Group, read: Read, limit: float, batch_first: bool | None, r
             limit,
             batch_first=batch_first,
             cell=run_time.cell,
-            forget_bias=run_time.forget_bias,
+            forget_bias=forget_bias,
             reverse=group.reverse,
         )
     except FormatError as error:

@@ -1,7 +1,7 @@
 """Whole ONNX graphs of LSTMs and what stands around them: LSTMs run in the engine, other operators in NumPy.
 
-A graph is a :class:`fastlstm.models.model.Model` whose steps may have several results, and which is called with the graph's own
-inputs in the graph's own layout. Shapes are computed at run time, as exporters of dynamic axes have it.
+A graph is no :class:`fastlstm.models.model.Model`: its steps may have several results, and it is called with its own inputs in
+its own layout. Shapes are computed at run time, as exporters of dynamic axes have it.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from fastlstm.arrays import Array, as_array, shape_error
 from fastlstm.lstm import LSTM
 from fastlstm.models.layers import Step
-from fastlstm.models.model import Model, ModelStream
 from fastlstm.operators.table import OPERATORS
 
 __all__ = ["Constant", "Graph", "GraphInput", "LSTMNode", "Node"]
@@ -171,7 +170,7 @@ class LSTMNode(Step):
 GraphStep = Constant | Node | LSTMNode
 
 
-class Graph(Model):
+class Graph:
     """A whole ONNX graph; made by :func:`fastlstm.load_model`.
 
     It is called with the graph's inputs, in the order of the file and in the shapes of the file. All tensors of a call together
@@ -192,6 +191,8 @@ class Graph(Model):
     ----------
     inputs, outputs, steps
         As given.
+    dtype : numpy.dtype
+        Of its first input of floats; float32 without one.
     """
 
     def __init__(
@@ -199,10 +200,7 @@ class Graph(Model):
     ) -> None:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.steps: tuple[GraphStep, ...] = tuple(steps)
-        self.input_size = None
         self.dtype = next((each.dtype for each in self.inputs if each.dtype.kind == "f"), np.dtype(np.float32))
-        self.batch_first = False
-        self.sample_rate = None
         self._growth = growth
         self._spent: list[list[str]] = [[] for _ in self.steps]  # what nobody reads after that step
         last = {name: index for index, step in enumerate(self.steps) for name in step.inputs if name}
@@ -273,7 +271,7 @@ class Graph(Model):
             raise ValueError(f"node {step.name!r:.100} ({step.kind}): {str(error)[:500]}") from error
         return given if isinstance(given, tuple) else (given,)
 
-    def stream(self, batch_size: int = 1) -> ModelStream:
+    def stream(self, batch_size: int = 1) -> NoReturn:
         """Not for a graph: which of its axes is time is nothing that a file says.
 
         Raises

@@ -110,7 +110,8 @@ class Model:
         row = array.shape if single else array.shape[:batch] + array.shape[batch + 1 :]
         if len(row) != len(self.input_shape) or any(a not in (b, None) for a, b in zip(self.input_shape, row, strict=True)):
             free: list[object] = ["T" if size is None else size for size in self.input_shape]
-            raise shape_error("x", (*free[:batch], "B", *free[batch:]), array.shape)
+            one = [] if array.ndim == len(free) + 1 else [tuple(free)]
+            raise shape_error("x", (*free[:batch], "B", *free[batch:]), array.shape, *one)
         return (np.expand_dims(array, batch) if single else array), single
 
     def _run(self, x: Array, special: Mapping[str, Callable[[Array], Array]]) -> Array:
@@ -160,6 +161,9 @@ class ModelStream:
         self._engines = [stream._engine for stream in self._streams.values()]
         self.batch_size = batch_size
 
+    def __repr__(self) -> str:
+        return f"ModelStream({self._model!r}, batch_size={self.batch_size})"
+
     def reset(self) -> None:
         """Begin anew, from the initial states."""
         for stream in self._streams.values():
@@ -188,7 +192,7 @@ class ModelStream:
         shape = () if size is None else (size,)
         single = array.shape == shape and self.batch_size == 1
         if not single and array.shape != (self.batch_size, *shape):
-            raise shape_error("x", (self.batch_size, *shape), array.shape)
+            raise shape_error("x", (self.batch_size, *shape), array.shape, *([shape] if self.batch_size == 1 else []))
         before = [(engine, engine.current) for engine in self._engines]
         try:
             result = self._model._run(array[None] if single else array, self._special)

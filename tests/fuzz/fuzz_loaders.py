@@ -26,13 +26,13 @@ with atheris.instrument_imports(include=["fastlstm"]):  # here all that loaders 
     import fastlstm.loaders
     import fastlstm.models.graph
 
-    for _, name, _ in pkgutil.iter_modules(fastlstm.loaders.__path__):
+    for _, name, _ in pkgutil.walk_packages(fastlstm.loaders.__path__, "fastlstm.loaders."):
         if not name.endswith("_worker"):
-            importlib.import_module(f"fastlstm.loaders.{name}")
+            importlib.import_module(name)
 
 import mutate  # noqa: E402
 
-from fastlstm.loaders import hdf5  # noqa: E402
+from fastlstm.loaders.keras import hdf5  # noqa: E402
 
 LIBFUZZER = 0.5  # of the mutations are libFuzzer's
 # Left out is HDF5's library, whose child process takes longer than anything here and starts with the sanitizer

@@ -24,9 +24,9 @@ import numpy as np
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders import strict_json
-from fastlstm.loaders.floats import STORED
 from fastlstm.loaders.found import quoted
 from fastlstm.loaders.source import SourceFile
+from fastlstm.loaders.tensors import STORED
 from fastlstm.weights import MAX_SIZE
 
 __all__ = ["SIGNATURE", "UNSAID", "Dataset", "Group", "read_tree"]
@@ -39,6 +39,7 @@ MEMORY = 16 << 20
 SECONDS = 60  # by the clock, for a child that waits; one that computes has a limit of its own
 INSTALL = "reading HDF5 (Keras .keras and .h5 files) needs h5py: pip install h5py"
 BROKEN = "broken HDF5 file"
+WINDOWS = ("_layer_checkpoint_dependencies\\", "layers\\")
 MAX_DIMENSIONS = 32
 UNSAID = "|V2 (bfloat16? the file does not say: save it as .keras)"  # the dtype of two bytes without a note of what they are
 
@@ -203,9 +204,11 @@ def _tree(entries: list[Any], source: SourceFile) -> Group:
         if not path:
             root.attributes = attributes
             continue
-        *outer, name = path.split("/")
+        *outer, name = _steps(path)
         group = root
         for step in outer:
+            if step not in group.groups and "\\" in path:
+                group.groups[step] = Group(path)
             if step not in group.groups:
                 raise FormatError(f"{BROKEN}: {quoted(path)} lies in no group")
             group = group.groups[step]
@@ -216,6 +219,12 @@ def _tree(entries: list[Any], source: SourceFile) -> Group:
         else:
             group.datasets[name] = _dataset(entry, source)
     return root
+
+
+def _steps(path: str) -> list[str]:
+    """The names of the groups on the way; TensorFlow's Keras 2.13 to 2.15 wrote several as one on Windows, with backslashes."""
+    steps = path.split("/")
+    return [*steps[0].split("\\"), *steps[1:]] if steps[0].startswith(WINDOWS) else steps
 
 
 def _order(entry: Any) -> tuple[int, str, int, str]:

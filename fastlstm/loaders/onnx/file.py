@@ -17,15 +17,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.loaders import metadata, onnx_lstm, torch_names
-from fastlstm.loaders.floats import to_floats
+from fastlstm.loaders import metadata
 from fastlstm.loaders.found import Contents, Found, listing, quoted
-from fastlstm.loaders.onnx_constants import TYPES, Constants, is_outside, read
-from fastlstm.loaders.onnx_external import Folder
-from fastlstm.loaders.onnx_graph import Scope, import_onnx, label, scopes
-from fastlstm.loaders.onnx_states import States
+from fastlstm.loaders.onnx import lstm as onnx_lstm
+from fastlstm.loaders.onnx.constants import TYPES, Constants, is_outside, read
+from fastlstm.loaders.onnx.external import Folder
+from fastlstm.loaders.onnx.graph import Scope, import_onnx, label, scopes
+from fastlstm.loaders.onnx.states import States
 from fastlstm.loaders.source import SourceFile, return_freed, weights_limit
+from fastlstm.loaders.tensors import to_floats
+from fastlstm.loaders.torch import names as torch_names
 from fastlstm.weights import MAX_SIZE
 
 if TYPE_CHECKING:
@@ -81,7 +84,7 @@ def model(file: SourceFile) -> Graph:
     ImportError
         If the onnx package is missing.
     """
-    from fastlstm.loaders import onnx_model
+    from fastlstm.loaders.onnx import model as onnx_model
 
     try:
         pending = onnx_model.read(_parsed(file), file.size, _folder(file))
@@ -270,7 +273,7 @@ def _taken_apart(scope: Scope, constants: Constants, limit: int, room: int) -> l
         if name not in constants.used and len(name) <= torch_names.MAX_NAME and name.count(".") <= torch_names.MAX_DEPTH
     }
 
-    def reader(wanted: Sequence[Named]) -> list[torch_names.Array]:
+    def reader(wanted: Sequence[Named]) -> list[Array]:
         return [to_floats(read(constants.get(scope, tensor.name), room), tensor.dtype) for tensor in wanted]
 
     outside = {_owner(name): name for name in tensors if is_outside(scope.tensors[name])} if constants.external is None else {}

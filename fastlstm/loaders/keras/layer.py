@@ -21,9 +21,9 @@ import numpy as np
 from fastlstm.arrays import Array
 from fastlstm.cell import PLAIN
 from fastlstm.errors import FormatError
-from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
-from fastlstm.loaders.keras_config import NOTHING, CellPlan, Plan, Told, plain_plan
+from fastlstm.loaders.keras.config import NOTHING, CellPlan, Plan, Told, plain_plan
+from fastlstm.loaders.tensors import check_size, handed_over, one_precision, to_floats
 from fastlstm.weights import LayerWeights, Weights, check_sizes
 
 __all__ = ["CellTensors", "Layout", "Tensor", "found"]
@@ -95,7 +95,7 @@ def found(
     others = tuple(alias for alias in aliases if alias != name)
     try:
         if make_plan and told.names():
-            raise FormatError(f"its configuration is in the file: leave out {', '.join(told.names())}")
+            raise FormatError(f"{', '.join(told.names())}: leave out, its configuration is in the file")
         plan = make_plan() if make_plan else None
         if layout is None:
             raise FormatError(
@@ -138,14 +138,8 @@ def _check(name: str, layout: Layout, plan: Plan, limit: float) -> LSTMInfo:
     for index, (stored, cell) in enumerate(zip(layout.cells, plan.cells, strict=True)):
         above = index > 0 and not plan.bidirectional
         _check_cell(stored, cell, info.hidden_size if above else info.input_size, info.hidden_size)
-    for tensor in tensors:
-        if tensor.dtype not in STORED:
-            raise FormatError(f"{quoted(tensor.name)} must be one of {', '.join(STORED)}, got {tensor.dtype:.100}")
-        if (tensor.dtype == "float64") != (first.dtype == "float64"):
-            raise FormatError(f"{quoted(tensor.name)} is {tensor.dtype}, {quoted(first.name)} is {first.dtype}")
-    size = sum(math.prod(tensor.shape) for tensor in tensors) * (8 if first.dtype == "float64" else 4)
-    if size > limit:
-        raise FormatError(f"its weights take {size} bytes, more than {limit} for this file")
+    dtype = one_precision([(tensor.name, tensor) for tensor in tensors])
+    check_size("its weights", sum(math.prod(tensor.shape) for tensor in tensors) * dtype.itemsize, limit)
     return info
 
 
@@ -195,5 +189,5 @@ def _record(stored: CellTensors, cell: CellPlan, bias: bool) -> LayerWeights:
         bias_hh = None if bias_ih is None else np.zeros_like(bias_ih)
     for array in (weight_ih, weight_hh, bias_ih, bias_hh):
         if array is not None:
-            array.flags.writeable = False  # handed over: whoever needs a private array need not copy it
+            handed_over(array)
     return LayerWeights(weight_ih, weight_hh, bias_ih, bias_hh, cell=cell.cell)

@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import Any
 
 from fastlstm.cell import PLAIN
-from fastlstm.loaders import nested
 from fastlstm.loaders.found import Contents, Found, listing, quoted
 from fastlstm.loaders.live import lazy, read
-from fastlstm.loaders.torch_names import Group, LazyTensor
-from fastlstm.loaders.torch_names import find as find_lstms
+from fastlstm.loaders.tensors import LazyTensor
+from fastlstm.loaders.torch import nested
+from fastlstm.loaders.torch.names import Group
+from fastlstm.loaders.torch.names import find as find_lstms
 from fastlstm.weights import Weights
 
 __all__ = ["find", "to_module"]
@@ -120,7 +121,8 @@ def to_module(weights: Weights, batch_first: bool) -> Any:
         "an initial state of its own": any(layer.h_0 is not None for layer in weights.layers),
         "peepholes": any(layer.weight_peephole is not None for layer in weights.layers),
         "a reverse direction alone": weights.reverse,
-        "outputs of two directions made one (merge_mode)": weights.merge_mode != "concat",
+        "outputs of two directions made one (merge_mode)": weights.merge_mode not in ("concat", None),
+        "outputs of two directions not side by side (merge_mode=None)": weights.merge_mode is None,
         "another cell (activations, coupled gates or clipping)": any(layer.cell != PLAIN for layer in weights.layers),
     }
     found = [what for what, present in variants.items() if present]

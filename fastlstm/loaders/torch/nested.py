@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Contents, Found, listing
-from fastlstm.loaders.torch_names import Group, LazyTensor, looks_like_parameter
+from fastlstm.loaders.tensors import LazyTensor
+from fastlstm.loaders.torch.names import Group, looks_like_parameter
 
 __all__ = ["contents", "groups"]
 

@@ -67,7 +67,8 @@ class Folder:
             descriptor = os.open(name, flags | os.O_NONBLOCK, dir_fd=folder)
         except OSError as error:
             raise FormatError(
-                f"{quoted(location)} beside the model cannot be opened (links are not followed): {error.strerror}"
+                f"{quoted(location)} beside the model cannot be opened (links are not followed: copy what they lead to): "
+                f"{error.strerror}"
             ) from None
         finally:
             os.close(folder)

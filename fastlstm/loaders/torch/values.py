@@ -17,7 +17,7 @@ from fastlstm.loaders.found import quoted
 
 __all__ = ["FUNCTIONS", "INERT", "NAMES", "OBJECTS", "RESAVE", "Global", "Storage", "Tensor"]
 
-RESAVE = "save the weights alone, with torch: torch.save(model.state_dict(), path)"
+RESAVE = "save the weights alone, with torch: torch.save(model.state_dict(), path), or checkpoint['state_dict'] of a checkpoint"
 
 MAX_DIMENSIONS = 64
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.keras_config import class_of, config_of, returns_state, shown
-from fastlstm.loaders.keras_tree import Entry, inner_layers, own_name
+from fastlstm.loaders.keras.config import class_of, config_of, returns_state, shown
+from fastlstm.loaders.keras.tree import Entry, inner_layers, own_name
 
 __all__ = ["MODELS", "Call", "Graph", "graph"]
 

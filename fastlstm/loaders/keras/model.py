@@ -21,12 +21,13 @@ import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.loaders import keras_config, keras_layer
-from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.keras_config import check_keys, class_of, config_of, flag, is_operation, shown
-from fastlstm.loaders.keras_graph import MODELS, Call, Graph, graph
-from fastlstm.loaders.keras_tree import MAX_DEPTH, Entry, Names, Place, joined
+from fastlstm.loaders.keras import config as keras_config
+from fastlstm.loaders.keras import layer as keras_layer
+from fastlstm.loaders.keras.config import check_keys, class_of, config_of, flag, is_operation, shown
+from fastlstm.loaders.keras.graph import MODELS, Call, Graph, graph
+from fastlstm.loaders.keras.tree import MAX_DEPTH, Entry, Names, Place, joined
+from fastlstm.loaders.tensors import check_dtype, check_size, precision, to_floats
 from fastlstm.weights import MAX_SIZE
 
 if TYPE_CHECKING:
@@ -232,7 +233,8 @@ class _Reader:
         if other:
             raise FormatError(f"this is {other}, which is not run here")
         if kind not in LAYERS:
-            raise FormatError(f"its class {shown(layer.entry.get('class_name'))} is none that is run here")
+            own = "" if kind else " (nor is it Keras' own: what an LSTM inside it is told to do, the caller has to say)"
+            raise FormatError(f"its class {shown(layer.entry.get('class_name'))} is none that is run here{own}")
         return LAYERS[kind](self, layer)
 
     def needed(self, result: str) -> list[Plan]:
@@ -265,8 +267,7 @@ class _Reader:
         for tensor, shape in zip(tensors, shapes.values(), strict=True):
             if tensor.shape != shape:
                 raise FormatError(f"{quoted(tensor.name)} must have shape {shape}, got {tensor.shape!s:.100}")
-            if tensor.dtype not in STORED:
-                raise FormatError(f"{quoted(tensor.name)} must be one of {', '.join(STORED)}, got {tensor.dtype:.100}")
+            check_dtype(tensor.name, tensor)
         self.count(tensors)
         arrays = []
         for role, tensor in zip(shapes, tensors, strict=True):
@@ -277,13 +278,12 @@ class _Reader:
     def count(self, tensors: Sequence[keras_layer.Tensor]) -> None:
         """Weights that are to be read; together they must not take more than the file may, and be of one precision."""
         for tensor in tensors:
-            dtype = np.dtype(np.float64 if tensor.dtype == "float64" else np.float32)
+            dtype = precision(tensor.dtype)
             if self.dtype not in (None, dtype):
                 raise FormatError(f"{quoted(tensor.name)} is {tensor.dtype}, and those before are {self.dtype}")
             self.dtype = dtype
             self.used += math.prod(tensor.shape) * dtype.itemsize
-        if self.used > self.limit:
-            raise FormatError(f"the weights up to here take {self.used} bytes, more than {self.limit} for this file")
+        check_size("the weights up to here", self.used, self.limit)
 
     def activation(self, layer: Layer) -> str:
         name = layer.config.get("activation")

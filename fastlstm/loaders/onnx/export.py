@@ -18,8 +18,8 @@ from fastlstm.arrays import Array
 from fastlstm.cell import SIGMOID, TANH, Activation
 from fastlstm.files import write_whole
 from fastlstm.loaders import metadata
-from fastlstm.loaders.onnx_graph import import_onnx
-from fastlstm.loaders.onnx_lstm import ACTIVATIONS, TAKES_ALPHA, TAKES_BOTH
+from fastlstm.loaders.onnx.graph import import_onnx
+from fastlstm.loaders.onnx.lstm import ACTIVATIONS, TAKES_ALPHA, TAKES_BOTH
 from fastlstm.weights import LayerWeights, Weights
 
 __all__ = ["onnx_model", "write_onnx"]
@@ -117,7 +117,8 @@ def _check(weights: Weights) -> None:
     problems = {
         "a projection (proj_size)": weights.proj_size > 0,
         "outputs in the order of processing (flipped)": weights.flipped,
-        "outputs of two directions made one (merge_mode)": weights.merge_mode != "concat",
+        "outputs of two directions made one (merge_mode)": weights.merge_mode not in ("concat", None),
+        "outputs of two directions not side by side (merge_mode=None)": weights.merge_mode is None,
         "initial states of its own (h_0, c_0), which fit every batch size": any(w.h_0 is not None for w in weights.layers),
         "coupled gates with i = 1 - f": any(w.cell.coupled == "input" for w in weights.layers),
         "a clipped cell state or projection": any(w.cell.cell_clip or w.cell.proj_clip for w in weights.layers),

@@ -30,7 +30,7 @@ def import_onnx() -> Any:
     try:
         return import_module("onnx")
     except ImportError as error:
-        raise ImportError(f'ONNX models need the onnx package: pip install "fastlstm[onnx]" ({error})') from error
+        raise ImportError(f"ONNX models need the onnx package: pip install onnx ({error})") from error
 
 
 @dataclass(eq=False)

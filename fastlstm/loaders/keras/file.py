@@ -16,12 +16,17 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders import hdf5, keras_config, keras_legacy, keras_model, keras_tree, strict_json
+from fastlstm.loaders import strict_json
 from fastlstm.loaders.archive import Archive
 from fastlstm.loaders.found import Contents, listing
-from fastlstm.loaders.hdf5 import Group
-from fastlstm.loaders.keras_config import NOTHING
-from fastlstm.loaders.keras_tree import Entry
+from fastlstm.loaders.keras import config as keras_config
+from fastlstm.loaders.keras import hdf5
+from fastlstm.loaders.keras import legacy as keras_legacy
+from fastlstm.loaders.keras import model as keras_model
+from fastlstm.loaders.keras import tree as keras_tree
+from fastlstm.loaders.keras.config import NOTHING
+from fastlstm.loaders.keras.hdf5 import Group
+from fastlstm.loaders.keras.tree import Entry
 from fastlstm.loaders.source import WEIGHTS_FLOOR, SourceFile, return_freed
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """An interpreter of pickles as data: the opcodes that build plain values, and no others.
 
-Python's own ``Unpickler`` imports what a pickle names and trusts the sizes it declares. Here a name is looked up in the tables of
-:mod:`torch_values`, and every opcode is charged to a budget before memory is taken.
+Python's own ``Unpickler`` imports what a pickle names and trusts the sizes it declares. Here a name is looked up in
+``values.py``, and every opcode is charged to a budget before memory is taken.
 
 References
 ----------
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.torch_values import FUNCTIONS, INERT, NAMES, OBJECTS, RESAVE, Global, Storage, set_item, unsupported
+from fastlstm.loaders.torch.values import FUNCTIONS, INERT, NAMES, OBJECTS, RESAVE, Global, Storage, set_item, unsupported
 
 __all__ = ["Budget", "Unpickler"]
 

@@ -18,12 +18,12 @@ import numpy as np
 from fastlstm.arrays import Array
 from fastlstm.cell import Activation, Cell
 from fastlstm.errors import FormatError
-from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
-from fastlstm.loaders.onnx_constants import Call, Constants, RunTime, Value, check_inside, dequantized, read
-from fastlstm.loaders.onnx_graph import Scope, attributes, label
-from fastlstm.loaders.onnx_sizes import Open, Size
-from fastlstm.loaders.onnx_states import States
+from fastlstm.loaders.onnx.constants import Call, Constants, RunTime, Value, check_inside, dequantized, read
+from fastlstm.loaders.onnx.graph import Scope, attributes, label
+from fastlstm.loaders.onnx.sizes import Open, Size
+from fastlstm.loaders.onnx.states import States
+from fastlstm.loaders.tensors import STORED, handed_over, precision, to_floats
 from fastlstm.weights import MAX_SIZE, LayerWeights, Weights
 
 __all__ = ["ACTIVATIONS", "TAKES_ALPHA", "TAKES_BOTH", "Layer", "chains", "found", "layer"]
@@ -393,7 +393,7 @@ def found(
     """
     first = chain[0]
     parts = [part for each in chain for part in each.weights]
-    size = sum(math.prod(part.shape) for part in parts) * (8 if first.dtype == "float64" else 4)
+    size = sum(math.prod(part.shape) for part in parts) * precision(first.dtype).itemsize
     outside = _outside(chain)
     if size > limit and not outside:
         problem = f"the weights of LSTM node {quoted(first.name)} take {size} bytes, more than {limit} for this file"
@@ -425,7 +425,7 @@ def _outside(chain: Sequence[Layer]) -> str:
 
 def _weights(chain: Sequence[Layer], room: int) -> Weights:
     bias, peephole = any(each.B for each in chain), any(each.P for each in chain)
-    kind = np.dtype(np.float64 if chain[0].dtype == "float64" else np.float32)
+    kind = precision(chain[0].dtype)
     records, initial = list[LayerWeights](), False
     outside = _outside(chain)
     if outside:  # before anything of it is read
@@ -434,14 +434,14 @@ def _weights(chain: Sequence[Layer], room: int) -> Weights:
         H = each.hidden_size
         try:
             W, R = (_ordered(each.W, GATES, room), _ordered(each.R, GATES, room))
-            zeros = [_frozen(np.zeros(n * H, kind)) for n in (8, 3, 1)]
+            zeros = [handed_over(np.zeros(n * H, kind)) for n in (8, 3, 1)]
             B = _ordered(each.B, (*GATES, *(4 + gate for gate in GATES)), room) if each.B else zeros[:1] * len(W)
             P = _ordered(each.P, PEEPHOLES, room) if each.P else zeros[1:2] * len(W)
             h, c = (_state(value, each.layout, room) if value else zeros[2:] * len(W) for value in each.initial)
         except FormatError as error:
             raise FormatError(f"LSTM node {quoted(each.name)}: {error}") from None
         for d, cell in enumerate(each.cells):
-            b_ih, b_hh = (_frozen(half.copy()) if bias else None for half in np.split(B[d], 2))
+            b_ih, b_hh = (handed_over(half.copy()) if bias else None for half in np.split(B[d], 2))
             records.append(LayerWeights(W[d], R[d], b_ih, b_hh, None, P[d] if peephole else None, h[d], c[d], cell))
             initial |= bool(h[d].any() or c[d].any())
     if initial and any(each.given for each in chain):
@@ -459,10 +459,10 @@ def _ordered(value: Value, order: Sequence[int], room: int) -> list[Array]:
     result = []
     for rows in read(value, room):
         n = len(rows) // len(order)
-        array: Array = np.empty(rows.shape, np.float64 if value.dtype == "float64" else np.float32)
+        array: Array = np.empty(rows.shape, precision(value.dtype))
         for index, place in enumerate(order):
             array[index * n : (index + 1) * n] = to_floats(rows[place * n : (place + 1) * n], value.dtype)
-        result.append(_frozen(array))
+        result.append(handed_over(array))
     return result
 
 
@@ -471,9 +471,4 @@ def _state(value: Value, layout: int, room: int) -> list[Array]:
     rows = read(value, room).swapaxes(0, layout)  # (D, B, H)
     if rows.shape[1] < 1 or (rows != rows[:, :1]).any():
         raise FormatError(f"a constant initial state of shape {value.shape}, not one for all rows of a batch; make it an input")
-    return [_frozen(to_floats(row[0], value.dtype)) for row in rows]
-
-
-def _frozen(array: Array) -> Array:
-    array.flags.writeable = False  # handed over: whoever needs a private array need not copy it
-    return array
+    return [handed_over(to_floats(row[0], value.dtype)) for row in rows]

@@ -11,10 +11,10 @@ import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.loaders import keras_config
-from fastlstm.loaders.floats import STORED
 from fastlstm.loaders.found import Contents, Found, quoted
-from fastlstm.loaders.keras_layer import CellTensors, Layout, found
+from fastlstm.loaders.keras import config as keras_config
+from fastlstm.loaders.keras.layer import CellTensors, Layout, found
+from fastlstm.loaders.tensors import STORED
 
 __all__ = ["find"]
 

@@ -16,18 +16,18 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
 
 import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Found, LSTMInfo, distinct, listing, quoted
+from fastlstm.loaders.tensors import LazyTensor, Named, Reader, check_dtype, check_size, handed_over, one_precision
 from fastlstm.weights import Weights, check_sizes, parameter_shapes
 
-__all__ = ["Array", "Group", "LazyTensor", "Reader", "find", "looks_like_parameter"]
+__all__ = ["Group", "find", "looks_like_parameter"]
 
 
 # Module paths have 30 to 100 characters; longer ones would make the look-up of every prefix slow.
@@ -35,7 +35,6 @@ MAX_NAME = 500
 MAX_DEPTH = 50
 MAX_PARAMETERS = 20_000  # of all LSTMs of a file together: each takes more than a kilobyte while it is looked at
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 PARAMETER = r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)((?:_l(?:0|[1-9][0-9]{0,2})(?:_reverse)?)?)"
 DIRECT = re.compile(PARAMETER + r"(|_g|_v|_scale|_orig|_mask|_raw)")
 PARAMETRIZED = re.compile(PARAMETER + r"\.(.+)", re.DOTALL)
@@ -47,22 +46,10 @@ FOREIGN_WORD = re.compile(r"(^|_)(peephole|layer_?norm|batch_?norm|norm|ln|bn|ga
 STATE, START = r"([hc]x?|hidden|cell|state|hidden_state|cell_state)s?", r"(0|init|initial|learned|start)"
 INITIAL = re.compile(rf"{STATE}_?{START}|{START}_?{STATE}(_?0)?|[hc]x")
 HINTS = {
+    "original": "a parametrization: torch.nn.utils.parametrize.remove_parametrizations makes a plain tensor of it",
     "raw": "weight drop: rename the raw tensor to the plain name",
     "scale": "a scale for some parameters and none for others",
 }
-
-
-class LazyTensor(Protocol):
-    """What is known of a tensor before it is read; ``dtype`` is torch's name without ``torch.``."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> str: ...
-
-
-# Reads tensors into new C-contiguous arrays: float64 as it is, float32, float16 and bfloat16 as float32.
-Reader = Callable[[Sequence[Any]], Sequence[Array]]
 
 
 @dataclass(frozen=True)
@@ -78,10 +65,10 @@ class Group:
 class Parameter:
     """One parameter as it is stored: by variant ("" is the plain one), the name and the tensor."""
 
-    stored: dict[str, tuple[str, LazyTensor]] = field(default_factory=dict)
+    stored: dict[str, Named] = field(default_factory=dict)
 
     @property
-    def main(self) -> tuple[str, LazyTensor]:
+    def main(self) -> Named:
         """What has the parameter's shape: the plain tensor, the direction ``v`` of a weight norm, or what was pruned."""
         return self.stored.get("") or self.stored.get("v") or self.stored.get("orig") or next(iter(self.stored.values()))
 
@@ -256,9 +243,7 @@ def _examine(candidate: Candidate, reader: Reader, limit: float, batch_first: bo
         arrays = iter(reader([tensor for parameter in parameters.values() for _, tensor in parameter.stored.values()]))
         tensors = {}
         for canonical, parameter in parameters.items():
-            tensor = parameter.compute({variant: next(arrays) for variant in parameter.stored})
-            tensor.flags.writeable = False  # handed over: whoever needs a private array need not copy it
-            tensors[canonical] = tensor
+            tensors[canonical] = handed_over(parameter.compute({variant: next(arrays) for variant in parameter.stored}))
         return Weights.from_named_tensors(tensors)
 
     return Found(candidate.prefix, replace(info, batch_first=batch_first), read)
@@ -297,8 +282,7 @@ def _check(candidate: Candidate, limit: float) -> tuple[LSTMInfo, dict[str, Para
     for parameter in given.values():
         parameter.check()
         for name, tensor in parameter.stored.values():  # before shapes: what is sparse, quantized or without values has none here
-            if tensor.dtype not in FLOATS:
-                raise FormatError(f"{quoted(name)} must be one of {', '.join(FLOATS)}, got {tensor.dtype:.100}")
+            check_dtype(name, tensor)
 
     sizes = {}
     for kind in ("weight_ih", "weight_hh"):
@@ -362,16 +346,12 @@ def _key(canonical: str, is_cell: bool) -> tuple[int | None, int, str]:
 def _check_stored(parameters: Sequence[Parameter], limit: float) -> None:
     """Refuse dtypes that do not go together, scales for some parameters only, and more bytes than ``limit``."""
     stored = [entry for parameter in parameters for entry in parameter.stored.values()]
-    first_name, first = stored[0]
-    for name, tensor in stored:
-        if (tensor.dtype == "float64") != (first.dtype == "float64"):
-            raise FormatError(f"{quoted(name)} is {tensor.dtype}, {quoted(first_name)} is {first.dtype}: one precision expected")
+    dtype = one_precision(stored)
     scaled = [parameter for parameter in parameters if "scale" in parameter.stored]
     if scaled and len(scaled) < len(parameters):
         raise FormatError(f"{quoted(scaled[0].stored['scale'][0])} is not understood ({HINTS['scale']})")
-    size = sum(math.prod(tensor.shape) for _, tensor in stored) * (8 if first.dtype == "float64" else 4)
-    if size > limit:
-        raise FormatError(f"{quoted(first_name)} and the rest of its LSTM take {size} bytes, more than {limit} for this file")
+    size = sum(math.prod(tensor.shape) for _, tensor in stored) * dtype.itemsize
+    check_size(f"{quoted(stored[0][0])} and the rest of its LSTM", size, limit)
 
 
 def _weight_norm(g: Array, v: Array) -> Array:
@@ -412,7 +392,4 @@ def _named(found: Sequence[tuple[tuple[str, ...], Found]]) -> list[Found]:
 
 
 def _unwrapped(name: str) -> str:
-    parts = name.split(".")
-    while parts and parts[0] in ("module", "_orig_mod"):
-        del parts[0]
-    return ".".join(parts)
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))

@@ -10,17 +10,15 @@ import math
 import weakref
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.loaders.onnx_graph import Scope, attributes
+from fastlstm.loaders.onnx.graph import Scope, attributes
+from fastlstm.loaders.tensors import LazyTensor
 from fastlstm.operators.table import OPERATORS
-
-if TYPE_CHECKING:
-    from fastlstm.loaders.onnx_constants import Constants
 
 __all__ = ["Open", "Size", "Sizes"]
 
@@ -49,6 +47,13 @@ class Open:
 
 
 Size: TypeAlias = Open | int
+
+
+class Constants(Protocol):
+    """What is asked of the constants of a graph."""
+
+    def get(self, scope: Scope, name: str, depth: int = 0, /) -> LazyTensor: ...
+    def integers(self, value: Any, /) -> Array: ...
 
 
 class Sizes:

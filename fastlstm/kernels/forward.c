@@ -1,4 +1,4 @@
-/* The schedule: layers, directions and time, run by every thread of the team at once.
+/* The forward pass: layers, directions and time, run by every thread of the team at once.
  *
  *     for each stride of steps                       (a unidirectional stack hands on a few steps at a time; otherwise all)
  *       for each layer of this thread                (groups of layers side by side: each works a stride behind the one below)
@@ -11,11 +11,11 @@
  *
  * What two threads divide is in parts by how fast they were lately (pace.h).
  *
- * Two threads that divide hidden units wait for each other at every step. If another process takes one of their processors, the other
- * goes on alone from the next step: half as fast, but not at the mercy of the scheduler's time slices of some milliseconds.
+ * Two threads that divide hidden units wait for each other at every step. If another process takes one of their processors, the first of
+ * them goes on alone from the next step: half as fast, but not at the mercy of the scheduler's time slices of some milliseconds.
  */
-#include "schedule.h"
 #include "pace.h"
+#include "schedule.h"
 
 #include <string.h>
 
@@ -25,27 +25,6 @@ typedef struct {
     char *c;    /* [rows][c_pitch] */
     char *m;    /* [rows][c_pitch]: o tanh(c) before the projection; h[...] itself without one */
 } state;
-
-/* A thread's place in the team, and what it works with. */
-typedef struct {
-    fl_call *call;
-    const fl_network *net;
-    fl_index layer, layer_end;         /* its layers */
-    int direction, directions;         /* first direction it runs, and how many */
-    fl_index row, rows;                /* its group's rows in call->order */
-    fl_index block, block_end;         /* its hidden units, in blocks */
-    fl_index column, column_end;       /* its columns of h: units, or projected outputs */
-    fl_index projected, projected_end; /* its blocks of projected outputs */
-    fl_barrier *units, *group;         /* the unit group of one direction or group of layers; the whole row group */
-    int units_size, group_size;
-    int unit_group;                /* its number in the unit group */
-    int64_t patience_ns;           /* after waiting for longer, a team of two parts: see go_alone */
-    fl_index chunk;                /* as in the plan */
-    char *xW, *hR;                 /* the two parts of the pre-activations: [blocks at once][rows][FL_VECTORS][V] */
-    const void **inputs, **hidden; /* rows of x, for a chunk or a step; rows of h */
-    fl_index rank, rank_step;      /* of its rows in the tape: rank, rank + rank_step, ... */
-    fl_watcher watcher;
-} place;
 
 /* Sizes of scratch, in bytes; everything begins on a cache line. */
 typedef struct {
@@ -61,6 +40,28 @@ typedef struct {
     fl_index thread;                 /* the same in all */
     fl_index bytes;                  /* in all */
 } layout;
+
+/* A thread's place in the team, and what it works with. */
+typedef struct {
+    fl_call *call;
+    const fl_network *net;
+    const layout *l;
+    fl_index layer, layer_end;         /* its layers */
+    int direction, directions;         /* first direction it runs, and how many */
+    fl_index row, rows;                /* its group's rows in call->order */
+    fl_index block, block_end;         /* its hidden units, in blocks */
+    fl_index column, column_end;       /* its columns of h: units, or projected outputs */
+    fl_index projected, projected_end; /* its blocks of projected outputs */
+    fl_barrier *units, *group;         /* the unit group of one direction or group of layers; the whole row group */
+    int units_size, group_size;
+    int row_group, unit_group;     /* the numbers of its groups */
+    int64_t patience_ns;           /* after waiting for longer, a team of two parts: see go_alone */
+    fl_index chunk;                /* as in the plan */
+    char *xW, *hR;                 /* the two parts of the pre-activations: [blocks at once][rows][FL_VECTORS][V] */
+    const void **inputs, **hidden; /* rows of x, for a chunk or a step; rows of h */
+    fl_index rank, rank_step;      /* of its rows in the tape: rank, rank + rank_step, ... */
+    fl_watcher watcher;
+} place;
 
 static layout make_layout(const fl_call *call)
 {
@@ -91,19 +92,20 @@ static layout make_layout(const fl_call *call)
     return l;
 }
 
-static state state_of(const place *p, const layout *l, int group, fl_index index)
+static state state_of(const place *p, fl_index index)
 {
-    char *base = p->call->scratch + l->order + l->barriers + group * l->states + index * l->state;
-    state s = {.h = {base, base + l->rows * l->h_pitch}, .c = base + 2 * l->rows * l->h_pitch};
-    s.m = s.c + l->rows * l->c_pitch;
+    char *base = p->call->scratch + p->l->order + p->l->barriers + p->row_group * p->l->states + index * p->l->state;
+    state s = {.h = {base, base + p->l->rows * p->l->h_pitch}, .c = base + 2 * p->l->rows * p->l->h_pitch};
+    s.m = s.c + p->l->rows * p->l->c_pitch;
     return s;
 }
 
 /* What layer `layer` hands on. Side by side it writes one stride while the layer above reads the last. */
-static char *between_of(const fl_call *call, const layout *l, fl_index layer, fl_index stride)
+static char *between_of(const place *p, fl_index layer, fl_index stride)
 {
-    const fl_index number = call->plan.layer_groups > 1 ? 2 * layer + stride % 2 : layer % 2;
-    return call->scratch + l->order + l->barriers + call->plan.row_groups * l->states + number * l->between;
+    const fl_plan *plan = &p->call->plan;
+    const fl_index number = plan->layer_groups > 1 ? 2 * layer + stride % 2 : layer % 2;
+    return p->call->scratch + p->l->order + p->l->barriers + plan->row_groups * p->l->states + number * p->l->between;
 }
 
 static fl_index length_of(const fl_call *call, fl_index row)
@@ -138,7 +140,7 @@ static void begin_row(const place *p, const fl_layer *layer, char *h, char *c, c
 
 /* The initial state into h and c; rows that are reset before their first step begin without one. Into both h if the direction runs back
  * over rows of several lengths: they begin at different steps. */
-static void load_state(const place *p, const layout *l, const state *s, fl_index index)
+static void load_state(const place *p, const state *s, fl_index index)
 {
     const fl_call *call = p->call;
     const fl_network *net = p->net;
@@ -153,11 +155,11 @@ static void load_state(const place *p, const layout *l, const state *s, fl_index
         const char *c_0 = call->c_0 && !fresh ? call->c_0 + at * net->C * net->item : NULL;
 
         for (int i = 0; i < copies; i++)
-            begin_row(p, &net->layers[index], s->h[i] + row * l->h_pitch, s->c + row * l->c_pitch, h_0, c_0);
+            begin_row(p, &net->layers[index], s->h[i] + row * p->l->h_pitch, s->c + row * p->l->c_pitch, h_0, c_0);
     }
 }
 
-static void save_state(const place *p, const layout *l, const state *s, fl_index index)
+static void save_state(const place *p, const state *s, fl_index index)
 {
     const fl_call *call = p->call;
     const fl_network *net = p->net;
@@ -169,11 +171,11 @@ static void save_state(const place *p, const layout *l, const state *s, fl_index
         const fl_index last =
             fl_runs_back(net, index) ? call->T : length_of(call, b); /* the step count after which h was last written */
         if (units > 0)
-            memcpy(call->c_n + ((index * call->B + b) * net->C + unit) * item, s->c + row * l->c_pitch + unit * item,
+            memcpy(call->c_n + ((index * call->B + b) * net->C + unit) * item, s->c + row * p->l->c_pitch + unit * item,
                    (size_t)(units * item));
         if (columns > 0)
             memcpy(call->h_n + ((index * call->B + b) * net->P + p->column) * item,
-                   s->h[last % 2] + row * l->h_pitch + p->column * item, (size_t)(columns * item));
+                   s->h[last % 2] + row * p->l->h_pitch + p->column * item, (size_t)(columns * item));
     }
 }
 
@@ -186,7 +188,7 @@ typedef struct {
     const fl_index *order; /* NULL: rows stand in call->order already */
 } grid;
 
-static char *cell_of(const grid *g, fl_index t, fl_index place_in_order)
+static char *row_at(const grid *g, fl_index t, fl_index place_in_order)
 {
     return g->data + t * g->t_stride + (g->order ? g->order[place_in_order] : place_in_order) * g->row_stride;
 }
@@ -237,7 +239,7 @@ static char *gates_of(const place *p, const pass *q, fl_index t, fl_index unit)
 }
 
 /* Keeps this thread's units of c and columns of h. */
-static void keep_state(const place *p, const layout *l, const pass *q, const char *h, fl_index t, fl_index n)
+static void keep_state(const place *p, const pass *q, const char *h, fl_index t, fl_index n)
 {
     const fl_tape *tape = p->call->tape;
     const fl_index item = p->net->item, unit = p->block * p->net->units * item, layer = q->index / p->net->D,
@@ -248,9 +250,9 @@ static void keep_state(const place *p, const layout *l, const pass *q, const cha
 
     for (fl_index row = 0; row < n; row++) {
         if (p->net->C)
-            memcpy(c + unit, q->state.c + row * l->c_pitch + unit, (size_t)((p->block_end - p->block) * p->net->units * item));
+            memcpy(c + unit, q->state.c + row * p->l->c_pitch + unit, (size_t)((p->block_end - p->block) * p->net->units * item));
         if (bytes > 0)
-            memcpy(y + from, h + row * l->h_pitch + from, (size_t)bytes);
+            memcpy(y + from, h + row * p->l->h_pitch + from, (size_t)bytes);
         c += p->rank_step * tape->c_pitch;
         y += p->rank_step * tape->y_pitch;
     }
@@ -281,41 +283,41 @@ static void keep_inputs(const fl_call *call, int thread)
 }
 
 /* Copies this thread's columns of h to the output, with zeros for rows past their end; then starts rows anew where asked. */
-static void finish_step(const place *p, const layout *l, const pass *q, char *h, fl_index t, fl_index n)
+static void finish_step(const place *p, const pass *q, char *h, fl_index t, fl_index n)
 {
     const fl_call *call = p->call;
     const fl_index item = p->net->item, from = p->column * item, bytes = (p->column_end - p->column) * item;
     const fl_index next = q->reverse ? t : t + 1; /* the reset that separates this step from the next one processed */
 
     if (call->tape)
-        keep_state(p, l, q, h, t, n);
+        keep_state(p, q, h, t, n);
     if (bytes > 0) {
         for (fl_index row = 0; row < n; row++) {
-            char *out = cell_of(&q->out, t, p->row + row) + from;
-            memcpy(out, h + row * l->h_pitch + from, (size_t)bytes);
+            char *out = row_at(&q->out, t, p->row + row) + from;
+            memcpy(out, h + row * p->l->h_pitch + from, (size_t)bytes);
             if (call->tape && call->tape->dropout.p > 0 && !q->last)
                 drop(p, q, out, t, row);
         }
         for (fl_index row = n; q->last && row < p->rows; row++)
-            memset(cell_of(&q->out, t, p->row + row) + from, 0, (size_t)bytes);
+            memset(row_at(&q->out, t, p->row + row) + from, 0, (size_t)bytes);
     }
     if (!call->resets || next == 0 || next >= call->T)
         return;
     for (fl_index row = 0; row < n; row++) {
         const fl_index b = call->order[p->row + row];
         if (next < length_of(call, b) && call->resets[next * call->resets_strides[0] + b * call->resets_strides[1]])
-            begin_row(p, q->layer, h + row * l->h_pitch, q->state.c + row * l->c_pitch, NULL, NULL);
+            begin_row(p, q->layer, h + row * p->l->h_pitch, q->state.c + row * p->l->c_pitch, NULL, NULL);
     }
 }
 
 /* h = projection m, for this thread's blocks of outputs. */
-static int project(place *p, const layout *l, const pass *q, char *h, fl_index n)
+static int project(place *p, const pass *q, char *h, fl_index n)
 {
     const fl_network *net = p->net;
     const fl_index bytes = FL_VECTORS * net->V * net->item;
 
     for (fl_index row = 0; row < n; row++)
-        p->hidden[row] = q->state.m + row * l->c_pitch;
+        p->hidden[row] = q->state.m + row * p->l->c_pitch;
     for (fl_index block = p->projected; block < p->projected_end; block++) {
         const char *panel = (const char *)q->layer->projection + block * fl_panel_bytes(net, net->H);
         const fl_factor weights = {
@@ -327,9 +329,9 @@ static int project(place *p, const layout *l, const pass *q, char *h, fl_index n
             .then = block + 1 < p->projected_end ? panel + fl_panel_bytes(net, net->H) : NULL,
         };
         fl_multiply(net->kernels, &weights, 1, p->hR, 0, p->hidden, n);
-        net->kernels->store(n, p->hR, h + block * bytes, l->h_pitch / net->item);
+        net->kernels->store(n, p->hR, h + block * bytes, p->l->h_pitch / net->item);
         if (q->layer->variant)
-            net->kernels->clip(n, q->layer->variant->proj_clip, h + block * bytes, l->h_pitch / net->item);
+            net->kernels->clip(n, q->layer->variant->proj_clip, h + block * bytes, p->l->h_pitch / net->item);
         if (fl_stopped(&p->watcher, n * net->H * FL_VECTORS * net->V))
             return 1;
     }
@@ -364,8 +366,8 @@ static void input_product(const place *p, const pass *q, char *xW, fl_index bloc
 }
 
 /* h R for `count` blocks, then the cell. */
-static void recur(const place *p, const layout *l, const pass *q, const char *xW, fl_index xW_next, fl_index block,
-                  fl_index count, char *h_new, fl_index t, fl_index n, const char *then)
+static void recur(const place *p, const pass *q, const char *xW, fl_index xW_next, fl_index block, fl_index count, char *h_new,
+                  fl_index t, fl_index n, const char *then)
 {
     const fl_network *net = p->net;
     const fl_index item = net->item, block_bytes = net->units * item, panel = FL_VECTORS * net->V;
@@ -380,7 +382,7 @@ static void recur(const place *p, const layout *l, const pass *q, const char *xW
     };
     const char *bias = (const char *)q->layer->bias;
     char *to = net->has_projection ? q->state.m : h_new;
-    const fl_index to_pitch = net->has_projection ? l->c_pitch : l->h_pitch;
+    const fl_index to_pitch = net->has_projection ? p->l->c_pitch : p->l->h_pitch;
 
     fl_multiply(net->kernels, &R, count, p->hR, n * panel, p->hidden, n);
     for (fl_index i = 0; i < count; i++) {
@@ -394,11 +396,9 @@ static void recur(const place *p, const layout *l, const pass *q, const char *xW
             net->kernels->rnn_cell(net->relu, n, x, r, b, m_new, to_pitch / item);
         else if (q->layer->variant)
             net->kernels->variant_cell(q->layer->variant, fl_peephole_of(net, q->layer, block + i), n, x, r, b, c_new,
-                                       l->c_pitch / item, m_new, to_pitch / item, gates, gates_pitch);
-        else if (gates)
-            net->kernels->record_cell(n, x, r, b, c_new, l->c_pitch / item, m_new, to_pitch / item, gates, gates_pitch);
+                                       p->l->c_pitch / item, m_new, to_pitch / item, gates, gates_pitch);
         else
-            net->kernels->cell(n, x, r, b, c_new, l->c_pitch / item, m_new, to_pitch / item);
+            net->kernels->cell(n, x, r, b, c_new, p->l->c_pitch / item, m_new, to_pitch / item, gates, gates_pitch);
     }
 }
 
@@ -410,7 +410,7 @@ static fl_index together(const place *p, fl_index blocks_left, fl_index n)
 
 /* Step s: all blocks of this thread. If `chunk_rows` is not 0, xW is there already, as a chunk of so many rows has it. Every other step
  * goes through the blocks backwards: weights that do not fit a cache are then met again before they have left it. */
-static int step(place *p, const layout *l, const pass *q, fl_index s, fl_index n, char *xW, fl_index chunk_rows)
+static int step(place *p, const pass *q, fl_index s, fl_index n, char *xW, fl_index chunk_rows)
 {
     const fl_network *net = p->net;
     const fl_index panel = FL_VECTORS * net->V, xW_next = (chunk_rows ? chunk_rows : n) * panel, t = time_of(p, q, s);
@@ -418,9 +418,9 @@ static int step(place *p, const layout *l, const pass *q, fl_index s, fl_index n
     char *h_new = q->state.h[(s + 1) % 2];
 
     for (fl_index row = 0; row < n; row++)
-        p->hidden[row] = h + row * l->h_pitch;
+        p->hidden[row] = h + row * p->l->h_pitch;
     for (fl_index row = 0; !chunk_rows && row < n; row++)
-        p->inputs[row] = cell_of(&q->in, t, p->row + row);
+        p->inputs[row] = row_at(&q->in, t, p->row + row);
     for (fl_index done = 0, count; done < p->block_end - p->block; done += count) {
         count = together(p, p->block_end - p->block - done, n);
         const fl_index block = s % 2 ? p->block_end - done - count : p->block + done, after = s % 2 ? block - 1 : block + 1;
@@ -428,7 +428,7 @@ static int step(place *p, const layout *l, const pass *q, fl_index s, fl_index n
         char *xW_block = chunk_rows ? xW + (block - p->block) * xW_next * net->item : xW;
         if (!chunk_rows)
             input_product(p, q, xW_block, block, count, n, R_of(p, q, block));
-        recur(p, l, q, xW_block, xW_next, block, count, h_new, t, n,
+        recur(p, q, xW_block, xW_next, block, count, h_new, t, n,
               last         ? NULL
               : chunk_rows ? R_of(p, q, after)
                            : W_of(p, q, after));
@@ -436,7 +436,7 @@ static int step(place *p, const layout *l, const pass *q, fl_index s, fl_index n
             return FL_STOPPED;
     }
     if (net->has_projection
-        && (fl_wait(p->units, p->units_size, &p->call->watch.stop, p->patience_ns) || project(p, l, q, h_new, n)))
+        && (fl_wait(p->units, p->units_size, &p->call->watch.stop, p->patience_ns) || project(p, q, h_new, n)))
         return FL_STOPPED;
     return FL_OK;
 }
@@ -450,7 +450,7 @@ static fl_index chunk_product(place *p, const pass *q, fl_index s, fl_index end)
     for (; s < end; s++) {
         const fl_index t = time_of(p, q, s), n = active_rows(p, t);
         for (fl_index row = 0; row < n; row++)
-            p->inputs[rows++] = cell_of(&q->in, t, p->row + row);
+            p->inputs[rows++] = row_at(&q->in, t, p->row + row);
     }
     for (fl_index block = p->block, count; rows && block < p->block_end; block += count) {
         count = together(p, p->block_end - block, rows);
@@ -475,7 +475,7 @@ static void go_alone(place *p)
 }
 
 /* The steps [first, end) in processing order, of one direction of one layer. */
-static int run(place *p, const layout *l, const pass *q, fl_index first, fl_index end)
+static int run(place *p, const pass *q, fl_index first, fl_index end)
 {
     const fl_index row_bytes = FL_VECTORS * p->net->V * p->net->item;
 
@@ -490,9 +490,9 @@ static int run(place *p, const layout *l, const pass *q, fl_index first, fl_inde
             const fl_index t = time_of(p, q, s), n = active_rows(p, t);
             char *h_new = q->state.h[(s + 1) % 2];
 
-            if (n && step(p, l, q, s, n, xW, chunk_rows))
+            if (n && step(p, q, s, n, xW, chunk_rows))
                 return FL_STOPPED;
-            finish_step(p, l, q, h_new, t, n);
+            finish_step(p, q, h_new, t, n);
             if (n && fl_wait(p->units, p->units_size, &p->call->watch.stop, p->patience_ns))
                 return FL_STOPPED;
             xW += chunk_rows ? n * row_bytes : 0;
@@ -510,7 +510,7 @@ static int run(place *p, const layout *l, const pass *q, fl_index first, fl_inde
 /* ---- The call ------------------------------------------------------------------------------------------------------------------ */
 
 /* A thread's place: groups of layers vary slowest, then directions, row groups, units, so that neighbours share most. */
-static place take_place(fl_call *call, const layout *l, int thread)
+static place take_place(fl_call *call, const layout *l, int thread, uint64_t found)
 {
     const fl_network *net = call->net;
     const fl_plan *plan = &call->plan;
@@ -522,6 +522,7 @@ static place take_place(fl_call *call, const layout *l, int thread)
     place p = {
         .call = call,
         .net = net,
+        .l = l,
         .layer = fl_share(net->L, plan->layer_groups, layers),
         .layer_end = fl_share(net->L, plan->layer_groups, layers + 1),
         .direction = side % plan->directions,
@@ -536,6 +537,7 @@ static place take_place(fl_call *call, const layout *l, int thread)
         .group = barriers,
         .units_size = plan->unit_groups,
         .group_size = plan->unit_groups * l->sides,
+        .row_group = group,
         .unit_group = unit_group,
         .patience_ns = plan->threads / plan->row_groups == 2 ? plan->patience_ns : INT64_MAX,
         .chunk = plan->chunk,
@@ -545,7 +547,7 @@ static place take_place(fl_call *call, const layout *l, int thread)
         .hidden = (const void **)(mine + l->xW + l->hR + l->inputs),
         .rank = call->lengths ? group : row,
         .rank_step = call->lengths ? plan->row_groups : 1,
-        .watcher = fl_watcher_of(&call->watch, thread),
+        .watcher = fl_watcher_of(&call->watch, thread, found),
     };
     const fl_index width = net->has_projection ? FL_VECTORS * net->V : net->units;
     p.column = fl_min((net->has_projection ? p.projected : p.block) * width, net->P);
@@ -564,15 +566,15 @@ static fl_index lag_of(const fl_call *call, fl_index layer)
 }
 
 /* Stride number `number` of one layer, in this thread's directions. */
-static int run_layer(place *p, const layout *l, int group, fl_index layer, fl_index number)
+static int run_layer(place *p, fl_index layer, fl_index number)
 {
     fl_call *call = p->call;
     const fl_network *net = p->net;
     const fl_index stride = call->plan.stride, first = number * stride, end = fl_min(first + stride, call->T);
     /* A buffer between layers holds the steps of one stride, from `lowest` on. */
-    const fl_index lowest = net->reverse ? fl_max(call->T - first - stride, 0) : first, step = call->B * l->width;
-    const grid below = {between_of(call, l, layer - 1, number) - lowest * step, step, l->width, NULL};
-    const grid above = {between_of(call, l, layer, number) - lowest * step, step, l->width, NULL};
+    const fl_index lowest = net->reverse ? fl_max(call->T - first - stride, 0) : first, step = call->B * p->l->width;
+    const grid below = {between_of(p, layer - 1, number) - lowest * step, step, p->l->width, NULL};
+    const grid above = {between_of(p, layer, number) - lowest * step, step, p->l->width, NULL};
     const grid x = {call->x.data, call->x.strides[0], call->x.strides[1], call->order};
     const grid output = {call->output.data, call->output.strides[0], call->output.strides[1], call->order};
 
@@ -581,20 +583,20 @@ static int run_layer(place *p, const layout *l, int group, fl_index layer, fl_in
         pass q = {
             .index = index,
             .layer = &net->layers[index],
-            .state = state_of(p, l, group, index),
+            .state = state_of(p, index),
             .reverse = fl_runs_back(net, index),
             .in = layer ? below : x,
             .out = layer + 1 < net->L ? above : output,
             .last = layer + 1 == net->L,
         };
         q.out.data += d * net->P * net->item;
-        if (run(p, l, &q, first, end))
+        if (run(p, &q, first, end))
             return FL_STOPPED;
     }
     return net->D > 1 && fl_wait(p->group, p->group_size, &call->watch.stop, INT64_MAX) ? FL_STOPPED : FL_OK;
 }
 
-static int run_layers(place *p, const layout *l, int group)
+static int run_layers(place *p)
 {
     fl_call *call = p->call;
     const fl_index strides = call->T ? fl_ceil_div(call->T, call->plan.stride) : 0, most_lag = call->plan.layer_groups - 1;
@@ -602,7 +604,7 @@ static int run_layers(place *p, const layout *l, int group)
     for (fl_index now = 0; now < strides + most_lag; now++) {
         for (fl_index layer = p->layer; layer < p->layer_end; layer++) {
             const fl_index number = now - lag_of(call, layer);
-            if (number >= 0 && number < strides && run_layer(p, l, group, layer, number))
+            if (number >= 0 && number < strides && run_layer(p, layer, number))
                 return FL_STOPPED;
         }
         if (most_lag && fl_wait(p->group, p->group_size, &call->watch.stop, p->patience_ns))
@@ -620,9 +622,8 @@ void fl_forward(fl_call *call, int thread)
 {
     const fl_network *net = call->net;
     const layout l = make_layout(call);
-    const int group = thread / call->plan.unit_groups % call->plan.row_groups;
     const uint64_t found = fl_enter_float_state();
-    place p = take_place(call, &l, thread);
+    place p = take_place(call, &l, thread, found);
     int status;
 
     if (thread == 0)
@@ -633,15 +634,15 @@ void fl_forward(fl_call *call, int thread)
         keep_inputs(call, thread);
     for (fl_index layer = p.layer; layer < p.layer_end; layer++)
         for (int d = p.direction; d < p.direction + p.directions; d++) {
-            const state s = state_of(&p, &l, group, layer * net->D + d);
-            load_state(&p, &l, &s, layer * net->D + d);
+            const state s = state_of(&p, layer * net->D + d);
+            load_state(&p, &s, layer * net->D + d);
         }
-    status = fl_wait(p.group, p.group_size, &call->watch.stop, p.patience_ns) ? FL_STOPPED : run_layers(&p, &l, group);
+    status = fl_wait(p.group, p.group_size, &call->watch.stop, p.patience_ns) ? FL_STOPPED : run_layers(&p);
     if (status == FL_OK)
         for (fl_index layer = p.layer; layer < p.layer_end; layer++)
             for (int d = p.direction; d < p.direction + p.directions; d++) {
-                const state s = state_of(&p, &l, group, layer * net->D + d);
-                save_state(&p, &l, &s, layer * net->D + d);
+                const state s = state_of(&p, layer * net->D + d);
+                save_state(&p, &s, layer * net->D + d);
             }
     if (call->plan.threads == 2) /* groups of layers are no equal parts */
         call->worked_ns[thread] = status == FL_OK && call->plan.layer_groups == 1 ? fl_worked_ns() : 0;

@@ -15,20 +15,22 @@ import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.loaders import onnx_lstm
-from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.onnx_constants import DTYPES, FOLD, TYPES, Constants, Value, check_inside, effort
-from fastlstm.loaders.onnx_constants import read as compute
-from fastlstm.loaders.onnx_external import Folder
-from fastlstm.loaders.onnx_graph import Scope, attributes, label
+from fastlstm.loaders.onnx import lstm as onnx_lstm
+from fastlstm.loaders.onnx.constants import DTYPES, FOLD, TYPES, Constants, Value, check_inside, effort
+from fastlstm.loaders.onnx.constants import read as compute
+from fastlstm.loaders.onnx.external import Folder
+from fastlstm.loaders.onnx.graph import Scope, attributes, label
 from fastlstm.loaders.source import weights_limit
+from fastlstm.loaders.tensors import STORED, to_floats
 from fastlstm.lstm import LSTM
 from fastlstm.models.graph import Constant, Graph, GraphInput, GraphStep, LSTMNode, Node
 from fastlstm.operators.table import OPERATORS
 from fastlstm.weights import Weights
 
 __all__ = ["Pending", "read"]
+
+FOREIGN = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # domains in which no model has functions of its own
 
 LSTMS = {("", "LSTM"), ("ai.onnx", "LSTM"), ("com.microsoft", "DynamicQuantizeLSTM")}
 OLDEST = 7  # operator set
@@ -205,7 +207,10 @@ class _Reader:
         kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
         operator = OPERATORS.get(kind)
         if operator is None:
-            raise FormatError(f"node {quoted(label(node))} is a {quoted(kind)}, which is not run here")
+            ours = (
+                "" if node.domain in FOREIGN else "; if it is a function of the model: onnx.inliner.inline_local_functions first"
+            )
+            raise FormatError(f"node {quoted(label(node))} is {quoted(kind)}, which is not run here{ours}")
         inputs = list(node.input)
         while inputs and not inputs[-1]:
             inputs.pop()
@@ -217,7 +222,7 @@ class _Reader:
         given = attributes_of(node, operator.attributes, operator.needs)
         for name, of in operator.attributes.items():
             if of == "t" and name in given:
-                tensor = self.constants._tensor(given[name], node.output[0], id(node))
+                tensor = self.constants.tensor(given[name], node.output[0], id(node))
                 given[name] = self.array(tensor, node.output[0])
         for place in operator.off:
             if len(inputs) > place and inputs[place]:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.onnx_constants import MAX_DEPTH, NUMBERS_LIMIT, OPERATORS, Call, Constants, RunTime, Value, effort, read
-from fastlstm.loaders.onnx_graph import Scope, label
-from fastlstm.loaders.onnx_sizes import Size
+from fastlstm.loaders.onnx.constants import MAX_DEPTH, NUMBERS_LIMIT, Call, Constants, RunTime, Value, effort, read
+from fastlstm.loaders.onnx.graph import Scope, label
+from fastlstm.loaders.onnx.sizes import Size
 
 __all__ = ["States"]
 
@@ -246,7 +246,7 @@ def _uniform(constants: Constants, value: Value) -> Rows:
 def _made(call: Call, *numbers: list[int]) -> Value:
     """What the operator gives, with these numbers as its last inputs."""
     given = [_constant(call.constants, each) for each in numbers]
-    return OPERATORS[call.node.op_type](Call(call.constants, call.node, call.name, call.output, [*call.inputs, *given]))
+    return replace(call, inputs=[*call.inputs, *given]).result()
 
 
 def _constant(constants: Constants, numbers: list[int]) -> Value:

@@ -20,12 +20,13 @@ import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.onnx_external import Folder
-from fastlstm.loaders.onnx_graph import Scope, attributes, label
-from fastlstm.loaders.onnx_sizes import Sizes
+from fastlstm.loaders.onnx.external import Folder
+from fastlstm.loaders.onnx.graph import Scope, attributes, label
+from fastlstm.loaders.onnx.sizes import Sizes
 from fastlstm.loaders.source import WEIGHTS_CEILING
+from fastlstm.loaders.tensors import STORED, to_floats
+from fastlstm.operators.arguments import axes_of, axis_of
 from fastlstm.operators.table import OPERATORS as RUN
 from fastlstm.weights import MAX_SIZE
 
@@ -194,10 +195,9 @@ class Constants:
             raise FormatError(f"tensor {quoted(name)} is sparse: export it as a dense one")
         if name in scope.tensors:
             self.used.add(name)
-            return self._tensor(scope.tensors[name], name, (id(scope), name))
+            return self.tensor(scope.tensors[name], name, (id(scope), name))
         node, output = scope.producers[name]
         self.spend(node)
-        operator = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if node.op_type == "Shape":  # of a tensor that need not be constant
             known = self.sizes.numbers(scope, name, depth)
             if known is not None and all(isinstance(size, int) for size in known):
@@ -210,9 +210,9 @@ class Constants:
         if any(attribute.HasField("g") for attribute in node.attribute):
             raise RunTime(f"{quoted(name)} is computed at run time, by a graph inside {quoted(node.op_type)}")
         try:
-            if operator is None:
+            if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
                 raise FormatError(f"operator {quoted(node.op_type)} cannot be computed here; {FOLD}")
-            return operator(Call(self, node, name, output, inputs))
+            return Call(self, node, name, output, inputs).result()
         except FormatError as error:
             raise FormatError(f"{quoted(node.op_type)} node {quoted(label(node))}: {error}") from None
 
@@ -248,7 +248,7 @@ class Constants:
             raise FormatError(f"{what} must be a few integers, got {value.dtype} of shape {value.shape!s:.100}")
         return read(value, NUMBERS_LIMIT)
 
-    def _tensor(self, tensor: Any, name: str, place: Hashable) -> Value:
+    def tensor(self, tensor: Any, name: str, place: Hashable) -> Value:
         """A TensorProto: its numbers must be exactly as many as its dimensions say."""
         what = f"tensor {quoted(name)}"
         dtype, shape = TYPES.get(tensor.data_type), tuple(tensor.dims)
@@ -345,6 +345,21 @@ class Call:
     output: int
     inputs: Sequence[Value | None]
 
+    def result(self) -> Value:
+        """What the operator of that name, one of ``OPERATORS``, makes of them.
+
+        Raises
+        ------
+        FormatError
+            If that is not defined, or cannot be computed here.
+        """
+        try:
+            return OPERATORS[self.node.op_type](self)
+        except FormatError:
+            raise
+        except ValueError as error:  # of the operators that run at every call, and of NumPy
+            raise FormatError(str(error)) from None
+
     def attributes(self, **known: str) -> dict[str, Any]:
         return attributes(self.node, known)
 
@@ -377,26 +392,13 @@ class Call:
         return self.constants.make(key, Value(tuple(shape), dtype, compute, inputs, copies, depth))
 
 
-def _axis(axis: int, rank: int) -> int:
-    if not -rank <= axis < rank:
-        raise FormatError(f"axis {axis} of a tensor with {rank} dimensions")
-    return axis % rank
-
-
-def _axes(axes: Iterable[int], rank: int) -> list[int]:
-    result = [_axis(axis, rank) for axis in axes]
-    if len(set(result)) < len(result):
-        raise FormatError(f"axes {result} name one twice")
-    return result
-
-
 def _constant(call: Call) -> Value:
     given = call.attributes(value="t", value_float="f", value_floats="floats", value_int="i", value_ints="ints")
     if len(given) != 1:
         raise FormatError(f"one value expected, got {len(given)}")
     ((kind, value),) = given.items()
     if kind == "value":
-        return call.constants._tensor(value, call.name, id(call.node))
+        return call.constants.tensor(value, call.name, id(call.node))
     array: Array = np.array(value, np.float32 if "float" in kind else np.int64)
     return call.constants.make((kind, array.shape, array.tobytes()), Value(array.shape, array.dtype.name, lambda: array))
 
@@ -457,7 +459,7 @@ def _squeeze(call: Call) -> Value:
     axes = call.numbers(1, call.attributes(axes="ints").get("axes"))
     if axes is None:
         axes = [axis for axis, size in enumerate(x.shape) if size == 1]
-    gone = _axes(axes, len(x.shape))
+    gone = axes_of(axes, len(x.shape))
     if any(x.shape[axis] != 1 for axis in gone):
         raise FormatError(f"axes {axes!s:.100} of a tensor of shape {x.shape!s:.100} are not all of size 1")
     return _reshaped(call, x, (size for axis, size in enumerate(x.shape) if axis not in gone))
@@ -469,7 +471,7 @@ def _unsqueeze(call: Call) -> Value:
     if axes is None:
         raise FormatError("axes are missing")
     rank = len(x.shape) + len(axes)
-    new, sizes = _axes(axes, rank), iter(x.shape)
+    new, sizes = axes_of(axes, rank), iter(x.shape)
     return _reshaped(call, x, (1 if axis in new else next(sizes) for axis in range(rank)))
 
 
@@ -479,12 +481,12 @@ def _slice(call: Call) -> Value:
     axes, steps = call.numbers(3, given.get("axes")), call.numbers(4)
     if starts is None or ends is None:
         raise FormatError("starts or ends are missing")
-    axes = _axes(range(len(starts)) if axes is None else axes, len(x.shape))
+    places = axes_of(range(len(starts)) if axes is None else axes, len(x.shape))
     steps = [1] * len(starts) if steps is None else steps
-    if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
+    if not len(starts) == len(ends) == len(places) == len(steps) or 0 in steps:
         raise FormatError("starts, ends, axes and steps must be equally many, and no step 0")
     ranges = [range(size) for size in x.shape]
-    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+    for axis, start, end, step in zip(places, starts, ends, steps, strict=True):
         ranges[axis] = range(*slice(start, end, step).indices(x.shape[axis]))
     return _part(call, x, ranges)
 
@@ -498,7 +500,7 @@ def _part(call: Call, x: Value, ranges: Sequence[range]) -> Value:
 
 def _split(call: Call) -> Value:
     x, given = call.input(0), call.attributes(axis="i", split="ints", num_outputs="i")
-    axis = _axis(given.get("axis", 0), len(x.shape))
+    axis = axis_of(given.get("axis", 0), len(x.shape))
     sizes, count = call.numbers(1, given.get("split")), len(call.node.output)
     if given.get("num_outputs", count) != count:
         raise FormatError(f"num_outputs {given['num_outputs']} of {count} outputs")
@@ -519,7 +521,7 @@ def _concat(call: Call) -> Value:
     if axis is None or not parts:
         raise FormatError("axis or inputs are missing")
     first = parts[0]
-    axis = _axis(axis, len(first.shape))
+    axis = axis_of(axis, len(first.shape))
     for part in parts:
         rest = part.shape[:axis] + part.shape[axis + 1 :]
         if (part.dtype, rest) != (first.dtype, first.shape[:axis] + first.shape[axis + 1 :]) or len(part.shape) <= axis:
@@ -533,7 +535,7 @@ def _concat(call: Call) -> Value:
 
 def _gather(call: Call) -> Value:
     x, indices = call.input(0), call.input(1)
-    axis = _axis(call.attributes(axis="i").get("axis", 0), len(x.shape))
+    axis = axis_of(call.attributes(axis="i").get("axis", 0), len(x.shape))
     if indices.dtype not in ("int32", "int64"):
         raise FormatError(f"indices must be integers, got {indices.dtype}")
 
@@ -547,20 +549,12 @@ def _gather(call: Call) -> Value:
     return call.make(shape, x.dtype, compute, (x, indices), axis, copies=True)
 
 
-def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    rank = max(len(a), len(b))
-    pairs = list(zip((1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b, strict=True))
-    if any(m != n and 1 not in (m, n) for m, n in pairs):
-        raise FormatError(f"shapes {a!s:.100} and {b!s:.100} do not go together")
-    return tuple(n if m == 1 else m for m, n in pairs)
-
-
 def _expand(call: Call) -> Value:
     x, target = call.input(0), call.numbers(1)
     call.attributes()
     if target is None or min(target, default=0) < 0:
         raise FormatError(f"shape {target!s:.100}: sizes expected")
-    shape = _broadcast(x.shape, tuple(target))
+    shape = np.broadcast_shapes(x.shape, tuple(target))
     return call.make(shape, x.dtype, lambda array: np.broadcast_to(array, shape), (x,), shape)
 
 
@@ -569,7 +563,7 @@ def _constant_of_shape(call: Call) -> Value:
     if shape is None or min(shape, default=0) < 0:
         raise FormatError(f"shape {shape!s:.100}: sizes expected")
     sizes, zero = tuple(shape), np.zeros((), np.float32)
-    one = Value((), "float32", lambda: zero) if tensor is None else call.constants._tensor(tensor, call.name, id(call.node))
+    one = Value((), "float32", lambda: zero) if tensor is None else call.constants.tensor(tensor, call.name, id(call.node))
     if math.prod(one.shape) != 1:
         raise FormatError(f"one value expected, got shape {one.shape!s:.100}")
     made = Value(sizes, one.dtype, lambda array: np.broadcast_to(array.reshape(()), sizes), (one,), copies=False, depth=1)
@@ -590,7 +584,7 @@ def _equal(call: Call) -> Value:
     a, b = call.input(0), call.input(1)
     if a.dtype != b.dtype or a.dtype not in (*NUMBERS, "bool"):
         raise FormatError(f"{a.dtype} and {b.dtype} cannot be compared here; {FOLD}")
-    return call.make(_broadcast(a.shape, b.shape), "bool", np.equal, (a, b), copies=True)
+    return call.make(np.broadcast_shapes(a.shape, b.shape), "bool", np.equal, (a, b), copies=True)
 
 
 def _where(call: Call) -> Value:
@@ -598,7 +592,7 @@ def _where(call: Call) -> Value:
     condition, a, b = (call.input(index) for index in range(3))
     if condition.dtype != "bool" or a.dtype != b.dtype:
         raise FormatError(f"bool and two of one dtype expected, got {condition.dtype}, {a.dtype} and {b.dtype}")
-    shape = _broadcast(condition.shape, _broadcast(a.shape, b.shape))
+    shape = np.broadcast_shapes(condition.shape, a.shape, b.shape)
     return call.make(shape, a.dtype, np.where, (condition, a, b), copies=True)
 
 
@@ -618,7 +612,7 @@ def _arithmetic(function: Callable[[Array, Array], Array], dtypes: Iterable[str]
         a, b = call.input(0), call.input(1)
         if a.dtype != b.dtype or a.dtype not in allowed:
             raise FormatError(f"{a.dtype} and {b.dtype} cannot be computed here; {FOLD}")
-        return call.make(_broadcast(a.shape, b.shape), a.dtype, function, (a, b), copies=True)
+        return call.make(np.broadcast_shapes(a.shape, b.shape), a.dtype, function, (a, b), copies=True)
 
     return operator
 
@@ -631,7 +625,7 @@ def _dequantize_linear(call: Call) -> Value:
         raise FormatError(f"block_size and output_dtype are not understood; {FOLD}")
     shape: tuple[int, ...] = ()
     if scale.shape:
-        axis = _axis(given.get("axis", 1), len(x.shape))
+        axis = axis_of(given.get("axis", 1), len(x.shape))
         shape = tuple(size if index == axis else 1 for index, size in enumerate(x.shape))
     return dequantized(call.constants, x, scale, zero, shape)
 

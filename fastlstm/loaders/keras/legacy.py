@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders import keras_config, strict_json
+from fastlstm.loaders import strict_json
 from fastlstm.loaders.found import Contents, Found, quoted
-from fastlstm.loaders.hdf5 import UNSAID, Dataset, Group
-from fastlstm.loaders.keras_config import NOTHING, Told
-from fastlstm.loaders.keras_layer import CellTensors, Layout, found
-from fastlstm.loaders.keras_tree import Configured, Entry, check_number, configured, contents, entry_found, inner_layers, own_name
+from fastlstm.loaders.keras import config as keras_config
+from fastlstm.loaders.keras.config import NOTHING, Told
+from fastlstm.loaders.keras.hdf5 import UNSAID, Dataset, Group
+from fastlstm.loaders.keras.layer import CellTensors, Layout, found
+from fastlstm.loaders.keras.tree import Configured, Entry, check_number, configured, contents, entry_found, inner_layers, own_name
 from fastlstm.loaders.source import SourceFile
 
 __all__ = ["LegacyModel", "described", "find"]

@@ -275,10 +275,9 @@ def _activation(config: Mapping[str, Any], key: str, version: int | None) -> Act
     name = "linear" if config[key] is None else config[key]
     if name == "hard_sigmoid":
         if version is None:
-            either = f"{key}='hard_sigmoid_keras2' or 'hard_sigmoid_keras3'"
             raise FormatError(
                 f"{key} is hard_sigmoid, which Keras 2 and 3 compute differently, and keras_version is neither: "
-                f"fastlstm.load takes {either}"
+                f"pass {key}='hard_sigmoid_keras2' or {key}='hard_sigmoid_keras3'"
             )
         return HARD_SIGMOID[version]
     if not isinstance(name, str) or name not in ACTIVATIONS:

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders import keras_config
 from fastlstm.loaders.found import Contents, Found, listing, quoted
-from fastlstm.loaders.hdf5 import Dataset, Group
-from fastlstm.loaders.keras_config import NOTHING, Told
-from fastlstm.loaders.keras_layer import CellTensors, Layout, found
+from fastlstm.loaders.keras import config as keras_config
+from fastlstm.loaders.keras.config import NOTHING, Told
+from fastlstm.loaders.keras.hdf5 import Dataset, Group
+from fastlstm.loaders.keras.layer import CellTensors, Layout, found
 
 __all__ = [
     "Configured",

@@ -15,16 +15,16 @@ from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 
+from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.loaders import nested
 from fastlstm.loaders.archive import Archive
-from fastlstm.loaders.floats import STORED, to_floats
 from fastlstm.loaders.found import Contents, quoted
 from fastlstm.loaders.source import SourceFile
-from fastlstm.loaders.torch_names import Array, LazyTensor
-from fastlstm.loaders.torch_names import find as find_lstms
-from fastlstm.loaders.torch_pickle import Budget, Unpickler
-from fastlstm.loaders.torch_values import RESAVE, Storage, Tensor, storage
+from fastlstm.loaders.tensors import STORED, LazyTensor, to_floats
+from fastlstm.loaders.torch import nested
+from fastlstm.loaders.torch.names import find as find_lstms
+from fastlstm.loaders.torch.pickle import Budget, Unpickler
+from fastlstm.loaders.torch.values import RESAVE, Storage, Tensor, storage
 
 __all__ = ["find", "recognises"]
 

@@ -1,0 +1,1 @@
+"""ONNX: models, the LSTMs in them, and files of our own."""

@@ -1,0 +1,1 @@
+"""PyTorch: files, the names of its parameters, and live modules."""
