@@ -9,14 +9,17 @@ import importlib.util
 import io
 import itertools
 import os
+import pickle
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import TOLERANCE, import_torch, resident_bytes, run_python
+from helpers import TOLERANCE, import_torch, python_environment, resident_bytes, run_python
 
 import fastlstm
 
@@ -200,15 +203,15 @@ def test_only_calls_that_need_gradients_keep_a_tape() -> None:
     with torch.inference_mode():
         module(x)
     result = module.requires_grad_(False)(x)
-    assert len(bridge._tapes) == 0
+    assert len(bridge.tapes._tapes) == 0
     assert not result[0].requires_grad
     result = module(x.requires_grad_())
-    assert len(bridge._tapes) == 1
+    assert len(bridge.tapes._tapes) == 1
     result[0].sum().backward()
-    assert len(bridge._tapes) == 0  # autograd has let go of it
+    assert len(bridge.tapes._tapes) == 0  # autograd has let go of it
     result = module(x)
     del result
-    assert len(bridge._tapes) == 0  # so has a graph that nobody wants
+    assert len(bridge.tapes._tapes) == 0  # so has a graph that nobody wants
 
 
 def test_what_is_not_needed_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,6 +253,49 @@ def test_memory_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [a.ctypes.data for a in arrays] == [t.data_ptr() for t in (x, output, h_n, c_n)]
 
 
+def test_what_is_given_can_still_be_resized() -> None:
+    """NumPy's views of tensors, as ``Tensor.numpy()`` makes them, would forbid it for good."""
+    module = bridge.LSTM(4, 6)
+    x, h, c, d = torch.randn(5, 3, 4), torch.randn(1, 3, 6), torch.randn(1, 3, 6), torch.randn(5, 3, 6)
+    packed = rnn.pack_sequence([torch.randn(n, 4) for n in (5, 2)])
+    module(x, (h, c))[0].backward(d)
+    module(packed)
+    for tensor in (x, h, c, d, packed.data, packed.batch_sizes):
+        tensor.resize_(100)
+    values = [parameter.detach().clone() for parameter in module.parameters()]
+    for parameter, value in zip(module.parameters(), values, strict=True):
+        storage = parameter.untyped_storage()
+        size = storage.size()
+        storage.resize_(0)
+        storage.resize_(size)
+        parameter.data.copy_(value)
+    x = torch.randn(5, 3, 4)
+    expected = torch.nn.LSTM(4, 6)
+    expected.load_state_dict(module.state_dict())
+    assert_equal(flat(module(x)), flat(expected(x)), TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.randn(3, 5, 4).transpose(0, 1),
+        torch.randn(5, 3, 8)[..., ::2],
+        torch.randn(4, 3, 5).permute(2, 1, 0),
+        torch.randn(1, 3, 4).expand(5, 3, 4),
+        torch.randn(5, 1, 4).expand(5, 3, 4),
+        torch.randn(1, 1, 1).expand(5, 3, 4),
+        torch.randn(61)[1:].view(5, 3, 4),
+        torch.randn(5, 3, 4, dtype=torch.complex64).conj().imag,
+        torch.randn(5, 3, 4).requires_grad_() * 2,
+    ],
+    ids=["transposed", "strided", "permuted", "one step", "one row", "one number", "offset", "negative", "with a graph"],
+)
+def test_inputs_of_any_layout(x: Any) -> None:
+    module, before = bridge.LSTM(4, 6), x.detach().clone()
+    assert_same_bits(flat(module(x)), flat(module(before.contiguous())))
+    assert torch.equal(x, before)
+
+
 def test_changes_in_place_before_backward_do_no_harm() -> None:
     _, module = modules(CONFIGS[1])
     x = torch.randn(3, 5, 4, dtype=F64, requires_grad=True)
@@ -275,13 +321,13 @@ def test_backward_again() -> None:
 
 def test_a_tape_that_was_used_says_so() -> None:
     module = modules(CONFIGS[0])[1]
-    output, *_, tape = bridge._lstm(
+    output, *_, tape = bridge.operators.lstm(
         torch.randn(5, 3, 4, dtype=F64), None, None, None, list(module.parameters()), True, 0, False, False, torch.empty(0)
     )
     arguments = (tape, output, None, None, [5, 3, 4, 1, 3, 6], True, 0, False, True, F64)
-    bridge._lstm_backward(*arguments)
+    bridge.operators.lstm_backward(*arguments)
     with pytest.raises(RuntimeError, match="retain_graph=True"):
-        bridge._lstm_backward(*arguments)
+        bridge.operators.lstm_backward(*arguments)
 
 
 @pytest.mark.parametrize("constant", [True, False])
@@ -306,6 +352,16 @@ def adapted(module: Any) -> Any:
     return torch.autograd.grad(total, before)
 
 
+def penalised(module: Any, pick: Any, run: Any = None, batched: bool = False) -> None:
+    """The derivative of a gradient penalty, of a factor behind the LSTM, of its input or of a parameter alone."""
+    x, head = torch.randn(5, 3, 4, dtype=F64, requires_grad=True), torch.randn(6, dtype=F64, requires_grad=True)
+    output = (module if run is None else run)(x)[0]
+    given = torch.stack([head.expand(5, 3, 6)] * 2) if batched else head.expand(5, 3, 6)
+    (d_x,) = torch.autograd.grad(output, x, given, create_graph=True, is_grads_batched=batched)
+    own = next(module.parameters())
+    torch.autograd.grad(d_x.square().sum() + (output * head).sum(), pick(head, x, own), allow_unused=True)
+
+
 @pytest.mark.parametrize(
     "derive",
     [
@@ -314,8 +370,12 @@ def adapted(module: Any) -> Any:
             lambda x: module(x)[0].square().sum(), *[torch.ones(5, 3, 4, dtype=F64)] * 2
         ),
         lambda module: torch.autograd.functional.hessian(lambda x: module(x)[0].sum(), *ONES),
+        lambda module: torch.autograd.functional.jvp(lambda x: module(x)[0], *ONES, *ONES),
+        lambda module: penalised(module, lambda head, x, own: head),
+        lambda module: penalised(module, lambda head, x, own: x),
+        lambda module: penalised(module, lambda head, x, own: own),
     ],
-    ids=["adapted", "hvp", "hessian"],
+    ids=["adapted", "hvp", "hessian", "jvp", "of what follows", "of the input", "of a parameter"],
 )
 def test_second_derivatives_are_refused_of_whatever_they_are_taken(derive: Any) -> None:
     """Also where first derivatives alone would give plausible numbers."""
@@ -355,7 +415,7 @@ def test_checkpointing_and_hooks_on_saved_tensors() -> None:
             checkpoint(lambda x: module(x)[0], x, use_reentrant=True).sum().backward()
             continue
         result = flat(checkpoint(module, x, use_reentrant=False))
-        assert len(bridge._tapes) == 0
+        assert len(bridge.tapes._tapes) == 0
         assert_same_bits(gradients(module, [x], result), expected)
     with torch.autograd.graph.save_on_cpu():  # hands on what is there already
         result = flat(module(x))
@@ -467,10 +527,10 @@ def tensors_of(tree: Any) -> list[Any]:
 def test_transforms(transform: Any) -> None:
     theirs, ours = modules(CONFIGS[2])
     gc.collect()
-    before = len(bridge._tapes)
+    before = len(bridge.tapes._tapes)
     assert_equal(tensors_of(transform(ours)), tensors_of(transform(theirs)), 20 * TOLERANCE["float64"])
     gc.collect()
-    assert len(bridge._tapes) == before
+    assert len(bridge.tapes._tapes) == before
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -515,6 +575,13 @@ SECOND = {
     "jacrev of jacrev": lambda m, x: torch.func.jacrev(torch.func.jacrev(lambda x: m(x)[0].sum()))(x),
     "hessian": lambda m, x: torch.autograd.functional.hessian(lambda x: m(x)[0].sum(), x, vectorize=True),
     "is_grads_batched": batched_graph,
+    "is_grads_batched, of what follows": lambda m, x: penalised(m, lambda head, x, own: head, batched=True),
+    "is_grads_batched, of the input": lambda m, x: penalised(m, lambda head, x, own: x, batched=True),
+    "vectorised jacobian": lambda m, x: (
+        torch.autograd.functional.jacobian(lambda x: m(x)[0], x[:1, :1].requires_grad_(), vectorize=True, create_graph=True)
+        .sum()
+        .backward()
+    ),
     "vmap": mapped_graph,
 }
 
@@ -598,8 +665,8 @@ def test_frozen_parameters_are_not_compared(monkeypatch: pytest.MonkeyPatch, pac
     theirs, ours = modules(CONFIGS[1])
     x = torch.randn(3, 5, 4, dtype=F64)
     compared: list[Any] = []
-    same = bridge._engine.same_arrays
-    monkeypatch.setattr(bridge._engine, "same_arrays", lambda a, b: (compared.append(a), same(a, b))[1])
+    same = fastlstm._engine.same_arrays
+    monkeypatch.setattr(fastlstm._engine, "same_arrays", lambda a, b: (compared.append(a), same(a, b))[1])
     with bridge.frozen():
         before = ours(x)[0]  # packed here
         ours(x)[0].sum().backward()
@@ -613,7 +680,7 @@ def test_frozen_parameters_are_not_compared(monkeypatch: pytest.MonkeyPatch, pac
         thread = threading.Thread(target=lambda: seen.append((ours(x), len(compared))))
         thread.start()
         thread.join()
-        assert seen[0][1] == len(compared) == 2  # another thread has given no word
+        assert seen[0][1] == len(compared) == 1  # another thread has given no word
     ours.weight_ih_l0.data.mul_(2)
     theirs.load_state_dict(ours.state_dict())
     assert_equal(flat(ours(x)), flat(theirs(x)), TOLERANCE["float64"])
@@ -621,15 +688,52 @@ def test_frozen_parameters_are_not_compared(monkeypatch: pytest.MonkeyPatch, pac
 
 def test_packed_weights_go_with_their_parameters() -> None:
     gc.collect()
-    before = len(bridge._networks)
+    before = len(bridge.packed._networks)
     module = bridge.LSTM(4, 6)
     module(torch.zeros(1, 1, 4))
-    assert len(bridge._networks) == before + 1
+    assert len(bridge.packed._networks) == before + 1
     module.double()(torch.zeros(1, 1, 4, dtype=F64))
-    assert len(bridge._networks) == before + 1
+    assert len(bridge.packed._networks) == before + 1
     del module
     gc.collect()
-    assert len(bridge._networks) == before
+    assert len(bridge.packed._networks) == before
+
+
+@pytest.mark.parametrize("kind", [bridge.LSTM, bridge.LSTMCell])
+def test_parameters_that_are_swapped(kind: Any) -> None:
+    """PyTorch swaps a tensor only if nothing refers to it weakly."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        module, other, x = kind(4, 6), kind(4, 6), torch.randn(3, 4)
+        parameter, before = module.weight_hh_l0 if kind is bridge.LSTM else module.weight_hh, len(bridge.packed._networks)
+        run = lambda module, x: module(x)[0]  # noqa: E731
+        expected = run(module, x)
+        outer = torch.nn.Sequential(module)
+        if kind is bridge.LSTMCell:  # torch.nn.LSTM's parameters have weak references of PyTorch's own
+            outer.load_state_dict(torch.nn.Sequential(other).state_dict())
+            expected = run(other, x)
+            assert torch.equal(run(module, x), expected)
+        outer.double()
+        assert_equal([run(module, x.double()).float()], [expected], TOLERANCE["float32"])
+        assert parameter is next(p for name, p in module.named_parameters() if "weight_hh" in name)
+        assert len(bridge.packed._networks) <= before + 2
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def test_parameters_in_one_piece_of_memory(packs: list[Any]) -> None:
+    """As flattened ones are: each first parameter is known by its place."""
+    first, second = (bridge.LSTM(4, 6) for _ in range(2))
+    x = torch.randn(5, 3, 4)
+    expected = [module(x)[0] for module in (first, second)]
+    parameters = [*first.parameters(), *second.parameters()]
+    whole = torch.nn.utils.parameters_to_vector(parameters).detach().clone()
+    torch.nn.utils.vector_to_parameters(whole, parameters)
+    del whole
+    packs.clear()
+    for _ in range(3):
+        assert_same_bits([module(x)[0] for module in (first, second)], expected)
+    assert len(packs) <= 2
 
 
 def test_parameters_from_inference_mode_and_functional_calls() -> None:
@@ -708,7 +812,7 @@ def test_threads_are_bounded_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastlstm.threads._num_threads", 3)
     for asked, expected in ((1, 1), (2, 2), (3, None), (4, None)):
         monkeypatch.setattr(torch, "get_num_threads", lambda asked=asked: asked)
-        assert bridge._allowance() == expected
+        assert bridge.packed.allowance() == expected
 
 
 # ---- Errors --------------------------------------------------------------------------------------------------------------------
@@ -738,6 +842,21 @@ def lstm_errors() -> list[Any]:
         (TypeError, r"input must be on the CPU.*got meta, which has no values", (x.to("meta"),)),
         (TypeError, r"input must be a dense tensor.*to_dense", (x.to_sparse(),)),
     ]
+
+
+@pytest.mark.parametrize("sizes", [[2, 3, 1], [3, 2], [3, 2, 2], [6, 1, -1]])
+def test_packed_sequences_whose_sizes_do_not_fit(sizes: list[int]) -> None:
+    packed = rnn.PackedSequence(torch.zeros(6, 4), torch.tensor(sizes))
+    with pytest.raises(ValueError, match=r"input\.batch_sizes must never rise and must add up to 6.*got \["):
+        bridge.LSTM(4, 6)(packed)
+
+
+@pytest.mark.filterwarnings("ignore")  # of scripting, which is deprecated
+@pytest.mark.parametrize("module", [bridge.LSTM(4, 6), bridge.LSTMCell(4, 6)])
+def test_scripting_is_told_the_way_back(module: Any) -> None:
+    for model in (module, torch.nn.Sequential(torch.nn.Linear(4, 4), module)):
+        with pytest.raises(RuntimeError, match=r"call fastlstm\.torch\.restore\(model\)"):
+            torch.jit.script(model)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -795,8 +914,12 @@ def test_errors_of_the_parameters() -> None:
             bridge.LSTM(4, 6, device="cuda")(x)
     mixed = bridge.LSTM(4, 6)
     mixed.weight_hh_l0 = torch.nn.Parameter(mixed.weight_hh_l0.double())
-    with pytest.raises(ValueError, match="weight_hh_l0 must be float32"):
+    with pytest.raises(
+        TypeError, match=r"weight_hh_l0 is torch\.float64, weight_ih_l0 torch\.float32: call module\.float\(\) or"
+    ):
         mixed(x)
+    with pytest.raises(TypeError, match=r"weight_ih_l0 is torch\.complex64; fastlstm computes in float32 and float64$"):
+        bridge.LSTM(4, 6, dtype=torch.complex64)(x)
     for arguments in ((0, 6), (4, -1), (4, 6, 0)):
         with pytest.raises(ValueError, match="greater than zero"):
             bridge.LSTM(*arguments)
@@ -930,6 +1053,8 @@ def test_what_replace_leaves() -> None:
     wrapped = torch.nn.LSTM(4, 6)
     wrapped.forward = functools.partial(torch.nn.LSTM.forward, wrapped)
     quantised = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(torch.nn.LSTM(4, 6)), {torch.nn.LSTM})
+    mixed = torch.nn.LSTM(4, 6)
+    mixed.bias_hh_l0 = torch.nn.Parameter(mixed.bias_hh_l0.double())
     normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.LSTM(4, 6), "weight_hh_l0")
     model = torch.nn.ModuleDict(
         {
@@ -941,6 +1066,9 @@ def test_what_replace_leaves() -> None:
             "a_normed": normed,
             "a_compiled": compiled,
             "a_wrapped": wrapped,
+            "a_mixed": mixed,
+            "a_complex": torch.nn.LSTMCell(4, 6, dtype=torch.complex64),
+            "a_nothing": torch.nn.LSTMCell(4, 0),
             "a_gru": torch.nn.GRU(4, 6),
             "a_plain": torch.nn.LSTM(4, 6),
         }
@@ -956,6 +1084,9 @@ def test_what_replace_leaves() -> None:
         "a_quantised.0": "quantised",
         "a_normed": "ParametrizedLSTM is not torch.nn's own",
         "a_compiled": "before compile()",
+        "a_mixed": "bias_hh_l0 is torch.float64, weight_ih_l0 torch.float32: call model.float() or model.double()",
+        "a_complex": "float32 and float64",
+        "a_nothing": "hidden_size is 0",
         "a_wrapped": "forward was set on the module itself",
     }.items():
         assert word in done.left.pop(name), name
@@ -987,18 +1118,18 @@ def test_operators_keep_their_word() -> None:
             h, c = (s.detach() for s in states(config, 3))
             x, sizes, _, _ = rnn.pack_sequence([torch.randn(n, config[0], dtype=F64) for n in (5, 2, 1)])
         arguments = (x, h, c, sizes, weights, *options, record)
-        torch.library.opcheck(bridge._lstm, arguments, test_utils=tests)
+        torch.library.opcheck(bridge.operators.lstm, arguments, test_utils=tests)
         if record is not None:
             with torch.no_grad():
-                output, _, c_n, tape = bridge._lstm(*arguments)
+                output, _, c_n, tape = bridge.operators.lstm(*arguments)
             for needs_input in (True, False):
                 some = (tape, output, None, c_n, [*x.shape, *c_n.shape], *options[:3], needs_input, F64)
-                kept = bridge._tapes[int(tape)]
-                given = bridge._lstm_backward(*some)
-                shapes = bridge._backward_shapes(*some)
+                kept = bridge.tapes._tapes[int(tape)]
+                given = bridge.operators.lstm_backward(*some)
+                shapes = bridge.operators.backward_shapes(*some)
                 assert [(g.shape, g.dtype) for g in given] == [(s.shape, s.dtype) for s in shapes]
                 assert kept.used
-                output, _, c_n, tape = bridge._lstm(*arguments)
+                output, _, c_n, tape = bridge.operators.lstm(*arguments)
 
 
 class Tagger(torch.nn.Module):
@@ -1034,6 +1165,20 @@ def test_compile_keeps_the_calls_whole(training: bool) -> None:
     assert_equal([compiled(x)], [model(x)], 1e-6)
 
 
+def test_frozen_inside_what_is_compiled() -> None:
+    torch._dynamo.reset()
+    module, x = bridge.LSTM(4, 6), torch.randn(5, 3, 4)
+
+    def run(x: Any) -> Any:
+        with bridge.frozen():
+            return module(x)[0]
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), module(x)[0])
+    module.weight_ih_l0.data.mul_(2)
+    assert torch.equal(compiled(x), module(x)[0])
+
+
 def test_compile_packed_sequences() -> None:
     torch._dynamo.reset()
     module = modules(CONFIGS[1])[1]
@@ -1060,6 +1205,44 @@ def test_the_compiler_does_not_merge_calls(backend: str) -> None:
 
     compiled = torch.compile(twice, fullgraph=True, backend=backend)
     assert_equal(gradients(module, [], [compiled(x)]), gradients(module, [], [twice(x)]), 1e-12)
+
+
+MAKERS = {
+    "trace": lambda module, x: torch.jit.trace(module, (x,)),
+    "export": lambda module, x: torch.export.export(module, (x,)).module(),
+    "compile": lambda module, x: torch.compile(module, fullgraph=True, backend="eager"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of tracing, which is deprecated
+@pytest.mark.parametrize("make", MAKERS)
+def test_second_derivatives_of_what_was_made_are_refused(make: str) -> None:
+    torch._dynamo.reset()
+    module = modules(CONFIGS[0])[1]
+    made = MAKERS[make](module, torch.randn(5, 3, 4, dtype=F64))
+    owner = module if make == "compile" else made
+    for pick in (lambda head, x, own: head, lambda head, x, own: x, lambda head, x, own: own):
+        with pytest.raises(RuntimeError, match=r"second derivatives.*torch\.nn\.LSTM"):
+            penalised(owner, pick, made)
+
+
+@pytest.mark.parametrize("make", ["trace", "export"])
+@pytest.mark.filterwarnings("ignore")
+def test_what_was_made_does_not_merge_calls(make: str) -> None:
+    """Two equal calls, each with its own gradient."""
+
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = modules(CONFIGS[0])[1]
+
+        def forward(self, x: Any) -> Any:
+            return self.lstm(x)[0].square().sum() + self.lstm(x)[0].sum()
+
+    module, x = Twice(), torch.randn(5, 3, 4, dtype=F64)
+    made = MAKERS[make](module, x)
+    for _ in range(3):
+        assert_equal(gradients(made, [], [made(x)]), gradients(module, [], [module(x)]), 1e-12)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -1103,11 +1286,65 @@ def test_training_on_text() -> None:
         gc.collect()
         sizes.append(resident_bytes())
     assert sizes[-1] - sizes[3] < 4 << 20
-    assert len(bridge._tapes) == 0
+    assert len(bridge.tapes._tapes) == 0
+
+
+SHARDED = """
+import time
+import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+import fastlstm.torch
+
+distributed.init_process_group("gloo")
+torch.set_num_threads(1)
+mesh = init_device_mesh("cpu", (2,))
+losses = []
+for replaced in (False, True):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LSTM(3, 8, 2))
+    if replaced:
+        fastlstm.torch.replace(model)
+    fully_shard(model[0], mesh=mesh)  # the parameters' memory is taken away between calls
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    torch.manual_seed(distributed.get_rank())
+    x = torch.randn(4, 2, 3)
+    for _ in range(4):
+        loss = model(x)[0].square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+difference = max(abs(a - b) for a, b in zip(losses[:4], losses[4:]))
+print(f"process {distributed.get_rank()}: {difference < 1e-5 and losses[4] != losses[7]}\\n", end="", flush=True)
+distributed.destroy_process_group()
+time.sleep(0.5)  # gloo's threads, as in examples/ddp.py
+"""
+
+
+def test_sharded_parameters(tmp_path: Path) -> None:
+    """Two processes, each with half of every parameter: torch.nn.LSTM's losses."""
+    if not hasattr(importlib.import_module("torch.distributed.fsdp"), "fully_shard"):
+        pytest.skip("needs PyTorch 2.6")
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, env=python_environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["process 0: True", "process 1: True"]
 
 
 def test_fastlstm_does_not_import_torch() -> None:
     run_python("import sys, fastlstm; assert 'torch' not in sys.modules; import fastlstm.torch; assert 'torch' in sys.modules")
+
+
+def test_public_names_have_one_place() -> None:
+    """Pickles name it, too."""
+    for kind in (bridge.LSTM, bridge.LSTMCell, bridge.Replaced):
+        assert kind.__module__ == "fastlstm.torch"
+        assert pickle.loads(pickle.dumps(kind)) is kind
 
 
 class Watch(torch.utils._python_dispatch.TorchDispatchMode):

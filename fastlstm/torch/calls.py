@@ -1,0 +1,83 @@
+"""A call of the engine by the way that costs least: outside of PyTorch's operators, as one of them, or inside torch.func."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from fastlstm.torch.operators import FORWARD_MODE, gradients, is_plain, keep, lstm, run_forward
+from fastlstm.torch.packed import Tensor
+from fastlstm.torch.transforms import call_transformed
+
+__all__ = ["call"]
+
+
+def call(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    batch_sizes: Tensor | None,
+    weights: list[Tensor],
+    bias: bool,
+    proj_size: int,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = (x, *weights) if h_0 is None else (x, h_0, c_0, *weights)
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in inputs):
+        raise RuntimeError(FORWARD_MODE)
+    if torch._C._are_functorch_transforms_active():
+        output, h_n, c_n = call_transformed(x, h_0, c_0, batch_sizes, bias, proj_size, bidirectional, batch_first, *weights)
+        return output, h_n, c_n
+    # A trace is for calls with and without gradients
+    wanting = [tensor for tensor in inputs if tensor.requires_grad] if torch.is_grad_enabled() or torch.jit.is_tracing() else []
+    options = bias, proj_size, bidirectional, batch_first
+    if is_plain(*inputs):
+        if wanting:
+            output, h_n, c_n, _ = _Plain.apply(x, h_0, c_0, batch_sizes, *options, *weights)
+        else:
+            output, h_n, c_n, _ = run_forward(x, h_0, c_0, batch_sizes, weights, *options, None)
+        return output, h_n, c_n
+    record = None
+    if wanting:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # which may not hold a torch.autograd.Function
+            # A new tensor each time: a compiler merges equal calls, but each needs a tape of its own. Of all inputs: a trace does
+            # not know which will ask for gradients
+            record = torch.cat([torch.empty(0, dtype=x.dtype), *(tensor[:0].reshape(-1) for tensor in inputs)])
+        else:
+            record = _Origin.apply(*wanting)
+    output, h_n, c_n, _ = lstm(x, h_0, c_0, batch_sizes, weights, *options, record)
+    return output, h_n, c_n
+
+
+class _Plain(torch.autograd.Function):
+    """The operators' derivatives for a call that is no operator. The last result is its own origin, see :class:`_Origin`."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:  # as _Transformed's
+        tensors, options, weights = arguments[:4], arguments[4:8], arguments[8:]
+        inputs = (*tensors, list(weights), *options, weights[0].new_empty(0))
+        output = run_forward(*inputs)
+        keep(ctx, inputs, output)
+        return (*output[:3], inputs[-1])
+
+    @staticmethod
+    def backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, _: None) -> tuple[Any, ...]:
+        needs = *ctx.needs_input_grad[:3], ctx.needs_input_grad[8:]
+        *d_inputs, d_weights = gradients(ctx, needs, d_output, d_h_n, d_c_n)
+        return (*d_inputs, *[None] * 5, *d_weights)
+
+
+class _Origin(torch.autograd.Function):
+    """An empty tensor that comes of all inputs that ask for gradients, and holds none of them."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        ctx.count = len(inputs)
+        return inputs[0].new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return (None,) * ctx.count

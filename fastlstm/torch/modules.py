@@ -1,0 +1,288 @@
+"""The modules, and what they refuse."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+
+from fastlstm.arrays import shape_error
+from fastlstm.torch.calls import call
+from fastlstm.torch.packed import Tensor
+
+__all__ = ["LSTM", "LSTMCell", "wrong_dtype"]
+
+State = tuple[Tensor, Tensor]
+
+
+def _refuse_scripting(module: Any) -> NoReturn:
+    raise RuntimeError(
+        "torch.jit.script compiles PyTorch's own modules alone: call fastlstm.torch.restore(model) before, or torch.jit.trace"
+    )
+
+
+class LSTM(torch.nn.RNNBase):
+    """``torch.nn.LSTM`` on fastlstm's engine: the same arguments, parameters, initialisation, state dict and calls.
+
+    A subclass of ``torch.nn.RNNBase`` but not of ``torch.nn.LSTM``, at which ``torch.compile`` breaks its graph.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        Sizes I of an input and H of the cell state.
+    num_layers : int
+    bias : bool
+    batch_first : bool
+        Whether input and output are ``(B, T, ...)`` instead of ``(T, B, ...)``. States are never batch-first.
+    dropout : float
+        Probability of zeroing an output of every layer but the last, in training; from PyTorch's own generator, as in
+        ``torch.nn.LSTM`` (the same seed drops the same values).
+    bidirectional : bool
+    proj_size : int
+        Size P of the projected h; 0 for none.
+    device, dtype : optional
+        Of the parameters. Calls need them on the CPU, in float32 or float64.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As ``torch.nn.LSTM``.
+
+    Examples
+    --------
+    >>> lstm = fastlstm.torch.LSTM(3, 5, bidirectional=True)
+    >>> output, (h_n, c_n) = lstm(torch.randn(7, 2, 3))
+    >>> output.shape
+    torch.Size([7, 2, 10])
+    """
+
+    __module__ = "fastlstm.torch"
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
+        )
+
+    # What subclasses of torch.nn.LSTM may call
+    check_forward_args = torch.nn.LSTM.check_forward_args
+    get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
+    permute_hidden = torch.nn.LSTM.permute_hidden
+    __prepare_scriptable__ = _refuse_scripting
+
+    def forward(self, input: Any, hx: State | None = None) -> tuple[Any, State]:
+        """Run whole sequences.
+
+        Parameters
+        ----------
+        input : tensor, shape (T, B, I), or PackedSequence
+            ``(B, T, I)`` if `batch_first`; ``(T, I)`` for one sequence. Of the parameters' dtype.
+        hx : (h_0, c_0), optional
+            Shapes (L*D, B, P or H) and (L*D, B, H), without B for one sequence. Zeros if left out.
+
+        Returns
+        -------
+        output : tensor, shape (T, B, D*(P or H)), or PackedSequence
+            Laid out as `input`.
+        (h_n, c_n) : tensors of the shapes of `hx`
+            The state after each row's last step, rows in the order of the caller.
+
+        Raises
+        ------
+        ValueError
+            If a shape does not fit, or a PackedSequence has other sizes than its data.
+        TypeError
+            If a tensor has another dtype than the parameters, is not on the CPU, or autocast is on; the message says what to do.
+        """
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        dtype = _check_weights(self._flat_weights_names, weights)
+        packed = isinstance(input, torch.nn.utils.rnn.PackedSequence)
+        x, batch_sizes, order, back = input if packed else (input, *[None] * 3)
+        _check_tensor("input", x, dtype)
+        single, batch_first = False, self.batch_first and not packed
+        if packed:
+            if x.dim() != 2 or x.shape[1] != self.input_size:
+                raise shape_error("input.data", ("tokens", self.input_size), tuple(x.shape))
+            B = batch_sizes[0] if order is None else order.shape[0]
+            B = B if torch.jit.is_tracing() else int(B)  # a trace is for any number of rows
+        else:
+            single = x.dim() == 2
+            if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
+                raise shape_error("input", (*(("B", "T") if batch_first else ("T", "B")), self.input_size), tuple(x.shape))
+            if single:
+                x, batch_first = x.unsqueeze(1), False
+            B = x.shape[0 if batch_first else 1]
+
+        states, P = self.num_layers * (2 if self.bidirectional else 1), self.proj_size or self.hidden_size
+        h, c = None, None
+        if hx is not None:
+            h, c = _pair(hx)
+            for name, value, size in (("h_0", h, P), ("c_0", c, self.hidden_size)):
+                _check_tensor(name, value, dtype)
+                expected = (states, size) if single else (states, B, size)
+                if tuple(value.shape) != expected:
+                    raise shape_error(name, expected, tuple(value.shape))
+            if single:
+                h, c = h.unsqueeze(1), c.unsqueeze(1)
+            if order is not None:
+                h, c = h.index_select(1, order), c.index_select(1, order)
+        elif packed:  # the operator knows the number of rows from the state
+            h, c = x.new_zeros(states, B, P), x.new_zeros(states, B, self.hidden_size)
+
+        if self.dropout and self.training and self.num_layers > 1:
+            output, h, c = self._layer_by_layer(x, h, c, batch_sizes, weights, batch_first)
+        else:
+            output, h, c = call(x, h, c, batch_sizes, weights, self.bias, self.proj_size, self.bidirectional, batch_first)
+        if back is not None:
+            h, c = h.index_select(1, back), c.index_select(1, back)
+        if packed:
+            output = torch.nn.utils.rnn.PackedSequence(output, batch_sizes, order, back)
+        elif single:
+            output, h, c = output.squeeze(1), h.squeeze(1), c.squeeze(1)
+        return output, (h, c)
+
+    def _layer_by_layer(
+        self, y: Tensor, h: Tensor | None, c: Tensor | None, batch_sizes: Tensor | None, weights: list[Tensor], batch_first: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Each layer a network of its own, with dropout between; time first, as ``torch.nn.LSTM`` draws its numbers."""
+        directions, final = 2 if self.bidirectional else 1, []
+        per_layer = len(weights) // self.num_layers
+        y = y.transpose(0, 1) if batch_first else y
+        for layer in range(self.num_layers):
+            last = layer + 1 == self.num_layers
+            if layer:
+                y = torch.nn.functional.dropout(y, self.dropout)
+            if last and batch_first:
+                y = y.transpose(0, 1)
+            own = slice(layer * directions, (layer + 1) * directions)
+            h_0, c_0 = (None, None) if h is None or c is None else (h[own], c[own])
+            tensors = weights[layer * per_layer : (layer + 1) * per_layer]
+            options = self.bias, self.proj_size, self.bidirectional, last and batch_first
+            y, *state = call(y, h_0, c_0, batch_sizes, tensors, *options)
+            final.append(state)
+        h_n, c_n = (torch.cat(parts) for parts in zip(*final, strict=True))
+        return y, h_n, c_n
+
+
+class LSTMCell(torch.nn.LSTMCell):
+    """``torch.nn.LSTMCell`` on fastlstm's engine: one step at a time, with the same arguments, parameters and calls.
+
+    For inference step by step :func:`frozen` saves looking at the parameters at every step, and :meth:`fastlstm.LSTM.stream` (of
+    ``fastlstm.from_torch(module)``) all of PyTorch's overhead.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+    bias : bool
+    device, dtype : optional
+        Of the parameters. Calls need them on the CPU, in float32 or float64.
+    """
+
+    __module__ = "fastlstm.torch"
+
+    __prepare_scriptable__ = _refuse_scripting
+
+    def forward(self, input: Tensor, hx: State | None = None) -> State:
+        """Take one step.
+
+        Parameters
+        ----------
+        input : tensor, shape (B, I) or (I,)
+        hx : (h_0, c_0), optional
+            Shapes (B, H), or (H,) for one row. Zeros if left out.
+
+        Returns
+        -------
+        h_1, c_1 : tensors, shape (B, H) or (H,)
+
+        Raises
+        ------
+        ValueError, TypeError
+            As :meth:`LSTM.forward`.
+        """
+        names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"][: 4 if self.bias else 2]
+        weights = [getattr(self, name) for name in names]
+        dtype = _check_weights(names, weights)
+        _check_tensor("input", input, dtype)
+        single = input.dim() == 1
+        if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
+            raise shape_error("input", ("B", self.input_size), tuple(input.shape))
+        x = input[None, None] if single else input[None]
+        h, c = None, None
+        if hx is not None:
+            h, c = _pair(hx)
+            expected = (self.hidden_size,) if single else (x.shape[1], self.hidden_size)
+            for name, value in (("h_0", h), ("c_0", c)):
+                _check_tensor(name, value, dtype)
+                if tuple(value.shape) != expected:
+                    raise shape_error(name, expected, tuple(value.shape))
+            h, c = (h[None, None], c[None, None]) if single else (h[None], c[None])
+        _, h, c = call(x, h, c, None, weights, self.bias, 0, False, False)
+        return (h[0, 0], c[0, 0]) if single else (h[0], c[0])
+
+
+def wrong_dtype(names: list[str], weights: list[Tensor], module: str) -> str:
+    """What is wrong with the parameters' dtypes, and what to call; empty if nothing is."""
+    for name, weight in zip(names, weights, strict=True):
+        if weight.dtype not in (torch.float32, torch.float64):
+            advice = "" if weight.dtype.is_complex else f": call {module}.float()"  # which would drop the imaginary part
+            return f"{name} is {weight.dtype}; fastlstm computes in float32 and float64{advice}"
+        if weight.dtype != weights[0].dtype:
+            return f"{name} is {weight.dtype}, {names[0]} {weights[0].dtype}: call {module}.float() or {module}.double()"
+    return ""
+
+
+def _check_weights(names: list[str], weights: list[Tensor]) -> Any:
+    """The dtype of the first parameter, which is that of everything else.
+
+    Every one is looked at: PyTorch would hand a call with one on the meta device to what knows shapes alone, and its output
+    would be whatever memory held.
+    """
+    dtype = weights[0].dtype
+    for name, weight in zip(names, weights, strict=True):
+        if weight.dtype != dtype or dtype not in (torch.float32, torch.float64):
+            raise TypeError(wrong_dtype(names, weights, "module"))
+        device = weight.device.type
+        if device == "meta":
+            raise TypeError(f"{name} is on the meta device, without values: call module.to_empty(device='cpu') and load them")
+        if device != "cpu":
+            raise TypeError(f"{name} is on {weight.device}; fastlstm runs on CPUs: call module.cpu(), or use torch.nn.LSTM")
+    if torch.is_autocast_enabled("cpu"):
+        raise TypeError(
+            "autocast is on, which would compute in another dtype; call this module with tensors of its own dtype "
+            "inside torch.autocast('cpu', enabled=False)"
+        )
+    return dtype
+
+
+def _check_tensor(name: str, value: Any, dtype: Any) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.device.type != "cpu":
+        advice = f"; pass {name}.cpu()" if value.device.type != "meta" else ", which has no values"
+        raise TypeError(f"{name} must be on the CPU as the parameters are, got {value.device}{advice}")
+    if value.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype} as the parameters are, got {value.dtype}; pass {name}.to({dtype})")
+    if not torch.compiler.is_compiling() and value.is_nested:  # older compilers do not know it
+        packed = f"torch.nn.utils.rnn.pack_sequence({name}.unbind(), enforce_sorted=False)"
+        raise TypeError(f"{name} must be a dense tensor, got a nested tensor; an LSTM takes {packed}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {value.layout}; pass {name}.to_dense()")
+
+
+def _pair(hx: Any) -> State:
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+        given = f"{type(hx).__name__} of {len(hx)}" if isinstance(hx, (tuple, list)) else type(hx).__name__
+        raise TypeError(f"hx must be a pair (h_0, c_0), got {given}")
+    return hx[0], hx[1]

@@ -1,0 +1,257 @@
+"""The engine as custom operators of PyTorch, and their derivatives."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastlstm.torch.packed import Tensor, allowance, array_of, packed_network, per_record
+from fastlstm.torch.tapes import Ragged, graph_is_retained, recall, remember
+from fastlstm.weights import parameter_shapes
+
+__all__ = [
+    "DERIVATIVE",
+    "FORWARD_MODE",
+    "OPTIONS",
+    "Once",
+    "backward_shapes",
+    "gradients",
+    "is_plain",
+    "keep",
+    "lstm",
+    "lstm_backward",
+    "run_backward",
+    "run_forward",
+    "weight_shapes",
+]
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether nobody but autograd looks on: then what the operators do is done without them, which take 0.2 ms a call."""
+    ordinary = torch.Tensor, torch.nn.Parameter
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or any(type(t) not in ordinary or torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors if t is not None)
+    )
+
+
+def run_forward(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    batch_sizes: Tensor | None,
+    weights: list[Tensor],
+    bias: bool,
+    proj_size: int,
+    bidirectional: bool,
+    batch_first: bool,
+    record: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``fastlstm::lstm``: x is (T, B, I), (B, T, I) if batch_first, or packed data (tokens, I); the last result names a tape."""
+    network = packed_network(weights, bias, proj_size, bidirectional, batch_first)
+    state = None if h_0 is None else (array_of(h_0), array_of(c_0))
+    ragged = None if batch_sizes is None else Ragged(array_of(batch_sizes), len(x))
+    array = array_of(x)
+    lengths = None
+    if ragged is not None:
+        array, lengths = ragged.spread(array), ragged.lengths
+    if record is not None:
+        tape = network.record(array, state, lengths=lengths, threads=allowance())
+        output, (h_n, c_n), name = tape.output, tape.state, remember(tape, ragged)
+    else:
+        output, (h_n, c_n) = network(array, state, lengths=lengths, threads=allowance())
+        name = torch.empty(0, dtype=torch.int64)
+    if ragged is not None:
+        output = ragged.gather(output)
+    return torch.from_numpy(output), torch.from_numpy(h_n), torch.from_numpy(c_n), name
+
+
+def forward_shapes(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    batch_sizes: Tensor | None,
+    weights: list[Tensor],
+    bias: bool,
+    proj_size: int,
+    bidirectional: bool,
+    batch_first: bool,
+    record: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B = x.shape[0 if batch_first else 1] if h_0 is None else h_0.shape[1]
+    H, D = weights[0].shape[0] // 4, 2 if bidirectional else 1
+    P, records = proj_size or H, len(weights) // per_record(bias, proj_size)
+    return (
+        x.new_empty((*x.shape[:-1], D * P)),
+        x.new_empty((records, B, P)),
+        x.new_empty((records, B, H)),
+        x.new_empty((0 if record is None else 1,), dtype=torch.int64),
+    )
+
+
+def run_backward(
+    tape: Tensor,
+    d_output: Tensor | None,
+    d_h_n: Tensor | None,
+    d_c_n: Tensor | None,
+    shapes: Sequence[int],
+    bias: bool,
+    proj_size: int,
+    bidirectional: bool,
+    needs_input: bool,
+    dtype: Any,
+    again: bool = False,
+) -> list[Tensor]:
+    """``fastlstm::lstm_backward``: gradients of x (empty if not needed), h_0, c_0 and every weight; shapes: of x, then of c_0.
+
+    ``again``: whether the tape may be asked once more.
+    """
+    kept = recall(tape)
+    if kept.used:
+        raise RuntimeError("the gradients of this LSTM call were taken before; the first time needs retain_graph=True")
+    recorded, ragged = kept.tape, kept.ragged
+    if again or graph_is_retained():
+        recorded = copy.copy(recorded)
+    else:
+        kept.used = True
+    d_y, d_h, d_c = (None if d is None else array_of(d) for d in (d_output, d_h_n, d_c_n))
+    if ragged is not None and d_y is not None:
+        d_y = ragged.spread(d_y)
+    grads = recorded.backward(d_y, (d_h, d_c), input=needs_input, threads=allowance())
+    d_x = np.empty(0, grads.state[0].dtype) if grads.input is None else grads.input
+    if ragged is not None and needs_input:
+        d_x = ragged.gather(d_x)
+    return [torch.from_numpy(array) for array in (d_x, *grads.state, *grads.parameters.values())]
+
+
+def backward_shapes(
+    tape: Tensor,
+    d_output: Tensor | None,
+    d_h_n: Tensor | None,
+    d_c_n: Tensor | None,
+    shapes: Sequence[int],
+    bias: bool,
+    proj_size: int,
+    bidirectional: bool,
+    needs_input: bool,
+    dtype: Any,
+    again: bool = False,
+) -> list[Tensor]:
+    *x, records, B, H = shapes
+    tensors = [tuple(x) if needs_input else (0,), (records, B, proj_size or H), (records, B, H)]
+    tensors += weight_shapes(shapes, bias, proj_size, bidirectional)
+    return [tape.new_empty(shape, dtype=dtype) for shape in tensors]
+
+
+def weight_shapes(shapes: Sequence[int], bias: bool, proj_size: int, bidirectional: bool) -> list[tuple[int, ...]]:
+    *x, records, _, H = shapes
+    sizes: dict[str, Any] = {"bias": bias, "bidirectional": bidirectional, "proj_size": proj_size}
+    return list(parameter_shapes(x[-1], H, records // (2 if bidirectional else 1), **sizes).values())
+
+
+def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """What autograd keeps of a call: the name of the tape, which lives as long as that tensor, and sizes."""
+    x, h_0, _, _, _, bias, proj_size, bidirectional, _, record = inputs
+    _, _, c_n, tape = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(tape, record)
+    ctx.has_state = h_0 is not None
+    ctx.shapes, ctx.dtype = [*x.shape, *c_n.shape], x.dtype
+    ctx.options = bias, proj_size, bidirectional
+
+
+def _differentiate(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, _: None) -> tuple[Any, ...]:
+    needs = *ctx.needs_input_grad[:3], ctx.needs_input_grad[4]
+    *d_inputs, d_weights = gradients(ctx, needs, d_output, d_h_n, d_c_n)
+    return (*d_inputs, None, d_weights, *[None] * 5)
+
+
+def gradients(
+    ctx: Any, needs: tuple[Any, ...], d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None
+) -> tuple[Any, ...]:
+    """Of x, h_0 and c_0, and a list of those of the weights; None for what is not needed."""
+    *needs_inputs, needs_weights = needs
+    given = d_output, d_h_n, d_c_n
+    if all(d is None for d in given):
+        return None, None, None, [None] * len(needs_weights)
+    tape, record = ctx.saved_tensors
+    run: Any = run_backward if is_plain(*given) else lstm_backward
+    with torch.no_grad():
+        grads = run(tape, *given, ctx.shapes, *ctx.options, needs_inputs[0], ctx.dtype)
+    if torch.is_grad_enabled():  # create_graph=True: what comes out must not pass for a constant
+        origin = record if record.requires_grad else torch.empty(0, requires_grad=True)
+        grads = _refusing([origin, *(d for d in given if d is not None)], grads)
+    d_x, d_h_0, d_c_0, *d_weights = grads
+    return (
+        d_x if needs_inputs[0] else None,
+        d_h_0 if ctx.has_state and needs_inputs[1] else None,
+        d_c_0 if ctx.has_state and needs_inputs[2] else None,
+        [d if needed else None for d, needed in zip(d_weights, needs_weights, strict=True)],
+    )
+
+
+_SECOND = "fastlstm's LSTM has no second derivatives (create_graph=True); use torch.nn.LSTM for gradients of gradients"
+FORWARD_MODE = "fastlstm's LSTM has no forward-mode derivatives (jvp, jacfwd); use torch.nn.LSTM for those"
+
+
+class Once(torch.autograd.Function):
+    """The first ``count`` tensors, gradients that have none of their own, come of all others: who asks for those is told."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tensors[:count]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(_SECOND)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> None:
+        raise RuntimeError(FORWARD_MODE)
+
+
+_X = "Tensor input, Tensor? h_0, Tensor? c_0, Tensor? batch_sizes, Tensor[] weights, "
+DERIVATIVE = "Tensor tape, Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, SymInt[] shapes, "
+OPTIONS = "bool bias, SymInt proj_size, bool bidirectional, "
+lstm = torch.library.custom_op(
+    "fastlstm::lstm",
+    run_forward,
+    mutates_args=(),
+    schema=f"({_X}{OPTIONS}bool batch_first, Tensor? record) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+lstm_backward = torch.library.custom_op(
+    "fastlstm::lstm_backward",
+    run_backward,
+    mutates_args=(),
+    schema=f"({DERIVATIVE}{OPTIONS}bool needs_input, ScalarType dtype, bool again=False) -> Tensor[]",
+)
+lstm.register_fake(forward_shapes)
+lstm.register_autograd(_differentiate, setup_context=keep)
+lstm_backward.register_fake(backward_shapes)
+
+
+def _refusing(origins: list[Tensor], grads: list[Tensor]) -> Any:
+    """The same gradients, come of the `origins` by way of :class:`Once`."""
+    if torch._C._functorch.is_legacy_batchedtensor(grads[-1]):
+        one = _one(sum((origin.reshape(-1)[:0].sum() for origin in origins[1:]), origins[0].sum()))
+        return [gradient * one for gradient in grads]
+    return Once.apply(len(grads), *grads, *origins)
+
+
+# With is_grads_batched an operator is called for each part, outside of what PyTorch wraps around them: there a graph lasts
+_one = torch.library.custom_op("fastlstm::one", torch.ones_like, mutates_args=(), schema="(Tensor origin) -> Tensor")
+_one.register_autograd(Once.backward)
+_one.register_fake(torch.ones_like)
