@@ -274,7 +274,7 @@ class LSTM(Network[State]):
         ValueError
             If Keras has no such layer: with a projection, peepholes, initial states, clipping or coupled gates.
         """
-        from fastlstm.loaders.keras.export import keras_weights
+        from fastlstm.loaders.keras.live import keras_weights
 
         return keras_weights(self.weights)
 

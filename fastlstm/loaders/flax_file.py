@@ -1,4 +1,4 @@
-"""Files of ``flax.serialization.to_bytes`` (.msgpack): nested dictionaries with arrays in them.
+"""Files of ``flax.serialization.to_bytes`` (.msgpack): nested dictionaries with arrays in them. Live parameters of Flax, too.
 
 Read without the msgpack package: it would make all objects and copies of all arrays before anything could be counted. Here the
 structure is walked once, and arrays stay in the file until they are asked for.
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +24,12 @@ from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders import flax_names
 from fastlstm.loaders.found import Contents, listing, quoted
+from fastlstm.loaders.live import flattened, read_one
 from fastlstm.loaders.source import SourceFile
 from fastlstm.loaders.tensors import STORED, LazyTensor
 from fastlstm.weights import MAX_SIZE
 
-__all__ = ["find", "recognises"]
+__all__ = ["find", "find_live", "recognises"]
 
 MAX_DEPTH = 50
 MAX_NAME = 500
@@ -94,6 +97,29 @@ def find(file: SourceFile) -> Contents:
     names = f": {listing(tensors, 5)}" if tensors else ""
     found = flax_names.find(tensors, read, file.weights_limit)
     return Contents(found, f"a Flax file (msgpack) with {len(tensors)} arrays{names}")
+
+
+def find_live(source: object) -> Contents:
+    """List the LSTMs in a tree of parameters, or in a module of ``flax.nnx``.
+
+    Flax itself is never imported: whoever passes a module has done so.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    """
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(source, nnx.Module):
+        source = nnx.state(source)
+    if not isinstance(source, Mapping):
+        raise TypeError(
+            f"a tree of parameters or a flax.nnx.Module expected, got {type(source).__name__} (of a flax.linen.Module, pass the "
+            "variables; for a file: fastlstm.load)"
+        )
+    tensors = flattened(source)
+    names = f": {listing(tensors, 5)}" if tensors else ""
+    return Contents(flax_names.find(tensors, read_one), f"a tree with {len(tensors)} arrays{names}")
 
 
 class Reader:

@@ -23,21 +23,17 @@ from fastlstm.cell import PLAIN
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
 from fastlstm.loaders.keras.config import NOTHING, CellPlan, Plan, Told, plain_plan
-from fastlstm.loaders.tensors import check_size, handed_over, one_precision, to_floats
+from fastlstm.loaders.tensors import LazyTensor, check_size, handed_over, one_precision, to_floats
 from fastlstm.weights import LayerWeights, Weights, check_sizes
 
 __all__ = ["CellTensors", "Layout", "Tensor", "found"]
 
 
-class Tensor(Protocol):
-    """A tensor of a file or a live layer, not read yet; ``dtype`` is torch's name."""
+class Tensor(LazyTensor, Protocol):
+    """A tensor of a file or a live layer, with its name and how it is read."""
 
     @property
     def name(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> str: ...
     def read(self) -> Array: ...
 
 

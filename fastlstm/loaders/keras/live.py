@@ -1,4 +1,4 @@
-"""Live Keras layers and models. Keras itself is never imported: whoever passes a layer has done so."""
+"""Live Keras layers and models, and the way back. Keras itself is never imported: whoever passes a layer has done so."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from fastlstm.arrays import Array
+from fastlstm.cell import Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Contents, Found, quoted
 from fastlstm.loaders.keras import config as keras_config
 from fastlstm.loaders.keras.layer import CellTensors, Layout, found
 from fastlstm.loaders.tensors import STORED
+from fastlstm.weights import Weights
 
-__all__ = ["find"]
+__all__ = ["find", "keras_weights"]
 
 
 @dataclass(frozen=True)
@@ -122,3 +124,19 @@ def _cells(layer: Any) -> tuple[CellTensors, ...]:
         matrices = LiveTensor(f"{part.name}/kernel", kernel), LiveTensor(f"{part.name}/recurrent_kernel", recurrent)
         cells.append(CellTensors(*matrices, None if bias is None else LiveTensor(f"{part.name}/bias", bias)))
     return tuple(cells)
+
+
+def keras_weights(weights: Weights) -> list[Array]:
+    """See :meth:`fastlstm.LSTM.to_keras_weights`."""
+    arrays = []
+    for layer in weights.layers:
+        for name in ("weight_hr", "weight_peephole", "h_0"):
+            if getattr(layer, name) is not None:
+                raise ValueError(f"Keras has no LSTM with a {name}")
+        cell = layer.cell
+        if cell != Cell(cell.gate, cell.candidate, cell.candidate):
+            raise ValueError("Keras has no LSTM with coupled gates, clipping, or two functions for candidate and output")
+        arrays += [layer.weight_ih.T.copy(), layer.weight_hh.T.copy()]
+        if layer.bias_ih is not None and layer.bias_hh is not None:
+            arrays.append(layer.bias_ih + layer.bias_hh)
+    return arrays
