@@ -607,7 +607,12 @@ def test_a_signal_leaves_nothing_behind(folder: Path, number: signal.Signals) ->
     inputs(1_000_000, 1, I)
     Path("y.npy").write_text("old")
     arguments = ["run", "model.safetensors", "x.npy", "-o", "y.npy", "--state-out", "state.npz", "--chunk", "1"]
-    with subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, env=python_environment()) as running:
+    before = signal.signal(number, signal.SIG_DFL)  # the tests may run under nohup, whose children ignore it too
+    try:
+        running = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, env=python_environment())
+    finally:
+        signal.signal(number, before)
+    with running:
         until = time.monotonic() + 60
         while len(list(folder.glob("*.tmp"))) < 2 and time.monotonic() < until:
             time.sleep(0.01)
