@@ -26,11 +26,11 @@ static inline void fl_pause(void)
 typedef struct {
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_int generation;
-    atomic_int apart;                   /* another process has a processor of the team: the same for all who leave the barrier */
-    _Alignas(64) _Atomic int64_t since; /* when a thread lost patience with spinning: it is waiting since then */
-    _Atomic int64_t place;              /* fl_place of that thread */
-    int64_t begun_ns;                   /* when the call began, set before it */
-    int64_t lost_ns;                    /* what the team has waited for threads that other processes held up */
+    int64_t begun_ns;      /* when the call began, set before it */
+    int64_t lost_ns;       /* what the team has waited for threads that other processes held up */
+    _Atomic int64_t since; /* when a thread lost patience with spinning: it is waiting since then */
+    _Atomic int64_t place; /* fl_place of that thread */
+    atomic_int apart;      /* another process has a processor of the team: the same for all who leave the barrier */
 } fl_barrier;
 
 /* Spinning longer wastes a core that the missing thread may need; a yield costs about half a microsecond when nobody waits. Who is
