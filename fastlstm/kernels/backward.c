@@ -140,6 +140,7 @@ static void recur(place *p, const pass *q, processed after, fl_index t, fl_index
             .K = K,
             .slab = fl_slab(K),
             .panel = R + j * K * bytes,
+            .columns = count,
             .then = then < 0 ? NULL : R + then * K * bytes,
         };
         fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, after.n, &p->watcher);
@@ -300,6 +301,7 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
             .K = net->P,
             .slab = fl_slab(net->P),
             .panel = projection,
+            .columns = net->H - j * width,
             .then = j + 1 < p->unit_end ? projection + fl_padded(net->P) * width * item : NULL,
         };
         fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, n, &p->watcher);

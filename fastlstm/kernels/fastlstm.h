@@ -103,7 +103,7 @@ typedef struct {
 typedef void fl_cell_backward(fl_index n, const fl_cell_gradient *cell);
 
 /* As a tile with long slabs, of inputs that stand in columns: acc[m][j] += sum over k of a[k][m] * panel[k][j].
- *   acc     INOUT M rows of 4V
+ *   acc     INOUT M rows of 4V, of which NV at least are summed
  *   panel   IN    K times 4V
  *   a       IN    [K] rows a_pitch elements apart, of which M elements are used */
 typedef void fl_outer(void *acc, const void *panel, const void *a, fl_index a_pitch, fl_index K);
@@ -174,10 +174,11 @@ typedef struct {
     fl_index V;                              /* lanes */
     fl_tile *tiles[FL_WEIGHTS][FL_MAX_TILE]; /* tiles[kind][M - 1]: M rows, one block; of double FL_FULL alone */
     fl_tile *tile_pair[FL_WEIGHTS];          /* one row, two neighbouring blocks: enough independent chains for one row */
+    fl_tile *narrow[2][FL_MAX_TILE];         /* narrow[N - 1][M - 1]: M rows, the first N vectors of a block; of FL_FULL */
     fl_cell *cell;
     fl_store *store;
     fl_cell_backward *cell_backward;
-    fl_outer *outers[FL_MAX_TILE]; /* outers[M - 1] */
+    fl_outer *outers[FL_VECTORS][FL_MAX_TILE]; /* outers[N - 1][M - 1]: at least the first N vectors of a panel */
     fl_sum_rows *sum_rows;
     fl_add *add;
     fl_variant_cell *variant_cell;

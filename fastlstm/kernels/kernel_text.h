@@ -120,15 +120,15 @@ INLINE void element(const int first, const int early, const int kind, const int 
     }
 }
 
-/* Adds one slab of `count` elements to acc, N vectors at a time, or begins acc with it. */
-INLINE void add_slab(const int early, const int kind, const int M, const int NB, int begins, real *acc, fl_index acc_next,
+/* Adds one slab of `count` elements to acc, N of all `vectors` at a time, or begins acc with it. */
+INLINE void add_slab(const int early, const int kind, const int M, const int vectors, int begins, real *acc, fl_index acc_next,
                      const char *panel, fl_index panel_next, const char *scales, const real *const *row, fl_index k,
                      fl_index count, const char *next, fl_index next_step)
 {
-    const int N = VECTORS(M, NB * FL_VECTORS);
+    const int N = VECTORS(M, vectors);
     const fl_index step = FL_VECTORS * LANES * WEIGHT(kind), beside = next_step > FL_ALIGNMENT ? FL_ALIGNMENT : 0;
 
-    EACH (pass, NB * FL_VECTORS / N) {
+    EACH (pass, vectors / N) {
         const int from = pass * N;
         const char *weights = panel;
         vec sum[FL_MAX_TILE][2 * FL_VECTORS];
@@ -168,8 +168,8 @@ INLINE void add_slab(const int early, const int kind, const int M, const int NB,
     }
 }
 
-/* early, kind, M and NB are constants after inlining, and so is the length of whole slabs. */
-INLINE void tile(const int early, const int kind, const int M, const int NB, int begins, fl_index slab, real *acc,
+/* early, kind, M and vectors are constants after inlining, and so is the length of whole slabs, but in narrow tiles, which are many. */
+INLINE void tile(const int early, const int kind, const int M, const int vectors, int begins, fl_index slab, real *acc,
                  fl_index acc_next, const char *panel, fl_index panel_next, const char *scales, const void *const *rows,
                  fl_index K, const fl_fetch *fetch)
 {
@@ -180,47 +180,53 @@ INLINE void tile(const int early, const int kind, const int M, const int NB, int
 
     EACH (m, M)
         row[m] = rows[m];
-    if (slab == FL_SLAB)
+    if (vectors >= FL_VECTORS && slab == FL_SLAB)
         for (; k + FL_SLAB <= K; k += FL_SLAB, panel += FL_SLAB * step, next += FL_SLAB * next_step)
-            add_slab(early, kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, FL_SLAB, next,
+            add_slab(early, kind, M, vectors, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, FL_SLAB, next,
                      next_step);
-    else
+    else if (vectors >= FL_VECTORS)
         for (; k + FL_LONG_SLAB <= K; k += FL_LONG_SLAB, panel += FL_LONG_SLAB * step, next += FL_LONG_SLAB * next_step)
-            add_slab(early, kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, FL_LONG_SLAB, next,
+            add_slab(early, kind, M, vectors, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, FL_LONG_SLAB, next,
                      next_step);
-    if (k < K)
-        add_slab(early, kind, M, NB, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, K - k, next, next_step);
+    for (; k < K; k += slab, panel += slab * step)
+        add_slab(early, kind, M, vectors, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, fl_min(slab, K - k),
+                 next, next_step);
 }
 
-#define TILE(name, kind, M, NB)                                                                                             \
+#define TILE(name, kind, M, vectors)                                                                                        \
     static void FL_JOIN(name, FL_TYPE)(int begins, const fl_fetch *fetch, fl_index slab, void *acc, fl_index acc_next,      \
                                        const void *panel, fl_index panel_next, const void *scales, const void *const *rows, \
                                        fl_index K)                                                                          \
     {                                                                                                                       \
-        if (FETCHES && M > 2 && fetch && fetch->next)                                                                       \
-            tile(FL_NEXT, kind, M, NB, begins, slab, acc, acc_next, panel, panel_next, scales, rows, K, fetch);             \
-        else if (fetch || M == 1 || !LOADS_ARE_LINES)                                                                       \
-            tile(FL_OWN, kind, M, NB, begins, slab, acc, acc_next, panel, panel_next, scales, rows, K, NULL);               \
+        if (FETCHES && M > 2 && (vectors) >= FL_VECTORS && fetch && fetch->next)                                            \
+            tile(FL_NEXT, kind, M, vectors, begins, slab, acc, acc_next, panel, panel_next, scales, rows, K, fetch);        \
+        else if ((vectors) >= FL_VECTORS && (fetch || M == 1 || !LOADS_ARE_LINES))                                          \
+            tile(FL_OWN, kind, M, vectors, begins, slab, acc, acc_next, panel, panel_next, scales, rows, K, NULL);          \
         else                                                                                                                \
-            tile(FL_NOTHING, kind, M, NB, begins, slab, acc, acc_next, panel, panel_next, scales, rows, K, NULL);           \
+            tile(FL_NOTHING, kind, M, vectors, begins, slab, acc, acc_next, panel, panel_next, scales, rows, K, NULL);      \
     }
-#define TILES(name, kind)              \
-    TILE(FL_JOIN(name, 1), kind, 1, 1) \
-    TILE(FL_JOIN(name, 2), kind, 2, 1) \
-    TILE(FL_JOIN(name, 3), kind, 3, 1) \
-    TILE(FL_JOIN(name, 4), kind, 4, 1) \
-    TILE(FL_JOIN(name, 5), kind, 5, 1) \
-    TILE(FL_JOIN(name, 6), kind, 6, 1) \
-    TILE(FL_JOIN(name, pair), kind, 1, 2)
+#define TILES(name, kind, vectors)           \
+    TILE(FL_JOIN(name, 1), kind, 1, vectors) \
+    TILE(FL_JOIN(name, 2), kind, 2, vectors) \
+    TILE(FL_JOIN(name, 3), kind, 3, vectors) \
+    TILE(FL_JOIN(name, 4), kind, 4, vectors) \
+    TILE(FL_JOIN(name, 5), kind, 5, vectors) \
+    TILE(FL_JOIN(name, 6), kind, 6, vectors)
+#define ALL_TILES(name, kind)     \
+    TILES(name, kind, FL_VECTORS) \
+    TILE(FL_JOIN(name, pair), kind, 1, 2 * FL_VECTORS)
 
-TILES(tile_full, FL_FULL)
+ALL_TILES(tile_full, FL_FULL)
+TILES(tile_single, FL_FULL, 1)
+TILES(tile_double, FL_FULL, 2)
 #if FL_BITS == 32
-TILES(tile_float16, FL_FLOAT16)
-TILES(tile_bfloat16, FL_BFLOAT16)
-TILES(tile_int8, FL_INT8)
+ALL_TILES(tile_float16, FL_FLOAT16)
+ALL_TILES(tile_bfloat16, FL_BFLOAT16)
+ALL_TILES(tile_int8, FL_INT8)
 #endif
 #undef TILE
 #undef TILES
+#undef ALL_TILES
 
 /* ---- Cell ---------------------------------------------------------------------------------------------------------------------- */
 
@@ -499,14 +505,14 @@ INLINE void add_row(fl_index n, const real *a, real *out)
 
 static void add_to(fl_index n, const void *a, void *out) { add_row(n, a, out); }
 
-/* As a tile, but the inputs stand in columns: acc += a^T panel. */
-INLINE void outer(const int M, real *acc, const real *panel, const real *a, fl_index a_pitch, fl_index K)
+/* As a tile, but the inputs stand in columns: acc += a^T panel, of its first `vectors`. */
+INLINE void outer(const int M, const int vectors, real *acc, const real *panel, const real *a, fl_index a_pitch, fl_index K)
 {
-    const int N = VECTORS(M, FL_VECTORS);
+    const int N = VECTORS(M, vectors);
 
     for (fl_index slab = 0; slab < K;
          slab += FL_LONG_SLAB, panel += FL_LONG_SLAB * FL_VECTORS * LANES, a += FL_LONG_SLAB * a_pitch)
-        for (int first = 0; first < FL_VECTORS; first += N) {
+        for (int first = 0; first < vectors; first += N) {
             const real *weights = panel + first * LANES, *inputs = a;
             vec sum[FL_MAX_TILE][FL_VECTORS];
 
@@ -529,19 +535,24 @@ INLINE void outer(const int M, real *acc, const real *panel, const real *a, fl_i
         }
 }
 
-#define OUTER(name, M)                                                                                            \
+#define OUTER(name, M, vectors)                                                                                   \
     static void FL_JOIN(name, FL_TYPE)(void *acc, const void *panel, const void *a, fl_index a_pitch, fl_index K) \
     {                                                                                                             \
-        outer(M, acc, panel, a, a_pitch, K);                                                                      \
+        outer(M, vectors, acc, panel, a, a_pitch, K);                                                             \
     }
+#define OUTERS(name, vectors)           \
+    OUTER(FL_JOIN(name, 1), 1, vectors) \
+    OUTER(FL_JOIN(name, 2), 2, vectors) \
+    OUTER(FL_JOIN(name, 3), 3, vectors) \
+    OUTER(FL_JOIN(name, 4), 4, vectors) \
+    OUTER(FL_JOIN(name, 5), 5, vectors) \
+    OUTER(FL_JOIN(name, 6), 6, vectors)
 
-OUTER(outer_1, 1)
-OUTER(outer_2, 2)
-OUTER(outer_3, 3)
-OUTER(outer_4, 4)
-OUTER(outer_5, 5)
-OUTER(outer_6, 6)
+OUTERS(outer_single, 1)
+OUTERS(outer_double, 2)
+OUTERS(outer_full, FL_VECTORS)
 #undef OUTER
+#undef OUTERS
 
 static void column_sums(fl_index K, const void *a, fl_index a_pitch, void *out, fl_index columns)
 {
@@ -576,34 +587,27 @@ static void store_sums(fl_index n, const void *acc, void *out, fl_index out_pitc
 const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
     .item = sizeof(real),
     .V = LANES,
-#define TILES(name)                                                                                                 \
+#define ROWS(name)                                                                                                  \
     {                                                                                                               \
         FL_JOIN(FL_JOIN(name, 1), FL_TYPE), FL_JOIN(FL_JOIN(name, 2), FL_TYPE), FL_JOIN(FL_JOIN(name, 3), FL_TYPE), \
         FL_JOIN(FL_JOIN(name, 4), FL_TYPE), FL_JOIN(FL_JOIN(name, 5), FL_TYPE), FL_JOIN(FL_JOIN(name, 6), FL_TYPE), \
     }
-    .tiles[FL_FULL] = TILES(tile_full),
+    .tiles[FL_FULL] = ROWS(tile_full),
     .tile_pair[FL_FULL] = FL_JOIN(tile_full_pair, FL_TYPE),
+    .narrow = {ROWS(tile_single), ROWS(tile_double)},
 #if FL_BITS == 32
-    .tiles[FL_FLOAT16] = TILES(tile_float16),
+    .tiles[FL_FLOAT16] = ROWS(tile_float16),
     .tile_pair[FL_FLOAT16] = FL_JOIN(tile_float16_pair, FL_TYPE),
-    .tiles[FL_BFLOAT16] = TILES(tile_bfloat16),
+    .tiles[FL_BFLOAT16] = ROWS(tile_bfloat16),
     .tile_pair[FL_BFLOAT16] = FL_JOIN(tile_bfloat16_pair, FL_TYPE),
-    .tiles[FL_INT8] = TILES(tile_int8),
+    .tiles[FL_INT8] = ROWS(tile_int8),
     .tile_pair[FL_INT8] = FL_JOIN(tile_int8_pair, FL_TYPE),
 #endif
-#undef TILES
     .cell = lstm_cell,
     .store = store_sums,
     .cell_backward = lstm_backward,
-    .outers =
-        {
-            FL_JOIN(outer_1, FL_TYPE),
-            FL_JOIN(outer_2, FL_TYPE),
-            FL_JOIN(outer_3, FL_TYPE),
-            FL_JOIN(outer_4, FL_TYPE),
-            FL_JOIN(outer_5, FL_TYPE),
-            FL_JOIN(outer_6, FL_TYPE),
-        },
+    .outers = {ROWS(outer_single), ROWS(outer_double), ROWS(outer_full), ROWS(outer_full)},
+#undef ROWS
     .sum_rows = column_sums,
     .add = add_to,
     .variant_cell = lstm_variant,

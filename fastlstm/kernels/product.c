@@ -17,6 +17,8 @@ void fl_multiply(const fl_kernels *kernels, const fl_factor *weights, fl_index b
     const fl_index vectors = FL_VECTORS * kernels->V, item = kernels->item, step = vectors * fl_weight_item(kind, item);
     const fl_index K = weights->K, slab = weights->slab;
     const char *scales = weights->panel, *panel = scales + fl_scales_bytes(kind, kernels->V);
+    const fl_index wanted = kind == FL_FULL ? fl_ceil_div(weights->columns, kernels->V) : 0;
+    fl_tile *const *tile = wanted == 1 || wanted == 2 ? kernels->narrow[wanted - 1] : kernels->tiles[kind];
     fl_fetch fetch = {0}, *early = weights->far ? &fetch : NULL;
 
     if (blocks == 2) {
@@ -24,7 +26,7 @@ void fl_multiply(const fl_kernels *kernels, const fl_factor *weights, fl_index b
         return;
     }
     if (n <= FL_MAX_TILE) {
-        kernels->tiles[kind][n - 1](1, early, slab, acc, 0, panel, 0, scales, rows, K);
+        tile[n - 1](1, early, slab, acc, 0, panel, 0, scales, rows, K);
         return;
     }
     const fl_index tiles = fl_ceil_div(n, FL_MAX_TILE), parts = fl_ceil_div(K, most_elements(step));
@@ -40,8 +42,8 @@ void fl_multiply(const fl_kernels *kernels, const fl_factor *weights, fl_index b
                 at[m] = (const char *)rows[first + m] + k * item;
             if (next)
                 fetch.next = next + t * count * fetch.step;
-            kernels->tiles[kind][M - 1](k == 0, next ? early : NULL, slab, acc + first * vectors * item, 0, panel + k * step, 0,
-                                        scales, at, count);
+            tile[M - 1](k == 0, next ? early : NULL, slab, acc + first * vectors * item, 0, panel + k * step, 0, scales, at,
+                        count);
         }
         if (left && fl_stopped(watcher, n * count * vectors)) /* one product of many rows may take a second */
             return;

@@ -12,6 +12,7 @@ typedef struct {
     fl_index K, slab;
     const char *panel;
     fl_index panel_next; /* bytes to a second block's */
+    fl_index columns;    /* that are wanted of a block's 4V: others may be left out; 0: all */
     const char *then;    /* of the next product, to be fetched early; NULL: it is not known, or near */
 } fl_factor;
 

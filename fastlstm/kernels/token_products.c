@@ -25,6 +25,7 @@ static int input_gradient(place *p, const pass *q, fl_index first, fl_index toke
             .K = K,
             .slab = fl_slab(K),
             .panel = W,
+            .columns = count,
             .then = at + 1 < end ? (const char *)q->weights->W + (at + 1) / pieces * K * width * item : NULL,
         };
         fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, n, &p->watcher);
@@ -54,6 +55,7 @@ static void outer_product(const place *p, int begins, fl_index n, const char *a,
 {
     const fl_index item = p->net->item, width = FL_VECTORS * p->net->V, tiles = fl_ceil_div(rows, FL_MAX_TILE);
     const fl_index count = fl_min(width, columns - column);
+    fl_outer *const *outer = p->kernels->outers[fl_ceil_div(count, p->net->V) - 1];
 
     for (fl_index tile = 0; tile < tiles; tile++) {
         const fl_index from = fl_share(rows, tiles, tile), M = fl_share(rows, tiles, tile + 1) - from;
@@ -63,7 +65,7 @@ static void outer_product(const place *p, int begins, fl_index n, const char *a,
             for (fl_index at = 0; at < count * item; at += FL_ALIGNMENT)
                 __builtin_prefetch(to + m * columns * item + at, 1);
         memset(p->acc, 0, (size_t)(M * width * item));
-        p->kernels->outers[M - 1](p->acc, p->panel, a + from * item, a_pitch / item, n);
+        outer[M - 1](p->acc, p->panel, a + from * item, a_pitch / item, n);
         for (fl_index m = 0; m < M; m++) {
             if (begins)
                 memset(to + m * columns * item, 0, (size_t)(count * item));

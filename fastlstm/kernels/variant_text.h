@@ -1,7 +1,7 @@
 /* The cell with anything changed: activations, peepholes, coupled gates, clips. Included by kernel_text.h, with its vector words.
  *
  * It works in passes over the n rows of a block, which stay in the L1 cache, so that what is chosen at run time is chosen once for
- * all rows. PyTorch's own cell does not come here.
+ * all rows. PyTorch's own cell does not come here. UNROLL(1): GCC would write loops of few rows out, each with its exponentials.
  */
 #define log1p_unit FL_JOIN(log1p_unit, FL_TYPE)
 #define exp_below FL_JOIN(exp_below, FL_TYPE)
@@ -81,6 +81,7 @@ static void activate(const fl_activation *function, real *at, fl_index pitch, fl
     vec numerator, denominator;
 
 #define EVERY(value)                                      \
+    UNROLL(1)                                             \
     for (fl_index row = 0; row < n; row++, at += pitch) { \
         const vec x = v_load(at);                         \
         v_store(at, value);                               \
@@ -228,6 +229,7 @@ static void variant_functions(const fl_variant *variant, const real *z, fl_index
     const vec bound = v_set((real)variant->gate_clip), one = v_set(1), zero = v_set(0);
     const fl_index pitch = 5 * LANES;
 
+    UNROLL(1)
     for (fl_index row = 0; row < n; row++)
         for (int v = 0; v < 5; v++) {
             const vec x = v < 4 ? clamp(v_load(z + row * z_pitch + v * FL_UNITS), bound) : v_load(c + row * c_pitch);
@@ -238,6 +240,7 @@ static void variant_functions(const fl_variant *variant, const real *z, fl_index
         activate(functions[v], value + v * LANES, pitch, n);
         slopes(functions[v], slope + v * LANES, pitch, n);
     }
+    UNROLL(1)
     for (fl_index row = 0; row < n; row++, value += pitch, slope += pitch) {
         for (int v = 0; v < 4; v++) {
             const ivec clipped = (ivec)(magnitude(v_load(z + row * z_pitch + v * FL_UNITS)) > bound);
