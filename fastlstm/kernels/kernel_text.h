@@ -55,6 +55,7 @@ enum { AHEAD = 32 }; /* elements whose weights are fetched before they are neede
 /* Whether a load is a whole cache line. Then what a processor sees coming is worth more than the instructions that unrolling saves: it
  * fetches ahead by the distance between two loads of one instruction (Zen 5, one row from L2: 30 % of the time). */
 #define LOADS_ARE_LINES (FL_WIDTH == FL_ALIGNMENT)
+#define UNROLLED (SEVERAL > 1 && !LOADS_ARE_LINES)
 
 /* How many vectors a tile of M rows takes at a time: N sums of each row stay in three quarters of the registers, beside one element's
  * weights and a broadcast input. 6 x 4 of AVX-512's and NEON's 32; AVX2 and SSE have 16: 3 x 4, or 6 x 2 in two passes. */
@@ -168,7 +169,8 @@ INLINE void add_slab(const int early, const int kind, const int M, const int vec
     }
 }
 
-/* early, kind, M and vectors are constants after inlining, and so is the length of whole slabs, but in narrow tiles, which are many. */
+/* early, kind, M and vectors are constants after inlining. So is the length of whole slabs where loops are unrolled, but in narrow tiles,
+ * which are many. */
 INLINE void tile(const int early, const int kind, const int M, const int vectors, int begins, fl_index slab, real *acc,
                  fl_index acc_next, const char *panel, fl_index panel_next, const char *scales, const void *const *rows,
                  fl_index K, const fl_fetch *fetch)
@@ -180,15 +182,15 @@ INLINE void tile(const int early, const int kind, const int M, const int vectors
 
     EACH (m, M)
         row[m] = rows[m];
-    if (vectors >= FL_VECTORS && slab == FL_SLAB)
+    if (UNROLLED && vectors >= FL_VECTORS && slab == FL_SLAB)
         for (; k + FL_SLAB <= K; k += FL_SLAB, panel += FL_SLAB * step, next += FL_SLAB * next_step)
             add_slab(early, kind, M, vectors, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, FL_SLAB, next,
                      next_step);
-    else if (vectors >= FL_VECTORS)
+    else if (UNROLLED && vectors >= FL_VECTORS)
         for (; k + FL_LONG_SLAB <= K; k += FL_LONG_SLAB, panel += FL_LONG_SLAB * step, next += FL_LONG_SLAB * next_step)
             add_slab(early, kind, M, vectors, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, FL_LONG_SLAB, next,
                      next_step);
-    for (; k < K; k += slab, panel += slab * step)
+    for (; k < K; k += slab, panel += slab * step, next += slab * next_step)
         add_slab(early, kind, M, vectors, begins && !k, acc, acc_next, panel, panel_next, scales, row, k, fl_min(slab, K - k),
                  next, next_step);
 }
