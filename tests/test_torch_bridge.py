@@ -177,6 +177,118 @@ def test_dropout_drops_what_torch_drops(config: tuple[Any, ...], packed: bool) -
     assert_equal(flat(ours.eval()(argument, hx)), flat(theirs.eval()(argument, hx)), TOLERANCE["float64"])
 
 
+# ---- Rows that begin anew ------------------------------------------------------------------------------------------------------
+
+
+def each_stretch(module: Any, x: Any, hx: Any, resets: Any) -> Any:
+    """What resets mean, by ``torch.nn.LSTM``: the stretches between them are sequences of their own, (T, B, I) row by row."""
+    outputs, finals = [], []
+    for row in range(x.shape[1]):
+        cuts = [int(t) for t in resets[:, row].nonzero()]
+        begins = [0, *(t for t in cuts if t)]
+        stretches, last = [], None
+        for k, (begin, end) in enumerate(zip(begins, [*begins[1:], len(x)], strict=True)):
+            state = []
+            for given in hx:
+                from_left = k == 0 and 0 not in cuts, k == len(begins) - 1
+                kept = torch.tensor([from_left[n % 2 if module.bidirectional else 0] for n in range(len(given))])
+                state.append(given[:, row : row + 1] * kept[:, None, None])
+            output, final = module(x[begin:end, row : row + 1], tuple(state))
+            stretches.append(output)
+            if last is None:
+                last = final
+            elif module.bidirectional:  # backwards, the first stretch is the last one
+                odd = (torch.arange(len(final[0])) % 2 == 1)[:, None, None]
+                last = tuple(torch.where(odd, first, here) for first, here in zip(last, final, strict=True))
+            else:
+                last = final
+        outputs.append(torch.cat(stretches))
+        finals.append(last)
+    h_n, c_n = (torch.cat(parts, 1) for parts in zip(*finals, strict=True))
+    return torch.cat(outputs, 1), (h_n, c_n)
+
+
+def some_resets(T: int, B: int) -> Any:
+    """Of the first step, two in a row, the last step, and a row without any."""
+    resets = torch.zeros(T, B, dtype=torch.bool)
+    resets[0, 0] = resets[2, 0] = resets[3, 0] = resets[T - 1, 1] = True
+    return resets
+
+
+@pytest.mark.parametrize("rows", [3, None])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_rows_that_begin_anew(config: tuple[Any, ...], rows: int | None) -> None:
+    theirs, ours = modules(config)
+    B = rows or 1
+    x, hx = torch.randn(7, B, config[0], dtype=F64, requires_grad=True), states(config, B)
+    resets = some_resets(7, 3)[:, :B]
+    given: tuple[Any, ...] = (x.transpose(0, 1) if config[4] else x, hx, resets)
+    if rows is None:
+        given = x[:, 0], tuple(s[:, 0] for s in hx), resets[:, 0]
+    output, state = ours(*given[:2], resets=given[2])
+    if rows is None:
+        values = [y.unsqueeze(1) for y in flat((output, state))]
+    else:
+        values = flat((output.transpose(0, 1) if config[4] else output, state))
+    theirs.batch_first = False
+    expected = flat(each_stretch(theirs, x, hx, resets))
+    results = values + gradients(ours, [x, *hx], values)
+    assert_equal(results, expected + gradients(theirs, [x, *hx], expected), 10 * TOLERANCE["float64"])
+    with torch.no_grad():
+        assert_same_bits(flat(ours(*given[:2], resets=given[2])), flat((output, state)))
+    none = torch.zeros_like(given[2])
+    assert_same_bits(flat(ours(*given[:2], resets=none)), flat(ours(*given[:2])))
+
+
+def test_resets_between_layers_that_drop() -> None:
+    """The same bits as without dropout, where nothing is dropped; and something else where half is."""
+    config = CONFIGS[1]
+    ours = modules(config, dropout=0.5)[1]
+    x = torch.randn(*((3, 7) if config[4] else (7, 3)), config[0], dtype=F64)
+    resets = some_resets(7, 3)
+    whole = flat(ours.eval()(x, resets=resets))
+    assert not torch.equal(flat(ours.train()(x, resets=resets))[0], whole[0])
+    ours.dropout = 1e-300  # drops nothing, but layer by layer
+    assert_same_bits(flat(ours(x, resets=resets)), whole)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_resets_under_transforms_and_compilers() -> None:
+    module = modules(CONFIGS[0])[1]
+    x, resets = torch.randn(7, 3, 4, dtype=F64), some_resets(7, 3)
+    parameters = {name: value.detach() for name, value in module.named_parameters()}
+
+    def loss(parameters: Any, x: Any, resets: Any) -> Any:
+        return torch.func.functional_call(module, parameters, (x,), {"resets": resets})[0].square().sum()
+
+    module(x, resets=resets)[0].square().sum().backward()
+    expected = [parameter.grad for parameter in module.parameters()]
+    assert_same_bits(list(torch.func.grad(loss)(parameters, x, resets).values()), expected)
+    apart = torch.func.vmap(torch.func.grad(loss), (None, 1, 1))(parameters, x[:, :, None], resets[:, :, None])
+    assert_equal([d.sum(0) for d in apart.values()], expected, 1e-12)
+    compiled = torch.compile(lambda x, resets: module(x, resets=resets)[0], fullgraph=True, backend="aot_eager")
+    given = compiled(x, resets)
+    assert_same_bits([given], [module(x, resets=resets)[0]])
+    assert_same_bits(list(torch.autograd.grad(given.square().sum(), list(module.parameters()))), expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # of tracing, which is deprecated
+@pytest.mark.parametrize("make", [torch.jit.trace, lambda module, given: torch.export.export(module, given).module()])
+def test_resets_are_an_input_of_what_is_made(make: Any) -> None:
+    class Learner(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = modules(CONFIGS[0])[1]
+
+        def forward(self, x: Any, resets: Any) -> Any:
+            return self.lstm(x, resets=resets)[0]
+
+    module, x = Learner(), torch.randn(7, 3, 4, dtype=F64)
+    made = make(module, (x, some_resets(7, 3)))
+    for resets in (some_resets(7, 3), some_resets(7, 3).flip(0)):
+        assert_same_bits([made(x, resets)], [module(x, resets)])
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("config", CONFIGS[:4])
 def test_gradcheck(config: tuple[Any, ...], packed: bool) -> None:
@@ -322,7 +434,7 @@ def test_backward_again() -> None:
 def test_a_tape_that_was_used_says_so() -> None:
     module = modules(CONFIGS[0])[1]
     output, *_, tape = bridge.operators.lstm(
-        torch.randn(5, 3, 4, dtype=F64), None, None, None, list(module.parameters()), True, 0, False, False, torch.empty(0)
+        torch.randn(5, 3, 4, dtype=F64), *[None] * 4, list(module.parameters()), True, 0, False, False, torch.empty(0)
     )
     arguments = (tape, output, None, None, [5, 3, 4, 1, 3, 6], True, 0, False, True, F64)
     bridge.operators.lstm_backward(*arguments)
@@ -844,6 +956,25 @@ def lstm_errors() -> list[Any]:
     ]
 
 
+@pytest.mark.parametrize(
+    ("error", "message", "resets"),
+    [
+        (TypeError, r"resets must be a tensor, got list", [[False]]),
+        (TypeError, r"resets must be torch\.bool, got torch\.float32; pass resets\.to\(torch\.bool\)", torch.zeros(5, 3)),
+        (TypeError, r"resets must be on the CPU.*got meta", torch.zeros(5, 3, dtype=torch.bool, device="meta")),
+        (ValueError, r"resets must have shape \(5, 3\), got \(3, 5\)", torch.zeros(3, 5, dtype=torch.bool)),
+        (ValueError, r"resets must have shape \(5, 3\), got \(5,\)", torch.zeros(5, dtype=torch.bool)),
+    ],
+)
+def test_resets_that_do_not_fit(error: Any, message: str, resets: Any) -> None:
+    for batch_first in (False, True):
+        x = torch.zeros(3, 5, 4) if batch_first else torch.zeros(5, 3, 4)
+        with pytest.raises(error, match=message):
+            bridge.LSTM(4, 6, batch_first=batch_first)(x, resets=resets)
+    with pytest.raises(ValueError, match="a PackedSequence takes none"):
+        bridge.LSTM(4, 6)(rnn.pack_sequence([torch.zeros(5, 4)]), resets=torch.zeros(5, 1, dtype=torch.bool))
+
+
 @pytest.mark.parametrize("sizes", [[2, 3, 1], [3, 2], [3, 2, 2], [6, 1, -1]])
 def test_packed_sequences_whose_sizes_do_not_fit(sizes: list[int]) -> None:
     packed = rnn.PackedSequence(torch.zeros(6, 4), torch.tensor(sizes))
@@ -1113,11 +1244,14 @@ def test_operators_keep_their_word() -> None:
         module = modules(config)[1]
         weights, options = list(module.parameters()), (config[3], config[6], config[5], config[4] and not packed)
         x = torch.randn(3, 5, config[0], dtype=F64)
-        h, c, sizes = None, None, None
+        h, c, sizes, resets = None, None, None, torch.rand(x.shape[1], x.shape[0]) < 0.3
+        if not options[3]:
+            resets = resets.T.contiguous()
         if packed:
+            resets = None
             h, c = (s.detach() for s in states(config, 3))
             x, sizes, _, _ = rnn.pack_sequence([torch.randn(n, config[0], dtype=F64) for n in (5, 2, 1)])
-        arguments = (x, h, c, sizes, weights, *options, record)
+        arguments = (x, h, c, sizes, resets, weights, *options, record)
         torch.library.opcheck(bridge.operators.lstm, arguments, test_utils=tests)
         if record is not None:
             with torch.no_grad():

@@ -19,26 +19,27 @@ def call(
     h_0: Tensor | None,
     c_0: Tensor | None,
     batch_sizes: Tensor | None,
+    resets: Tensor | None,
     weights: list[Tensor],
     bias: bool,
     proj_size: int,
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    options = bias, proj_size, bidirectional, batch_first
     inputs = (x, *weights) if h_0 is None else (x, h_0, c_0, *weights)
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in inputs):
         raise RuntimeError(FORWARD_MODE)
     if torch._C._are_functorch_transforms_active():
-        output, h_n, c_n = call_transformed(x, h_0, c_0, batch_sizes, bias, proj_size, bidirectional, batch_first, *weights)
+        output, h_n, c_n = call_transformed(x, h_0, c_0, batch_sizes, resets, *options, *weights)
         return output, h_n, c_n
     # A trace is for calls with and without gradients
     wanting = [tensor for tensor in inputs if tensor.requires_grad] if torch.is_grad_enabled() or torch.jit.is_tracing() else []
-    options = bias, proj_size, bidirectional, batch_first
-    if is_plain(*inputs):
+    if is_plain(*inputs, resets):
         if wanting:
-            output, h_n, c_n, _ = _Plain.apply(x, h_0, c_0, batch_sizes, *options, *weights)
+            output, h_n, c_n, _ = _Plain.apply(x, h_0, c_0, batch_sizes, resets, *options, *weights)
         else:
-            output, h_n, c_n, _ = run_forward(x, h_0, c_0, batch_sizes, weights, *options, None)
+            output, h_n, c_n, _ = run_forward(x, h_0, c_0, batch_sizes, resets, weights, *options, None)
         return output, h_n, c_n
     record = None
     if wanting:
@@ -48,7 +49,7 @@ def call(
             record = torch.cat([torch.empty(0, dtype=x.dtype), *(tensor[:0].reshape(-1) for tensor in inputs)])
         else:
             record = _Origin.apply(*wanting)
-    output, h_n, c_n, _ = lstm(x, h_0, c_0, batch_sizes, weights, *options, record)
+    output, h_n, c_n, _ = lstm(x, h_0, c_0, batch_sizes, resets, weights, *options, record)
     return output, h_n, c_n
 
 
@@ -57,7 +58,7 @@ class _Plain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:  # as _Transformed's
-        tensors, options, weights = arguments[:4], arguments[4:8], arguments[8:]
+        tensors, options, weights = arguments[:5], arguments[5:9], arguments[9:]
         inputs = (*tensors, list(weights), *options, weights[0].new_empty(0))
         output = run_forward(*inputs)
         keep(ctx, inputs, output)
@@ -65,9 +66,9 @@ class _Plain(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, _: None) -> tuple[Any, ...]:
-        needs = *ctx.needs_input_grad[:3], ctx.needs_input_grad[8:]
+        needs = *ctx.needs_input_grad[:3], ctx.needs_input_grad[9:]
         *d_inputs, d_weights = gradients(ctx, needs, d_output, d_h_n, d_c_n)
-        return (*d_inputs, *[None] * 5, *d_weights)
+        return (*d_inputs, *[None] * 6, *d_weights)
 
 
 class _Origin(torch.autograd.Function):

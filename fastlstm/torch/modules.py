@@ -81,7 +81,7 @@ class LSTM(torch.nn.RNNBase):
     permute_hidden = torch.nn.LSTM.permute_hidden
     __prepare_scriptable__ = _refuse_scripting
 
-    def forward(self, input: Any, hx: State | None = None) -> tuple[Any, State]:
+    def forward(self, input: Any, hx: State | None = None, *, resets: Tensor | None = None) -> tuple[Any, State]:
         """Run whole sequences.
 
         Parameters
@@ -90,6 +90,10 @@ class LSTM(torch.nn.RNNBase):
             ``(B, T, I)`` if `batch_first`; ``(T, I)`` for one sequence. Of the parameters' dtype.
         hx : (h_0, c_0), optional
             Shapes (L*D, B, P or H) and (L*D, B, H), without B for one sequence. Zeros if left out.
+        resets : tensor of bool, shape (T, B), optional
+            Where true, that row starts anew from zeros before that step, such as the first one of an episode. Also (T, B) if
+            `batch_first`; ``(T,)`` for one sequence. No gradient crosses. The backward direction begins anew at the same places:
+            before it takes the step left of each reset.
 
         Returns
         -------
@@ -101,7 +105,7 @@ class LSTM(torch.nn.RNNBase):
         Raises
         ------
         ValueError
-            If a shape does not fit, or a PackedSequence has other sizes than its data.
+            If a shape does not fit, a PackedSequence has other sizes than its data, or resets are given with one.
         TypeError
             If a tensor has another dtype than the parameters, is not on the CPU, or autocast is on; the message says what to do.
         """
@@ -112,6 +116,8 @@ class LSTM(torch.nn.RNNBase):
         _check_tensor("input", x, dtype)
         single, batch_first = False, self.batch_first and not packed
         if packed:
+            if resets is not None:
+                raise ValueError("resets are for padded tensors: a PackedSequence takes none")
             if x.dim() != 2 or x.shape[1] != self.input_size:
                 raise shape_error("input.data", ("tokens", self.input_size), tuple(x.shape))
             B = batch_sizes[0] if order is None else order.shape[0]
@@ -123,6 +129,13 @@ class LSTM(torch.nn.RNNBase):
             if single:
                 x, batch_first = x.unsqueeze(1), False
             B = x.shape[0 if batch_first else 1]
+            if resets is not None:
+                _check_tensor("resets", resets, torch.bool)
+                T = x.shape[1 if batch_first else 0]
+                flags = (T,) if single else (T, B)
+                if tuple(resets.shape) != flags:
+                    raise shape_error("resets", flags, tuple(resets.shape))
+                resets = resets.unsqueeze(1) if single else resets
 
         states, P = self.num_layers * (2 if self.bidirectional else 1), self.proj_size or self.hidden_size
         h, c = None, None
@@ -141,9 +154,9 @@ class LSTM(torch.nn.RNNBase):
             h, c = x.new_zeros(states, B, P), x.new_zeros(states, B, self.hidden_size)
 
         if self.dropout and self.training and self.num_layers > 1:
-            output, h, c = self._layer_by_layer(x, h, c, batch_sizes, weights, batch_first)
+            output, h, c = self._layer_by_layer(x, h, c, batch_sizes, resets, weights, batch_first)
         else:
-            output, h, c = call(x, h, c, batch_sizes, weights, self.bias, self.proj_size, self.bidirectional, batch_first)
+            output, h, c = call(x, h, c, batch_sizes, resets, weights, self.bias, self.proj_size, self.bidirectional, batch_first)
         if back is not None:
             h, c = h.index_select(1, back), c.index_select(1, back)
         if packed:
@@ -153,7 +166,14 @@ class LSTM(torch.nn.RNNBase):
         return output, (h, c)
 
     def _layer_by_layer(
-        self, y: Tensor, h: Tensor | None, c: Tensor | None, batch_sizes: Tensor | None, weights: list[Tensor], batch_first: bool
+        self,
+        y: Tensor,
+        h: Tensor | None,
+        c: Tensor | None,
+        batch_sizes: Tensor | None,
+        resets: Tensor | None,
+        weights: list[Tensor],
+        batch_first: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Each layer a network of its own, with dropout between; time first, as ``torch.nn.LSTM`` draws its numbers."""
         directions, final = 2 if self.bidirectional else 1, []
@@ -169,7 +189,7 @@ class LSTM(torch.nn.RNNBase):
             h_0, c_0 = (None, None) if h is None or c is None else (h[own], c[own])
             tensors = weights[layer * per_layer : (layer + 1) * per_layer]
             options = self.bias, self.proj_size, self.bidirectional, last and batch_first
-            y, *state = call(y, h_0, c_0, batch_sizes, tensors, *options)
+            y, *state = call(y, h_0, c_0, batch_sizes, resets, tensors, *options)
             final.append(state)
         h_n, c_n = (torch.cat(parts) for parts in zip(*final, strict=True))
         return y, h_n, c_n
@@ -228,7 +248,7 @@ class LSTMCell(torch.nn.LSTMCell):
                 if tuple(value.shape) != expected:
                     raise shape_error(name, expected, tuple(value.shape))
             h, c = (h[None, None], c[None, None]) if single else (h[None], c[None])
-        _, h, c = call(x, h, c, None, weights, self.bias, 0, False, False)
+        _, h, c = call(x, h, c, None, None, weights, self.bias, 0, False, False)
         return (h[0, 0], c[0, 0]) if single else (h[0], c[0])
 
 
@@ -273,7 +293,8 @@ def _check_tensor(name: str, value: Any, dtype: Any) -> None:
         advice = f"; pass {name}.cpu()" if value.device.type != "meta" else ", which has no values"
         raise TypeError(f"{name} must be on the CPU as the parameters are, got {value.device}{advice}")
     if value.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype} as the parameters are, got {value.dtype}; pass {name}.to({dtype})")
+        like = "" if dtype == torch.bool else " as the parameters are"
+        raise TypeError(f"{name} must be {dtype}{like}, got {value.dtype}; pass {name}.to({dtype})")
     if not torch.compiler.is_compiling() and value.is_nested:  # older compilers do not know it
         packed = f"torch.nn.utils.rnn.pack_sequence({name}.unbind(), enforce_sorted=False)"
         raise TypeError(f"{name} must be a dense tensor, got a nested tensor; an LSTM takes {packed}")

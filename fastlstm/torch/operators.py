@@ -47,6 +47,7 @@ def run_forward(
     h_0: Tensor | None,
     c_0: Tensor | None,
     batch_sizes: Tensor | None,
+    resets: Tensor | None,
     weights: list[Tensor],
     bias: bool,
     proj_size: int,
@@ -54,19 +55,22 @@ def run_forward(
     batch_first: bool,
     record: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``fastlstm::lstm``: x is (T, B, I), (B, T, I) if batch_first, or packed data (tokens, I); the last result names a tape."""
+    """``fastlstm::lstm``: x is (T, B, I), (B, T, I) if batch_first, or packed data (tokens, I), which knows no resets (T, B); the
+    last result names a tape."""
     network = packed_network(weights, bias, proj_size, bidirectional, batch_first)
     state = None if h_0 is None else (array_of(h_0), array_of(c_0))
     ragged = None if batch_sizes is None else Ragged(array_of(batch_sizes), len(x))
     array = array_of(x)
-    lengths = None
+    tokens: dict[str, Any] = {"threads": allowance()}
     if ragged is not None:
-        array, lengths = ragged.spread(array), ragged.lengths
+        array, tokens["lengths"] = ragged.spread(array), ragged.lengths
+    if resets is not None:
+        tokens["resets"] = array_of(resets)
     if record is not None:
-        tape = network.record(array, state, lengths=lengths, threads=allowance())
+        tape = network.record(array, state, **tokens)
         output, (h_n, c_n), name = tape.output, tape.state, remember(tape, ragged)
     else:
-        output, (h_n, c_n) = network(array, state, lengths=lengths, threads=allowance())
+        output, (h_n, c_n) = network(array, state, **tokens)
         name = torch.empty(0, dtype=torch.int64)
     if ragged is not None:
         output = ragged.gather(output)
@@ -78,6 +82,7 @@ def forward_shapes(
     h_0: Tensor | None,
     c_0: Tensor | None,
     batch_sizes: Tensor | None,
+    resets: Tensor | None,
     weights: list[Tensor],
     bias: bool,
     proj_size: int,
@@ -158,7 +163,7 @@ def weight_shapes(shapes: Sequence[int], bias: bool, proj_size: int, bidirection
 
 def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """What autograd keeps of a call: the name of the tape, which lives as long as that tensor, and sizes."""
-    x, h_0, _, _, _, bias, proj_size, bidirectional, _, record = inputs
+    x, h_0, *_, bias, proj_size, bidirectional, _, record = inputs
     _, _, c_n, tape = output
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(tape, record)
@@ -168,9 +173,9 @@ def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
 
 
 def _differentiate(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, _: None) -> tuple[Any, ...]:
-    needs = *ctx.needs_input_grad[:3], ctx.needs_input_grad[4]
+    needs = *ctx.needs_input_grad[:3], ctx.needs_input_grad[5]
     *d_inputs, d_weights = gradients(ctx, needs, d_output, d_h_n, d_c_n)
-    return (*d_inputs, None, d_weights, *[None] * 5)
+    return (*d_inputs, None, None, d_weights, *[None] * 5)
 
 
 def gradients(
@@ -223,7 +228,7 @@ class Once(torch.autograd.Function):
         raise RuntimeError(FORWARD_MODE)
 
 
-_X = "Tensor input, Tensor? h_0, Tensor? c_0, Tensor? batch_sizes, Tensor[] weights, "
+_X = "Tensor input, Tensor? h_0, Tensor? c_0, Tensor? batch_sizes, Tensor? resets, Tensor[] weights, "
 DERIVATIVE = "Tensor tape, Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, SymInt[] shapes, "
 OPTIONS = "bool bias, SymInt proj_size, bool bidirectional, "
 lstm = torch.library.custom_op(

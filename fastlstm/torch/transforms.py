@@ -43,6 +43,7 @@ class _Transformed(torch.autograd.Function):
         h_0: Tensor | None,
         c_0: Tensor | None,
         batch_sizes: Tensor | None,
+        resets: Tensor | None,
         bias: bool,
         proj_size: int,
         bidirectional: bool,
@@ -51,13 +52,13 @@ class _Transformed(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         record = torch.empty(0)  # whether a gradient is wanted is known to the transforms around this one
         result: tuple[Tensor, ...] = lstm(
-            x, h_0, c_0, batch_sizes, list(weights), bias, proj_size, bidirectional, batch_first, record
+            x, h_0, c_0, batch_sizes, resets, list(weights), bias, proj_size, bidirectional, batch_first, record
         )
         return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, h_0, c_0, _, bias, proj_size, bidirectional, _, *weights = inputs
+        x, h_0, c_0, _, _, bias, proj_size, bidirectional, _, *weights = inputs
         _, _, c_n, tape = output
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(tape)
@@ -70,14 +71,14 @@ class _Transformed(torch.autograd.Function):
         tape, x, h_0, c_0, *weights = ctx.saved_tensors
         given = d_output, d_h_n, d_c_n
         if all(d is None for d in given):
-            return (None,) * (8 + len(weights))
+            return (None,) * (9 + len(weights))
         with torch.no_grad():
             grads = lstm_backward(tape, *given, ctx.shapes, *ctx.options, ctx.needs_input_grad[0], ctx.dtype, again=True)
         # They come of the inputs and of what was given: who asks how, at whatever level, is told
         origins = [tensor for tensor in (*given, x, h_0, c_0, *weights) if tensor is not None]
         d_x, d_h_0, d_c_0, *d_weights = Once.apply(len(grads), *grads, *origins)
         states = (None, None) if h_0 is None else (d_h_0, d_c_0)
-        return (d_x if ctx.needs_input_grad[0] else None, *states, *[None] * 5, *d_weights)
+        return (d_x if ctx.needs_input_grad[0] else None, *states, *[None] * 6, *d_weights)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> None:
