@@ -27,9 +27,10 @@ from fastlstm.arrays import (
 )
 from fastlstm.cell import PLAIN, Activation, Cell
 from fastlstm.packed import Packed
+from fastlstm.recompute import RecomputedTape
 from fastlstm.rounding import TYPES
 from fastlstm.stream import Stream
-from fastlstm.tape import RecomputedTape, Tape
+from fastlstm.tape import Tape
 from fastlstm.weights import Weights, check_sizes, parameter_shapes
 
 __all__ = ["Network", "described"]
