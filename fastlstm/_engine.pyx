@@ -19,9 +19,6 @@ from numpy import empty, ndarray
 
 cdef extern from *:
     """
-    #if defined(__GNUC__) && !defined(__clang__)
-    #pragma GCC optimize("Os") /* half the size for 0.1 us a call at most: the boundary has no loops */
-    #endif
     #ifdef _OPENMP
     #include <omp.h>
     #define FL_OPENMP _OPENMP
