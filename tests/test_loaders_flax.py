@@ -16,6 +16,7 @@ import pytest
 from helpers import refused, required
 
 import fastlstm
+from fastlstm.errors import FormatError
 from fastlstm.loaders import LSTMInfo, from_flax, load, scan
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -256,6 +257,63 @@ def test_live_nnx(cell: str, bidirectional: bool, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(serialization.to_bytes(pure))
     for other in (from_flax(state), from_flax(pure), from_flax(dict(nnx.to_flat_state(state))), load(tmp_path / "x")):
         assert_same(other, lstm)
+
+
+@pytest.mark.parametrize("function", ["tanh", "relu", "hard_sigmoid", "soft_sign", "softplus", "elu", "leaky_relu"])
+def test_live_activations(function: str) -> None:
+    nnx, jax = required("flax.nnx"), required("jax")
+    x, other = values(0, 2, 6, I), getattr(jax.nn, function)
+    for cell, given in (("LSTMCell", {"activation_fn": other}), ("OptimizedLSTMCell", {"gate_fn": other})):
+        module = nnx.RNN(getattr(nnx, cell)(I, H, rngs=nnx.Rngs(1), **given))
+        check(from_flax(module), x, module(x))
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("keep_order", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_live_order(reverse: bool, keep_order: bool, time_major: bool) -> None:
+    nnx = required("flax.nnx")
+    x = values(0, 4, 6, I)
+    options = {"reverse": reverse, "keep_order": keep_order, "time_major": time_major}
+    module = nnx.RNN(nnx.LSTMCell(I, H, rngs=nnx.Rngs(1)), **options)
+    lstm = from_flax(module)
+    assert lstm.batch_first is not time_major
+    check(lstm, x, module(x))
+    pair = nnx.Bidirectional(module, nnx.RNN(nnx.LSTMCell(I, H, rngs=nnx.Rngs(2))), time_major=time_major, rngs=nnx.Rngs(0))
+    lstm = from_flax(pair)
+    assert lstm.batch_first is not time_major
+    check(lstm, x, pair(x))
+
+
+def test_live_modules_that_compute_something_else() -> None:
+    nnx = required("flax.nnx")
+
+    class Mine(nnx.LSTMCell):
+        pass
+
+    def rnn(seed: int, cell: Any = nnx.LSTMCell, **options: Any) -> Any:
+        return nnx.RNN(cell(I, H, rngs=nnx.Rngs(seed), **options))
+
+    class Both(nnx.Module):
+        def __init__(self) -> None:
+            self.forward_rnn, self.backward_rnn = rnn(0), rnn(1)
+
+    def pair(*both: Any, **options: Any) -> Any:
+        return nnx.Bidirectional(*both, rngs=nnx.Rngs(2), **options)
+
+    for module, message in {
+        rnn(0, Mine): "its class 'Mine' is not Flax's own",
+        rnn(0, gate_fn=lambda x: x): "gate_fn '<lambda>' is not understood",
+        pair(rnn(0), rnn(1), merge_fn=lambda a, b: a + b): "merge_fn is not concatenation.*one by one",
+        pair(rnn(0), rnn(1, activation_fn=nnx.relu)): "different activations",
+        Both(): "'Both' is not Flax's own Bidirectional",
+    }.items():
+        with pytest.raises(FormatError, match=message):
+            from_flax(module)
+        from_flax(nnx.state(module))  # parameters alone: as Flax's default
+    halves = pair(rnn(0), rnn(1), merge_fn=lambda a, b: a + b)
+    x = values(0, 2, 6, I)
+    check(from_flax(halves.forward_rnn), x, halves.forward_rnn(x))
 
 
 def test_live_model_with_several() -> None:

@@ -358,6 +358,27 @@ def test_weights_alone_without_names(tmp_path: Path, h5py: Any) -> None:
     assert_gives(weights_of(path, "layers/sequential_1/layers/lstm"), expected("keras3|decoder/lstm"))
 
 
+@pytest.mark.parametrize(
+    ("version", "gate"),
+    [
+        ("2.0.9", "hard_sigmoid"),
+        ("2.1.6-tf", "hard_sigmoid"),
+        ("2.2.4", "hard_sigmoid"),
+        ("2.2.4-tf", "sigmoid"),
+        ("2.3.0", "sigmoid"),
+        ("2.15.0", "sigmoid"),
+    ],
+)
+def test_what_a_version_did_where_nothing_was_said(version: str, gate: str, tmp_path: Path, h5py: Any) -> None:
+    path = tmp_path / "x.h5"
+    path.write_bytes(edited_h5(GOLDEN / "keras2_weights.h5", lambda file: file.attrs.update(keras_version=version)))
+    expected_gate = Activation("hard_sigmoid", (0.2, 0.5)) if gate == "hard_sigmoid" else Activation("sigmoid")
+    for name in ("plain", "both"):
+        assert load(path, name).weights.layers[0].cell.gate == expected_gate
+    assert load(path, "cudnn").weights.layers[0].cell.gate == Activation("sigmoid")
+    assert load(path, "plain", recurrent_activation="sigmoid").weights.layers[0].cell.gate == Activation("sigmoid")
+
+
 def test_a_group_that_cannot_be_told_is_refused(tmp_path: Path, h5py: Any) -> None:
     def change(file: Any) -> None:
         without_names(file)
@@ -449,6 +470,16 @@ CONFIGS: dict[str, tuple[str, Edit, tuple[str, ...]]] = {
         changed_entry("zeta", module="os", class_name="LSTM"),
         ("class 'LSTM' is not Keras'",),
     ),
+    "a class of the caller's with the same name": (
+        "zeta",
+        changed_entry("zeta", module=None, registered_name="LSTM"),
+        ("class 'LSTM' is not Keras'",),
+    ),
+    "a cell of the caller's with the same name": (
+        "one_cell",
+        lambda m: layer_config(m, "one_cell")["config"]["cell"].update(module=None, registered_name="LSTMCell"),
+        ("cells must be keras.layers.LSTMCell",),
+    ),
     "a registered class": ("zeta", changed_entry("zeta", registered_name="my>LSTM"), ("class 'LSTM' is not Keras'",)),
     "no configuration": ("zeta", changed_entry("zeta", config={"name": "zeta"}), ("units must be",)),
     "merge mode": ("both", changed("both", merge_mode="max"), ("merge_mode must be", "'max'")),
@@ -459,7 +490,7 @@ CONFIGS: dict[str, tuple[str, Edit, tuple[str, ...]]] = {
         ("expected go_backwards False in its layer and True in its backward_layer",),
     ),
     "first backward": ("both", changed_direction("layer", go_backwards=True), ("expected go_backwards False",)),
-    "directions of two sizes": ("both", changed_direction("backward_layer", units=3), ("3 units",)),
+    "directions of two sizes": ("both", changed_direction("backward_layer", units=3), ("directions have 4, 3 units",)),
     "one direction with time first": ("both", changed_direction("layer", time_major=True), ("time_major",)),
     "a cell of its own": (
         "one_cell",

@@ -1224,6 +1224,21 @@ def test_refused(case: str, tmp_path: Path) -> None:
     refused(lambda: load(path), *parts, str(path)[:100])
 
 
+def test_constant_lengths_are_not_dropped() -> None:
+    """They are a caller's to give, at each call; those of whole sequences say nothing."""
+    inputs = ("X", "W", "R", "B", "sequence_lens")
+    for lengths, problem in (([6, 2, 4], True), ([6, 6, 6], False), ([5, 5, 5], True)):
+        made = model(node(inputs), {**tensors(), "sequence_lens": np.array(lengths, np.int32)})
+        sizes = helper.make_tensor_type_proto(TensorProto.FLOAT, (6, 3, I))
+        made.graph.input[0].type.CopyFrom(sizes)
+        if problem:
+            refused(lambda made=made: from_onnx(made), "'lstm'", "constant sequence_lens", "lengths=", "load_model")
+        else:
+            from_onnx(made)
+    made.graph.input[0].type.tensor_type.ClearField("shape")
+    refused(lambda: from_onnx(made), "constant sequence_lens")
+
+
 def test_a_gru_is_named() -> None:
     assert onnx_file.find_live(model(node(op_type="GRU"))).infos() == []
     refused(lambda: from_onnx(model(node(op_type="RNN")), "lstm"), "'lstm': this is a plain RNN, not an LSTM")

@@ -405,8 +405,8 @@ def from_flax(params: Any, name: str | None = None, *, batch_first: bool | None 
     Returns
     -------
     LSTM
-        With a copy of the weights. Activations are no parameters: they are taken to be Flax's defaults. The state is ``(h, c)``
-        here; a Flax carry is ``(c, h)``.
+        With a copy of the weights. Of an ``nnx`` module activations, direction and order of axes are those it has; they are no
+        parameters, and of those alone Flax's defaults are taken. The state is ``(h, c)`` here; a Flax carry is ``(c, h)``.
 
     Raises
     ------

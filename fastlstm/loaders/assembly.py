@@ -84,6 +84,7 @@ def network(
     cell: Cell = PLAIN,
     forget_bias: float = 0.0,
     reverse: bool = False,
+    flipped: bool = False,
 ) -> Found:
     """Describe one network; its tensors are read when it is asked for.
 
@@ -96,7 +97,7 @@ def network(
     read : function (tensor) -> array
     limit : number
         Most bytes the weights may take.
-    batch_first, cell, reverse
+    batch_first, cell, reverse, flipped
         Of the network.
     forget_bias : float
         Added to the forget gate's pre-activation, beside the bias that is stored.
@@ -134,7 +135,7 @@ def network(
                 tensors["bias_hh"][sizes.hidden_size : 2 * sizes.hidden_size] += forget_bias
             tensors = {kind: handed_over(tensor) for kind, tensor in tensors.items()}
             layers.append(LayerWeights(**tensors, cell=cell))  # type: ignore[arg-type]  # the names of TENSORS
-        return Weights(tuple(layers), sizes.bidirectional, reverse)
+        return Weights(tuple(layers), sizes.bidirectional, reverse, flipped)
 
     info = LSTMInfo(
         name=name,

@@ -16,6 +16,7 @@ import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import numpy as np
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders import flax_names
+from fastlstm.loaders.flax_live import said_of
 from fastlstm.loaders.found import Contents, listing, quoted
 from fastlstm.loaders.live import flattened, read_one
 from fastlstm.loaders.source import SourceFile
@@ -109,9 +111,9 @@ def find_live(source: object) -> Contents:
     TypeError
         If it is neither.
     """
-    nnx = sys.modules.get("flax.nnx")
+    nnx, say = sys.modules.get("flax.nnx"), None
     if nnx is not None and isinstance(source, nnx.Module):
-        source = nnx.state(source)
+        source, say = nnx.state(source), partial(said_of, source)
     if not isinstance(source, Mapping):
         raise TypeError(
             f"a tree of parameters or a flax.nnx.Module expected, got {type(source).__name__} (of a flax.linen.Module, pass the "
@@ -119,7 +121,7 @@ def find_live(source: object) -> Contents:
         )
     tensors = flattened(source)
     names = f": {listing(tensors, 5)}" if tensors else ""
-    return Contents(flax_names.find(tensors, read_one), f"a tree with {len(tensors)} arrays{names}")
+    return Contents(flax_names.find(tensors, read_one, say=say), f"a tree with {len(tensors)} arrays{names}")
 
 
 class Reader:

@@ -8,7 +8,7 @@
 ==========================  ==================================================================================
 
 ``RNN`` holds its cell as ``cell``, ``Bidirectional`` holds two of them as ``forward_rnn`` and ``backward_rnn``. Activations are
-no parameters: they are taken to be the defaults.
+no parameters: they are taken to be the defaults, if no live module says more (``flax_live.py``).
 
 References
 ----------
@@ -18,11 +18,12 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders.assembly import MAX_TENSORS, Part, Sizes, network, split_name, uniquely_named
+from fastlstm.loaders.flax_live import Said
 from fastlstm.loaders.found import Found, quoted
 from fastlstm.loaders.tensors import LazyTensor, Named, Read
 
@@ -106,8 +107,17 @@ class Cell:
         return list(expected.values())
 
 
-def find(tensors: Mapping[str, LazyTensor], read: Read, limit: float = math.inf, batch_first: bool | None = True) -> list[Found]:
-    """Find the LSTMs among tensors named by their paths, with slashes or dots; moments of an optimizer are passed over."""
+def find(
+    tensors: Mapping[str, LazyTensor],
+    read: Read,
+    limit: float = math.inf,
+    batch_first: bool | None = True,
+    say: Callable[[list[Path]], Said] | None = None,
+) -> list[Found]:
+    """Find the LSTMs among tensors named by their paths, with slashes or dots; moments of an optimizer are passed over.
+
+    ``say`` tells what else is known of a cell, or of two side by side.
+    """
     cells = _cells(tensors)
     result = []
     for path, cell in cells.items():
@@ -120,7 +130,7 @@ def find(tensors: Mapping[str, LazyTensor], read: Read, limit: float = math.inf,
         if other:
             found = Found("", problem=f"{quoted('/'.join(at))}: this is {other}, not an LSTM", is_lstm=False)
         else:
-            found = _examine(both, read, limit, batch_first)
+            found = _examine(both, read, limit, say([one.path for one in both]) if say else Said(batch_first=batch_first))
         if not pair:
             whole = (separator.join(each) for each in (path, _without_params(path)) for separator in "/.")
             found = replace(found, aliases=tuple(whole))
@@ -158,11 +168,23 @@ def _pair(path: Path, cells: Mapping[Path, Cell]) -> tuple[Path, Path] | None:
     return (forward, backward) if forward in cells and backward in cells else None
 
 
-def _examine(cells: Sequence[Cell], read: Read, limit: float, batch_first: bool | None) -> Found:
+def _examine(cells: Sequence[Cell], read: Read, limit: float, said: Said) -> Found:
+    if said.problem:
+        return Found("", problem=said.problem)
     try:
         I, H = cells[0].sizes()
         sizes = Sizes(I, H, bidirectional=len(cells) == 2)
-        return network("", sizes, [cell.parts(I, H) for cell in cells], read, limit, batch_first=batch_first)
+        return network(
+            "",
+            sizes,
+            [cell.parts(I, H) for cell in cells],
+            read,
+            limit,
+            batch_first=said.batch_first,
+            cell=said.cell,
+            reverse=said.reverse,
+            flipped=said.flipped,
+        )
     except FormatError as error:
         return Found("", problem=str(error))
     except ValueError as error:  # a size no network has

@@ -7,6 +7,7 @@ References
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ __all__ = [
     "returns_state",
     "shown",
     "told_version",
+    "usual_gate",
 ]
 
 RECURRENT = ("LSTM", "CuDNNLSTM", "RNN", "Bidirectional")  # may be an LSTM
@@ -140,9 +142,12 @@ def _told_activation(name: str | None, key: str, default: Activation, version: i
 
 
 def class_of(entry: Mapping[str, Any]) -> str:
-    """The class of a serialized layer, ``""`` if it is not one of Keras' own."""
-    name, module = entry.get("class_name"), entry.get("module")
-    ours = module is None or (isinstance(module, str) and module.split(".")[0] in ("keras", "tf_keras", "tensorflow"))
+    """The class of a serialized layer, ``""`` if it is not one of Keras' own.
+
+    Keras 3 gives classes of a caller's the module null, whatever their name; before it there was no module.
+    """
+    name, module = entry.get("class_name"), entry.get("module", "keras")
+    ours = isinstance(module, str) and module.split(".")[0] in ("keras", "tf_keras", "tensorflow")
     return name if isinstance(name, str) and ours and entry.get("registered_name") in (None, name) else ""
 
 
@@ -185,6 +190,11 @@ def returns_state(entry: Mapping[str, Any]) -> bool:
     config = config_of(entry)
     inner = (config_of(layer) for key in ("layer", "backward_layer") if isinstance(layer := config.get(key), dict))
     return any(each.get("return_state", False) is not False for each in (config, *inner))
+
+
+def usual_gate(text: object) -> str | None:
+    """The recurrent_activation of layers that were told none; None for sigmoid, as since Keras 2.3 (2.2.4-tf: of both)."""
+    return "hard_sigmoid" if isinstance(text, str) and re.fullmatch(r"2\.[01](\.\d+)*(-tf)?|2\.2(\.\d+)*", text) else None
 
 
 def major_version(text: object) -> int | None:

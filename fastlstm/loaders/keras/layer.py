@@ -53,6 +53,10 @@ class CellTensors:
         kernel, recurrent = self.kernel.shape, self.recurrent_kernel.shape
         return len(kernel) == len(recurrent) == 2 and kernel[1] == recurrent[1] == 4 * recurrent[0] > 0
 
+    def is_cudnn(self) -> bool:
+        """Whether there are two biases for each unit, as of a CuDNNLSTM."""
+        return self.bias is not None and self.bias.shape == tuple(8 * size for size in self.recurrent_kernel.shape[:1])
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -140,11 +144,13 @@ def _check(name: str, layout: Layout, plan: Plan, limit: float) -> LSTMInfo:
 
 
 def _check_units(layout: Layout, plan: Plan) -> None:
-    """Refuse cells of several sizes one upon the other."""
+    """Refuse cells of several sizes in one network."""
     pairs = zip(layout.cells, plan.cells, strict=True)
     units = [cell.units or next(iter(stored.recurrent_kernel.shape), 0) for stored, cell in pairs]
-    if not plan.bidirectional and len(set(units)) > 1:
+    if len(set(units)) > 1:
         sizes = ", ".join(map(str, units))
+        if plan.bidirectional:
+            raise FormatError(f"its directions have {sizes:.100} units: those of one network have one size")
         raise FormatError(
             f"its cells have {sizes:.100} units: the layers of one network have one size "
             "(fastlstm.load_model runs others, of a file that describes the whole model)"
@@ -159,9 +165,9 @@ def _check_cell(stored: CellTensors, cell: CellPlan, I: int, H: int) -> None:
         raise FormatError(f"its configuration has use_bias={not stored.bias}, the file {has} bias")
     expected: list[tuple[Tensor, tuple[int, ...]]] = [(stored.kernel, (I, 4 * H)), (stored.recurrent_kernel, (H, 4 * H))]
     if stored.bias:
-        if stored.bias.shape == (8 * H,) and cell.cell != PLAIN:
+        if stored.is_cudnn() and cell.cell != PLAIN:
             raise FormatError(f"{quoted(stored.bias.name)} has two biases: a CuDNNLSTM, which has no other activations")
-        expected.append((stored.bias, (8 * H if cell.cudnn or stored.bias.shape == (8 * H,) else 4 * H,)))
+        expected.append((stored.bias, (8 * H if cell.cudnn or stored.is_cudnn() else 4 * H,)))
     for tensor, shape in expected:
         if tensor.shape != shape:
             raise FormatError(f"{quoted(tensor.name)} must have shape {shape}, got {tensor.shape!s:.100}")
@@ -171,7 +177,7 @@ def _record(stored: CellTensors, cell: CellPlan, bias: bool) -> LayerWeights:
     """With a bias of zero where only other cells of the network have one."""
     kernel, recurrent = stored.kernel, stored.recurrent_kernel
     I, H = kernel.shape[0], recurrent.shape[0]
-    if stored.bias and stored.bias.shape == (8 * H,):
+    if stored.bias and stored.is_cudnn():
         weight_ih, weight_hh = (
             to_floats(matrix.read().reshape(-1, 4, H).transpose(1, 0, 2), matrix.dtype).reshape(4 * H, size)
             for matrix, size in ((kernel, I), (recurrent, H))

@@ -51,6 +51,7 @@ def find(tree: Group, weights: Group, file: SourceFile) -> Contents:
         If a layer or a weight is listed and missing, or the configuration cannot be read.
     """
     config, version = described(tree, weights, file.objects_limit)
+    usual = keras_config.usual_gate(_version(tree, weights))
     stored: dict[str, list[NamedCell]] = {}
     for name in weights.texts("layer_names"):
         group = weights.group(name)
@@ -70,7 +71,7 @@ def find(tree: Group, weights: Group, file: SourceFile) -> Contents:
             problem = f"its class {quoted(kind)} is not Keras' own: its code decides what it computes"
             results.append(Found(name, problem=f"layer {quoted(name)}: {problem}"))
     for name, cells in stored.items():  # without a configuration, all
-        results += _unconfigured(name, cells, file.weights_limit, file.told or NOTHING, version)
+        results += _unconfigured(name, cells, file.weights_limit, file.told or NOTHING, version, usual)
     return contents(results, [item.name for item in results], "a Keras model" if config else "weights of Keras", tree)
 
 
@@ -82,7 +83,11 @@ def described(tree: Group, weights: Group, limit: int) -> tuple[Entry | None, in
             for name, dataset in group.datasets.items():
                 if dataset.dtype == UNSAID:  # of all that Keras has, h5py writes nothing else as this
                     group.datasets[name] = replace(dataset, dtype="bfloat16")
-    return config, keras_config.major_version(tree.text("keras_version") or weights.text("keras_version"))
+    return config, keras_config.major_version(_version(tree, weights))
+
+
+def _version(tree: Group, weights: Group) -> str | None:
+    return tree.text("keras_version") or weights.text("keras_version")
 
 
 def _says_bfloat16(config: Entry) -> bool:
@@ -152,8 +157,15 @@ def _layouts(layers: Sequence[Configured], cells: Sequence[NamedCell]) -> list[L
     return result
 
 
-def _unconfigured(name: str, cells: Sequence[NamedCell], limit: float, told: Told, version: int | None) -> list[Found]:
-    """LSTMs of a layer's group where there is no configuration: Bidirectional and stacked cells are told by the names."""
+def _unconfigured(
+    name: str, cells: Sequence[NamedCell], limit: float, told: Told, version: int | None, usual: str | None
+) -> list[Found]:
+    """LSTMs of a layer's group where there is no configuration: Bidirectional and stacked cells are told by the names.
+
+    ``usual``: recurrent_activation of layers that were told none, but CuDNNLSTM.
+    """
+    if told.recurrent_activation is None and not any(cell.tensors.is_cudnn() for cell in cells):
+        told = replace(told, recurrent_activation=usual)
     layouts: list[tuple[tuple[str, ...], Layout]] = []
     index = 0
     while index < len(cells):

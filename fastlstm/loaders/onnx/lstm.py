@@ -19,7 +19,7 @@ from fastlstm.arrays import Array
 from fastlstm.cell import Activation, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
-from fastlstm.loaders.onnx.constants import Call, Constants, RunTime, Value, check_inside, dequantized, read
+from fastlstm.loaders.onnx.constants import NUMBERS_LIMIT, Call, Constants, RunTime, Value, check_inside, dequantized, read
 from fastlstm.loaders.onnx.graph import Scope, attributes, label
 from fastlstm.loaders.onnx.sizes import Open, Size
 from fastlstm.loaders.onnx.states import States
@@ -163,10 +163,27 @@ def _layer(node: Any, scope: Scope, constants: Constants, opset: int, states: St
     if states is not None:
         h, c = (None if value is None or states.is_zero(value) else value for value in initial)
         initial = h, c
+        _check_lengths(node, scope, constants, layout)
     if node.output and node.output[0]:
         T, B = _lengths(node, scope, constants, layout)
         constants.sizes.note(scope, node.output[0], (T, D, B, H) if layout == 0 else (B, T, D, H))
     return Layer(node, scope, W, R, values["B"], values["P"], initial, given_state, direction, cells, layout, dtype)
+
+
+def _check_lengths(node: Any, scope: Scope, constants: Constants, layout: int) -> None:
+    """Lengths that the model fixes would be lost: a caller gives them at each call. Those of whole sequences say nothing."""
+    name = node.input[4] if len(node.input) > 4 else ""
+    try:
+        lengths = read(constants.get(scope, name), NUMBERS_LIMIT) if name else None
+    except RunTime:
+        return
+    except FormatError as error:
+        raise FormatError(f"cannot be read, because of its sequence_lens: {error}") from None
+    if lengths is not None and set(lengths.flat) - {_lengths(node, scope, constants, layout)[0]}:
+        raise FormatError(
+            "has constant sequence_lens: make them an input of the model and pass lengths= at each call, or run the whole model "
+            "with fastlstm.load_model"
+        )
 
 
 def _lengths(node: Any, scope: Scope, constants: Constants, layout: int) -> tuple[Size, Size]:
