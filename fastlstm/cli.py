@@ -327,6 +327,8 @@ def check_paths(args: argparse.Namespace) -> None:
             wanted = other == option or (option, other) in (("-o", "INPUT"), ("--state-out", "--state-in"))
             if not wanted and path is not None and taken is not None and same_file(path, taken):
                 raise ValueError(f"{option} and {other} are the same file: {path}")
+    if args.output.lower().endswith((".npz", ".safetensors", ".onnx")):
+        raise ValueError(f"-o writes one array, as .npy: another suffix than that of {args.output} expected")
 
 
 def same_file(one: str, other: str) -> bool:

@@ -302,21 +302,21 @@ def test_a_fifo_is_not_waited_for(folder: Path, capsys: pytest.CaptureFixture[st
     make()
     os.mkfifo("x.npy")
     refused(capsys, run(), "x.npy", "not a regular file", files={"model.safetensors", "x.npy"})
-    os.rename("x.npy", "state.npz")
+    os.rename("x.npy", "pipe")
     inputs(4, 3, I)
     for option in ("-o", "--state-out"):
         refused(
             capsys,
-            run(option, "state.npz"),
-            "error: state.npz: not a regular file",
-            files={"model.safetensors", "x.npy", "state.npz"},
+            run(option, "pipe"),
+            "error: pipe: not a regular file",
+            files={"model.safetensors", "x.npy", "pipe"},
         )
     refused(
         capsys,
-        run("--state-in", "state.npz"),
-        "state.npz",
+        run("--state-in", "pipe"),
+        "pipe",
         "not a regular file",
-        files={"model.safetensors", "x.npy", "state.npz"},
+        files={"model.safetensors", "x.npy", "pipe"},
     )
 
 
@@ -371,6 +371,7 @@ def test_bad_arguments(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     refused(capsys, run("-o", "missing/y.npy"), "error: missing/y.npy: No", files=files)
     refused(capsys, run("--state-out", "missing/s.npz"), "missing", files=files)
     refused(capsys, run(model="missing.pt"), "missing.pt", "No such file", files=files)
+    refused(capsys, run("-o", "y.npz"), "-o writes one array, as .npy", "y.npz", files=files)
     Path("model.safetensors").write_bytes(b"not\na\nmodel")
     refused(capsys, run(), files=files)
     refused(capsys, cli.main(["scan", "model.safetensors"]), files=files)

@@ -990,6 +990,14 @@ def test_scripting_is_told_the_way_back(module: Any) -> None:
             torch.jit.script(model)
 
 
+@pytest.mark.filterwarnings("ignore")  # of that exporter, which is deprecated
+def test_the_onnx_exporter_is_told_the_way_back(tmp_path: Any) -> None:
+    pytest.importorskip("onnx")
+    model = torch.nn.Sequential(bridge.LSTM(4, 6))
+    with pytest.raises(RuntimeError, match=r"call fastlstm\.torch\.restore\(model\)"):
+        torch.onnx.export(model, (torch.zeros(5, 3, 4),), tmp_path / "x.onnx", dynamo=False)
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
 def test_nested_tensors_are_to_be_packed(layout: Any) -> None:
