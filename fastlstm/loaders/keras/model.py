@@ -1,96 +1,41 @@
-"""A whole Keras model as steps: what each layer computes at inference, from its configuration and its weights.
+"""A whole Keras model as steps: the walk over its graph, from its input to its output, and over those of models in it.
 
-A layer that is not in the table at the end is refused by its name, as is an entry of a configuration that is not known here.
 Masks go with the values, as in Keras: layers pass them on or lose them, into models and out of them, and an LSTM leaves out the
 steps that its mask says are none. Keras 3 writes in the graph of a functional model where the masks come from that it knew when
 the model was made; these come first, as in Keras. All others follow from the layers.
 
 References
 ----------
-The ``call``, ``compute_mask`` and ``get_config`` of the layers in ``keras/src/layers``; ``keras/src/layers/layer.py`` for masks.
+``keras/src/layers/layer.py`` for masks.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.keras import config as keras_config
-from fastlstm.loaders.keras import layer as keras_layer
-from fastlstm.loaders.keras.config import check_keys, class_of, config_of, flag, is_operation, shown
+from fastlstm.loaders.keras.config import class_of, is_operation, other_kind, shown
+from fastlstm.loaders.keras.draft import MAX_AXES, Draft, Layer, PlannedStep, Shape, Value, is_size, with_batch
 from fastlstm.loaders.keras.graph import MODELS, Call, Graph, graph
+from fastlstm.loaders.keras.steps import LAYERS
 from fastlstm.loaders.keras.tree import MAX_DEPTH, Entry, Names, Place, joined
-from fastlstm.loaders.tensors import check_dtype, check_size, precision, to_floats
-from fastlstm.weights import MAX_SIZE
 
 if TYPE_CHECKING:
-    from fastlstm.models.layers import Step
     from fastlstm.models.model import Model
 
 __all__ = ["Pending", "read"]
-
-Shape: TypeAlias = tuple[int | None, ...]  # of one row, without the batch
-
-MAX_AXES = 8
-# Keras' activations: by the names that the steps have for them
-ACTIVATIONS = {
-    **{name: name for name in ("linear", "relu", "sigmoid", "tanh", "softmax", "elu", "selu", "softplus", "softsign", "silu")},
-    **{name: name for name in ("exponential", "leaky_relu", "relu6", "log_softmax")},
-    "swish": "silu",
-}
-HARD_SIGMOID = {2: "hard_sigmoid_keras2", 3: "hard_sigmoid"}
-# Of weights that are there already, these mean nothing
-NEUTRAL = {
-    f"{which}_{kind}" for which in ("embeddings", "gamma", "beta") for kind in ("initializer", "regularizer", "constraint")
-}
-
-
-@dataclass(frozen=True)
-class Value:
-    """What a layer gives, as far as it is known before it runs.
-
-    Attributes
-    ----------
-    step : str
-        The name of the step whose result it is.
-    shape : tuple of int or None
-    mask : Value or None
-        Which of its steps are real.
-    problem : str
-        Why it cannot be had; matters to who needs it.
-    """
-
-    step: str
-    shape: Shape = ()
-    mask: Value | None = None
-    problem: str = ""
-
-
-DIFFERS = Value("", problem="it is made of several, which Keras 2 does otherwise than Keras 3")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A step that is not made yet."""
-
-    kind: type[Step]
-    name: str
-    inputs: tuple[str, ...]
-    arguments: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Pending:
     """All that a model is made of, read from the file."""
 
-    plans: list[Plan]
+    steps: list[PlannedStep]
     shape: Shape
     indices: bool
     dtype: np.dtype[Any]
@@ -99,7 +44,7 @@ class Pending:
         """Make the steps; those with LSTMs pack the weights."""
         from fastlstm.models.model import Model
 
-        steps = [plan.kind(plan.name, plan.inputs, **plan.arguments) for plan in self.plans]
+        steps = [step.kind(step.name, step.inputs, **step.arguments) for step in self.steps]
         size = None if self.indices else self.shape[-1]
         return Model(steps, size, self.dtype, batch_first=True, input_shape=self.shape)
 
@@ -127,72 +72,30 @@ def read(entry: Entry, version: int | None, place: Place, limit: float) -> Pendi
 
     every = graph(entry)
     shape = _shape(every.shape, "the model's input")
-    reader = _Reader(version, limit)
-    result = reader.run(every, (), place, Value(INPUT, shape))
+    draft = Draft(version, limit)
+    result = _Walk(draft).run(every, (), place, Value(INPUT, shape))
     if result.problem:
         raise FormatError(result.problem)
-    plans = reader.needed(result.step)
-    if not plans:
+    steps = draft.needed(result.step)
+    if not steps:
         raise FormatError("it has no layer that computes anything")
-    takers = {plan.kind: plan.name for plan in plans if INPUT in plan.inputs}
+    takers = {step.kind: step.name for step in steps if INPUT in step.inputs}
     indices = Embedding in takers
     for kind, name in takers.items():
         if indices and kind not in (Embedding, NotEqual):
             raise FormatError(f"layer {quoted(name)} takes as numbers what an Embedding takes as indices")
     if not indices and (not shape or shape[-1] is None):
-        raise FormatError(f"its input has the shape {_with_batch(shape)}, in which the number of features is missing")
-    if all(plan.kind is not Reshape for plan in plans) and len(shape) > (0 if indices else 1):
+        raise FormatError(f"its input has the shape {with_batch(shape)}, in which the number of features is missing")
+    if all(step.kind is not Reshape for step in steps) and len(shape) > (0 if indices else 1):
         shape = None, *shape[1:]  # then no layer minds how many time steps there are
-    return Pending(plans, shape, indices, reader.dtype or np.dtype(np.float32))
-
-
-# ---- Models and layers ---------------------------------------------------------------------------------------------------------
+    return Pending(steps, shape, indices, draft.dtype or np.dtype(np.float32))
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A layer, its weights and what it takes."""
+class _Walk:
+    """Asks the layers, each after those whose results it takes, for the steps that they become."""
 
-    name: str
-    entry: Entry
-    place: Place
-    inputs: Sequence[Value]
-    constants: tuple[float, ...] = ()
-    mask: Value | None = None
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return config_of(self.entry)
-
-    def check_keys(self, *known: str) -> None:
-        """Refuse any other entry of the configuration, unless it is null."""
-        check_keys({key: value for key, value in self.config.items() if value is not None}, {*known} | NEUTRAL)
-
-    def one_input(self, axes: int = 0) -> Value:
-        """Its only input, which must have some axes, without the batch."""
-        if len(self.inputs) != 1 or self.constants:
-            raise FormatError(f"it is called with {len(self.inputs) + len(self.constants)} values, not one")
-        if axes and len(self.inputs[0].shape) != axes:
-            raise FormatError(f"its input has the shape {_with_batch(self.inputs[0].shape)}, and {axes + 1} axes are expected")
-        return self.inputs[0]
-
-    def features(self) -> int:
-        """How many its only input has."""
-        shape = self.one_input().shape
-        if not shape or shape[-1] is None:
-            raise FormatError(f"its input has the shape {_with_batch(shape)}, in which the number of features is missing")
-        return shape[-1]
-
-
-@dataclass
-class _Reader:
-    """What has been read so far; ``used`` are bytes of weights."""
-
-    version: int | None
-    limit: float
-    used: int = 0
-    dtype: np.dtype[Any] | None = None
-    plans: dict[str, Plan] = field(default_factory=dict)
+    draft: Draft
 
     def run(self, every: Graph, names: Names, place: Place, given: Value) -> Value:
         """The result of a model."""
@@ -229,525 +132,19 @@ class _Reader:
         return self.run(graph(layer.entry), names, layer.place, replace(layer.one_input(), mask=layer.mask))
 
     def _layer(self, layer: Layer, kind: str) -> Value:
-        other = keras_config.other_kind(layer.entry)
+        other = other_kind(layer.entry)
         if other:
             raise FormatError(f"this is {other}, which is not run here")
         if kind not in LAYERS:
             own = "" if kind else " (nor is it Keras' own: what an LSTM inside it is told to do, the caller has to say)"
             raise FormatError(f"its class {shown(layer.entry.get('class_name'))} is none that is run here{own}")
-        return LAYERS[kind](self, layer)
-
-    def needed(self, result: str) -> list[Plan]:
-        """The steps that one needs, and itself."""
-        names, waiting = set[str](), [result]
-        while waiting:
-            name = waiting.pop()
-            if name in self.plans and name not in names:
-                names.add(name)
-                waiting += self.plans[name].inputs
-        return [plan for name, plan in self.plans.items() if name in names]
-
-    def add(
-        self, kind: type[Step], name: str, inputs: Sequence[Value], shape: Shape, mask: Value | None = None, /, **more: Any
-    ) -> Value:
-        """Plan a step."""
-        from fastlstm.models.layers import INPUT
-
-        name = f"{name}_" if name == INPUT else name
-        if name in self.plans:
-            raise FormatError("another layer has its name")
-        self.plans[name] = Plan(kind, name, tuple(value.step for value in inputs), more)
-        return Value(name, shape, mask)
-
-    def weights(self, layer: Layer, shapes: Mapping[str, Shape], turned: str = "") -> list[Array]:
-        """The weights of a layer, which must have these shapes; one of them transposed."""
-        tensors = layer.place.tensors(tuple(shapes))
-        if tensors is None:
-            raise FormatError(f"its weights {', '.join(shapes)} are not where Keras puts them, or there are others")
-        for tensor, shape in zip(tensors, shapes.values(), strict=True):
-            if tensor.shape != shape:
-                raise FormatError(f"{quoted(tensor.name)} must have shape {shape}, got {tensor.shape!s:.100}")
-            check_dtype(tensor.name, tensor)
-        self.count(tensors)
-        arrays = []
-        for role, tensor in zip(shapes, tensors, strict=True):
-            stored = tensor.read()
-            arrays.append(to_floats(stored.T if role == turned else stored, tensor.dtype))
-        return arrays
-
-    def count(self, tensors: Sequence[keras_layer.Tensor]) -> None:
-        """Weights that are to be read; together they must not take more than the file may, and be of one precision."""
-        for tensor in tensors:
-            dtype = precision(tensor.dtype)
-            if self.dtype not in (None, dtype):
-                raise FormatError(f"{quoted(tensor.name)} is {tensor.dtype}, and those before are {self.dtype}")
-            self.dtype = dtype
-            self.used += math.prod(tensor.shape) * dtype.itemsize
-        check_size("the weights up to here", self.used, self.limit)
-
-    def activation(self, layer: Layer) -> str:
-        name = layer.config.get("activation")
-        if name == "hard_sigmoid":
-            if self.version is None:
-                raise FormatError("its activation hard_sigmoid differs in Keras 2 and 3, and keras_version is neither")
-            return HARD_SIGMOID[self.version]
-        name = "linear" if name is None else name
-        if not isinstance(name, str) or name not in ACTIVATIONS:
-            raise FormatError(
-                f"its activation {shown(name)} is none that is run here: {', '.join(sorted(ACTIVATIONS))}, hard_sigmoid"
-            )
-        return ACTIVATIONS[name]
-
-
-def _with_batch(shape: Shape) -> tuple[object, ...]:
-    return "batch", *shape
+        return LAYERS[kind](self.draft, layer)
 
 
 def _shape(value: Any, what: str) -> Shape:
     """The axes after the first, which is the batch."""
     if value is None:
         raise FormatError(f"the shape of {what} is not in the configuration")
-    if not isinstance(value, list) or not 1 <= len(value) <= MAX_AXES or not all(n is None or _is_size(n) for n in value[1:]):
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_AXES or not all(n is None or is_size(n) for n in value[1:]):
         raise FormatError(f"the shape of {what} must be a list of null and positive numbers, got {shown(value)}")
     return tuple(value[1:])
-
-
-def _is_size(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_SIZE
-
-
-def _size(layer: Layer, key: str) -> int:
-    value = layer.config.get(key)
-    if not _is_size(value):
-        raise FormatError(f"{key} must be a positive integer, got {shown(value)}")
-    return value
-
-
-def _number(layer: Layer, key: str, default: float | None = None) -> float:
-    value = layer.config.get(key, default)
-    if not _is_number(value):
-        raise FormatError(f"{key} must be a number, got {shown(value)}")
-    return float(value)
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    """Finite in float32 too; Python's whole numbers may be larger than any float."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e38
-
-
-# ---- Each class of layers ------------------------------------------------------------------------------------------------------
-
-
-def _dense(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.models.layers import Dense
-
-    layer.check_keys("units", "activation", "use_bias")
-    given, units = layer.one_input(), _size(layer, "units")
-    shapes: dict[str, Shape] = {"kernel": (layer.features(), units)}
-    if flag(layer.config, "use_bias", True):
-        shapes["bias"] = (units,)
-    activation = reader.activation(layer)
-    weight, *bias = reader.weights(layer, shapes, turned="kernel")
-    more = {"weight": weight, "bias": bias[0] if bias else None, "activation": activation}
-    return reader.add(Dense, layer.name, [given], (*given.shape[:-1], units), layer.mask, **more)
-
-
-def _embedding(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.models.layers import INPUT, Embedding, NotEqual
-
-    layer.check_keys("input_dim", "output_dim", "mask_zero")
-    given, outputs = layer.one_input(), _size(layer, "output_dim")
-    if given.step != INPUT:
-        raise FormatError("it takes indices that another layer made, which is not run here")
-    (table,) = reader.weights(layer, {"embeddings": (_size(layer, "input_dim"), outputs)})
-    mask = None
-    if flag(layer.config, "mask_zero", False):
-        mask = reader.add(NotEqual, f"{layer.name}/mask", [given], given.shape, value=0)
-    return reader.add(Embedding, layer.name, [given], (*given.shape, outputs), mask, table=table)
-
-
-def _masking(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.models.layers import AnyFeature, Masked, NotEqual
-
-    layer.check_keys("mask_value")
-    given, value = layer.one_input(2), _number(layer, "mask_value", 0.0)
-    other = reader.add(NotEqual, f"{layer.name}/other", [given], given.shape, value=value)
-    mask = reader.add(AnyFeature, f"{layer.name}/mask", [other], given.shape[:1])
-    return reader.add(Masked, layer.name, [given, mask], given.shape, mask)
-
-
-def _recurrent(reader: _Reader, layer: Layer) -> Value:
-    given = layer.one_input(2)
-    plan = keras_config.plan(layer.entry, reader.version)
-    sequences, zero = _outputs(layer.entry, plan)
-    layout = layer.place.layout(layer.entry)
-    if plan.merge_mode is None and plan.bidirectional:
-        raise FormatError("its merge_mode is null: two outputs, which are not run here")
-    if not plan.batch_first:
-        raise FormatError("it is time_major, and the rest of a model is not")
-    mask = layer.mask
-    if mask and (mask.problem or len(mask.shape) != 1):
-        raise FormatError(f"its mask is not run here: {mask.problem or 'it is no mask of time steps'}")
-    if mask and class_of(layer.entry) == "CuDNNLSTM":
-        raise FormatError("CuDNNLSTM takes no mask")
-    if mask and zero and not sequences:
-        raise FormatError("its last output under a mask with zero_output_for_mask is not run here")
-    cells = layout.cells if layout else ()
-    if plan.bidirectional or len({cell.units for cell in plan.cells}) == 1 or len(cells) != len(plan.cells):
-        return _network(reader, layer, given, layout, plan, sequences=sequences, hold=not zero)
-    if mask and plan.backwards:
-        raise FormatError("cells of several sizes that go backwards under a mask are not run here")
-    # A network for each cell: those above the first take the steps as they were processed. Where the mask leaves out
-    # a step all stand still, as Keras' one cell of cells does
-    for number, (stored, cell) in enumerate(zip(cells, plan.cells, strict=True), 1):
-        top = number == len(plan.cells)
-        one = replace(plan, cells=(cell,), backwards=plan.backwards and number == 1)
-        below = layer if top else replace(layer, name=f"{layer.name}/cell{number}")
-        given = _network(reader, below, given, keras_layer.Layout((stored,)), one, sequences=sequences or not top, hold=not zero)
-    return given
-
-
-def _network(
-    reader: _Reader,
-    layer: Layer,
-    given: Value,
-    layout: keras_layer.Layout | None,
-    plan: keras_config.Plan,
-    *,
-    sequences: bool,
-    hold: bool,
-) -> Value:
-    """A step that runs one network, under the mask of the layer."""
-    from fastlstm.models.layers import Recurrent, WholeSequence
-
-    found = keras_layer.found(layer.name, layout, lambda: plan, reader.limit)
-    if found.info is None or found.read is None or layout is None:
-        raise FormatError(found.problem.removeprefix(f"layer {quoted(layer.name)}: "))
-    features = replace(layer, inputs=[given]).features()
-    if found.info.input_size != features:
-        raise FormatError(f"its kernel has {found.info.input_size} rows, its input {features} features")
-    reader.count([tensor for cell in layout.cells for tensor in cell.all()])
-    units = found.info.hidden_size * (2 if plan.bidirectional and plan.merge_mode == "concat" else 1)
-    shape = (given.shape[0], units) if sequences else (units,)
-    if layer.mask is None and sequences:
-        return reader.add(Recurrent, layer.name, [given], shape, weights=found.read(), batch_first=True)
-    inputs = [given, *([layer.mask] if layer.mask else [])]
-    more = {"weights": found.read(), "batch_first": True, "last": not sequences, "hold": hold}
-    return reader.add(WholeSequence, layer.name, inputs, shape, layer.mask if sequences else None, **more)
-
-
-def _outputs(entry: Entry, plan: keras_config.Plan) -> tuple[bool, bool]:
-    """Whether a recurrent layer returns all steps, and whether those left out are zero."""
-    config = config_of(entry)
-    layers = [config]
-    if plan.bidirectional:
-        layers = [config_of(layer) for layer in (config["layer"], config.get("backward_layer")) if layer]
-    if len({flag(layer, "return_sequences", False) for layer in layers}) > 1:
-        raise FormatError("one direction has return_sequences, the other has not")
-    sequences = flag(layers[0], "return_sequences", False)
-    # Bidirectional sets the flag of its layers
-    return sequences, sequences if plan.bidirectional else flag(config, "zero_output_for_mask", False)
-
-
-def _layer_norm(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.models.layers import LayerNorm
-
-    layer.check_keys("axis", "epsilon", "center", "scale", "rms_scaling")
-    given, features = layer.one_input(), layer.features()
-    axis = layer.config.get("axis", -1)
-    if axis not in (-1, [-1], len(given.shape), [len(given.shape)]):
-        raise FormatError(f"it normalizes axis {shown(axis)}, and only the last is run here")
-    if flag(layer.config, "rms_scaling", False):
-        raise FormatError("its rms_scaling is not run here")
-    names = [name for name, key in (("gamma", "scale"), ("beta", "center")) if flag(layer.config, key, True)]
-    epsilon = _number(layer, "epsilon")
-    if epsilon < 0:
-        raise FormatError(f"epsilon must not be negative, got {epsilon}")
-    arrays = reader.weights(layer, dict.fromkeys(names, (features,))) if names else []
-    more = dict(zip(names, arrays, strict=True))
-    return reader.add(LayerNorm, layer.name, [given], given.shape, layer.mask, epsilon=epsilon, **more)
-
-
-def _skipped(reader: _Reader, layer: Layer) -> Value:
-    """At inference it returns what it takes."""
-    return replace(layer.one_input(), mask=layer.mask)
-
-
-def _activate(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.models.layers import Activate
-
-    layer.check_keys("activation")
-    given = layer.one_input()
-    return reader.add(Activate, layer.name, [given], given.shape, layer.mask, activation=reader.activation(layer))
-
-
-def _softmax(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.models.layers import Activate
-
-    layer.check_keys("axis")
-    given = layer.one_input()
-    if layer.config.get("axis", -1) not in (-1, len(given.shape)):
-        raise FormatError(f"its axis {shown(layer.config['axis'])} is not the last, and only that is run here")
-    if layer.mask:
-        raise FormatError("a Softmax with a mask is not run here")
-    return reader.add(Activate, layer.name, [given], given.shape, activation="softmax")
-
-
-def _elu(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.models.layers import Activate
-
-    layer.check_keys("alpha")
-    given = layer.one_input()
-    if _number(layer, "alpha", 1.0) != 1:
-        raise FormatError("only alpha 1 is run here")
-    return reader.add(Activate, layer.name, [given], given.shape, layer.mask, activation="elu")
-
-
-def _relu(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.models.layers import ReLU
-
-    layer.check_keys("max_value", "negative_slope", "threshold")
-    given = layer.one_input()
-    most = None if layer.config.get("max_value") is None else _number(layer, "max_value")
-    slope, threshold = (_number(layer, key, 0.0) for key in ("negative_slope", "threshold"))
-    return reader.add(ReLU, layer.name, [given], given.shape, layer.mask, slope=slope, threshold=threshold, most=most)
-
-
-def _leaky_relu(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.models.layers import ReLU
-
-    layer.check_keys("negative_slope", "alpha")  # the second in Keras 2
-    given = layer.one_input()
-    if ("negative_slope" in layer.config) == ("alpha" in layer.config):
-        raise FormatError("its negative_slope is missing, or there twice")
-    slope = _number(layer, "negative_slope" if "negative_slope" in layer.config else "alpha")
-    return reader.add(ReLU, layer.name, [given], given.shape, layer.mask, slope=slope)
-
-
-def _reshape(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.models.layers import Reshape
-
-    layer.check_keys("target_shape")
-    given, target = layer.one_input(), layer.config.get("target_shape")
-    if not isinstance(target, list) or not len(target) < MAX_AXES or not all(n == -1 or _is_size(n) for n in target):
-        raise FormatError(f"target_shape must be a list of positive numbers and -1, got {shown(target)}")
-    free = [index for index, size in enumerate(target) if size == -1]
-    known = math.prod(size for size in target if size != -1)
-    total = _total(given.shape)
-    if len(free) > 1 or (total is not None and (total % known if free else total != known)):
-        raise FormatError(f"target_shape {shown(target)} does not fit its input of shape {_with_batch(given.shape)}")
-    if free and total is not None:
-        target = [total // known if size == -1 else size for size in target]
-    shape = tuple(None if size == -1 else size for size in target)
-    return reader.add(Reshape, layer.name, [given], shape, shape=tuple(target))
-
-
-def _flatten(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.models.layers import Reshape
-
-    layer.check_keys("data_format")
-    given, order = layer.one_input(), layer.config.get("data_format", "channels_last")
-    if order != "channels_last":
-        raise FormatError(f"its data_format must be channels_last, got {shown(order)}")
-    total = _total(given.shape)
-    return reader.add(Reshape, layer.name, [given], (total,), shape=(-1 if total is None else total,))
-
-
-def _total(shape: Shape) -> int | None:
-    sizes = [size for size in shape if size is not None]
-    return math.prod(sizes) if len(sizes) == len(shape) else None
-
-
-def _repeat(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.models.layers import RepeatVector
-
-    layer.check_keys("n")
-    given, count = layer.one_input(1), _size(layer, "n")
-    return reader.add(RepeatVector, layer.name, [given], (count, *given.shape), count=count)
-
-
-def _add(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.models.layers import Add
-
-    layer.check_keys()
-    shapes = {value.shape for value in layer.inputs}
-    if len(shapes) != 1 or layer.constants:
-        raise FormatError(f"it adds {_listing(shapes)}, and only what has the same shape is added here")
-    return reader.add(Add, layer.name, layer.inputs, layer.inputs[0].shape, _mask_of_sum(reader, layer))
-
-
-def _concatenate(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.models.layers import Concatenate
-
-    layer.check_keys("axis")
-    shapes, axis = [value.shape for value in layer.inputs], layer.config.get("axis", -1)
-    axes = len(shapes[0])
-    if not isinstance(axis, int) or isinstance(axis, bool) or not (1 <= axis <= axes or -axes <= axis <= -1):
-        raise FormatError(f"its axis must be one of its input's, without the batch, got {shown(axis)}")
-    axis = axis if axis < 0 else axis - axes - 1
-    others = {(*shape[: axis + len(shape)], *shape[axis + len(shape) + 1 :]) for shape in shapes}
-    if len({len(shape) for shape in shapes}) > 1 or len(others) > 1 or layer.constants:
-        raise FormatError(f"it takes {_listing(shapes)}, which do not fit side by side")
-    sizes = [shape[axis] for shape in shapes]
-    size = None if None in sizes else sum(size for size in sizes if size is not None)
-    shape = tuple(size if index == axis + axes else other for index, other in enumerate(shapes[0]))
-    mask = _mask_side_by_side(reader, layer, axis)
-    return reader.add(Concatenate, layer.name, layer.inputs, shape, mask, axis=axis)
-
-
-def _listing(shapes: Iterable[Shape]) -> str:
-    return f"{' and '.join(sorted(str(_with_batch(shape)) for shape in shapes)):.200}"
-
-
-def _same_mask(a: Value | None, b: Value | None) -> bool:
-    """Whether two masks are equal; a mask may have one itself, and so on for as many layers as a file likes."""
-    while a is not b:
-        if a is None or b is None or replace(a, mask=None) != replace(b, mask=None):
-            return False
-        a, b = a.mask, b.mask
-    return True
-
-
-def _mask_of_sum(reader: _Reader, layer: Layer) -> Value | None:
-    """None if any input has none, else a step counts that is real in any of them."""
-    masks = [value.mask for value in layer.inputs if value.mask]
-    if not masks or all(_same_mask(value.mask, masks[0]) for value in layer.inputs):
-        return masks[0] if masks else None
-    if reader.version != 3:
-        return DIFFERS
-    if len(masks) < len(layer.inputs):
-        return None
-    result = masks[0]
-    for number, mask in enumerate(masks[1:], 1):
-        result = _either(reader, f"{layer.name}/mask{number}", result, mask)
-    return result
-
-
-def _mask_side_by_side(reader: _Reader, layer: Layer, axis: int) -> Value | None:
-    """The masks as wide as their inputs, side by side as these are; a step counts that is real in any feature."""
-    from fastlstm.models.layers import AnyFeature, Concatenate, Everywhere
-
-    first = layer.inputs[0].mask
-    if all(value.mask is None for value in layer.inputs):
-        return None
-    if first and axis == -1 and all(_same_mask(value.mask, first) for value in layer.inputs):
-        return first
-    if reader.version != 3:
-        return DIFFERS
-    name, wide = f"{layer.name}/mask", []
-    for number, value in enumerate(layer.inputs):
-        each = reader.add(Everywhere, f"{name}_like{number}", [value], value.shape, value=value.mask is None)
-        if value.mask and len(value.mask.shape) < len(value.shape):
-            each = _either(reader, f"{name}_wide{number}", _last_axis(reader, f"{name}_axis{number}", value.mask), each)
-        wide.append(value.mask if value.mask and len(value.mask.shape) == len(value.shape) else each)
-    problem = next((value.problem for value in wide if value.problem), "")
-    if problem:
-        return Value("", problem=problem)
-    together = reader.add(Concatenate, f"{name}_all", wide, wide[0].shape, axis=axis)
-    return reader.add(AnyFeature, name, [together], wide[0].shape[:-1])
-
-
-def _time_distributed(reader: _Reader, layer: Layer) -> Value:
-    layer.check_keys("layer")
-    given, inner = layer.one_input(), layer.config.get("layer")
-    if not isinstance(inner, dict) or class_of(inner) not in FEATURES or len(given.shape) < 2:
-        name = inner.get("class_name") if isinstance(inner, dict) else inner
-        raise FormatError(f"it applies {shown(name)}, and only these are run here at each step: {', '.join(FEATURES)}")
-    step = replace(given, shape=given.shape[1:])
-    result = LAYERS[class_of(inner)](reader, Layer(layer.name, inner, layer.place.wrapped(), [step], mask=layer.mask))
-    return replace(result, shape=(given.shape[0], *result.shape))
-
-
-def _not_equal(reader: _Reader, layer: Layer) -> Value:
-    """An operation of Keras 3, by which masks are made; so are those that follow."""
-    from fastlstm.models.layers import NotEqual
-
-    if len(layer.inputs) != 1 or len(layer.constants) != 1 or not _is_number(layer.constants[0]):
-        raise FormatError("NotEqual is run here for a tensor and a number")
-    return reader.add(NotEqual, layer.name, layer.inputs, layer.inputs[0].shape, value=layer.constants[0])
-
-
-def _any(reader: _Reader, layer: Layer) -> Value:
-    from fastlstm.models.layers import AnyFeature
-
-    layer.check_keys("axis", "keepdims")
-    given = layer.one_input(2)
-    if layer.config.get("axis") not in (-1, [-1]) or layer.config.get("keepdims"):
-        raise FormatError("Any is run here for the last axis")
-    return reader.add(AnyFeature, layer.name, [given], given.shape[:1])
-
-
-def _logical_or(reader: _Reader, layer: Layer) -> Value:
-    if len(layer.inputs) != 2 or layer.constants:
-        raise FormatError("LogicalOr is run here for two masks")
-    return _either(reader, layer.name, *layer.inputs)
-
-
-def _either(reader: _Reader, name: str, a: Value, b: Value) -> Value:
-    """Of two masks that are the same, that one."""
-    from fastlstm.models.layers import Either
-
-    if a.problem or b.problem or (a.step, a.shape) == (b.step, b.shape):
-        return b if b.problem else a
-    pairs = list(zip(a.shape, b.shape, strict=False))
-    if len(a.shape) != len(b.shape) or any(m != n and 1 not in (m, n) for m, n in pairs):
-        raise FormatError(f"masks of the shapes {_listing([a.shape, b.shape])} do not go together")
-    return reader.add(Either, name, [a, b], tuple(n if m == 1 else m for m, n in pairs))
-
-
-def _expand_dims(reader: _Reader, layer: Layer) -> Value:
-    layer.check_keys("axis")
-    if layer.config.get("axis") != -1:
-        raise FormatError("ExpandDims is run here for a new last axis")
-    return _last_axis(reader, layer.name, layer.one_input())
-
-
-def _last_axis(reader: _Reader, name: str, given: Value) -> Value:
-    from fastlstm.models.layers import LastAxis
-
-    return given if given.problem else reader.add(LastAxis, name, [given], (*given.shape, 1))
-
-
-def _everywhere(value: bool) -> Callable[[_Reader, Layer], Value]:
-    def make(reader: _Reader, layer: Layer) -> Value:
-        from fastlstm.models.layers import Everywhere
-
-        if layer.config.get("dtype") != "bool":
-            raise FormatError("ZerosLike and OnesLike are run here for masks")
-        given = layer.one_input()
-        return reader.add(Everywhere, layer.name, [given], given.shape, value=value)
-
-    return make
-
-
-LAYERS: dict[str, Callable[[_Reader, Layer], Value]] = {
-    **dict.fromkeys(("LSTM", "CuDNNLSTM", "RNN", "Bidirectional"), _recurrent),
-    **dict.fromkeys(("Dropout", "SpatialDropout1D", "GaussianDropout", "AlphaDropout"), _skipped),
-    **dict.fromkeys(("GaussianNoise", "ActivityRegularization"), _skipped),
-    "Dense": _dense,
-    "Embedding": _embedding,
-    "Masking": _masking,
-    "LayerNormalization": _layer_norm,
-    "Activation": _activate,
-    "Softmax": _softmax,
-    "ELU": _elu,
-    "ReLU": _relu,
-    "LeakyReLU": _leaky_relu,
-    "Reshape": _reshape,
-    "Flatten": _flatten,
-    "RepeatVector": _repeat,
-    "Add": _add,
-    "Concatenate": _concatenate,
-    "TimeDistributed": _time_distributed,
-    "NotEqual": _not_equal,
-    "Any": _any,
-    "LogicalOr": _logical_or,
-    "ExpandDims": _expand_dims,
-    "ZerosLike": _everywhere(False),
-    "OnesLike": _everywhere(True),
-}
-# Those that TimeDistributed may apply: they work on the last axis, whatever there is before it
-FEATURES = (
-    *("Dense", "LayerNormalization", "Activation", "Softmax", "ELU", "ReLU", "LeakyReLU"),
-    *("Dropout", "GaussianDropout", "AlphaDropout", "GaussianNoise", "ActivityRegularization"),
-)
