@@ -32,6 +32,7 @@ from fastlstm.loaders.onnx import constants as onnx_constants  # noqa: E402
 from fastlstm.loaders.onnx import file as onnx_file  # noqa: E402
 from fastlstm.loaders.onnx import lstm as onnx_lstm  # noqa: E402
 from fastlstm.loaders.onnx.export import onnx_model  # noqa: E402
+from fastlstm.loaders.onnx.folding import FOLDING  # noqa: E402
 from fastlstm.loaders.onnx.graph import scopes  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -492,7 +493,7 @@ def test_operator_beside_onnx_runtime(opset: int, operator: str, inputs: Any, at
     values = [helper.make_tensor_value_info(*pair, array.shape) for *pair, array in zip(names, kinds, arrays, strict=True)]
     free = [helper.make_empty_tensor_value_info(name) for name in outputs]
     theirs = run(helper.make_model(helper.make_graph([one], "g", values, free), opset_imports=opsets, ir_version=8), constants)
-    ((scope,), known) = (scopes(model(one, constants).graph), onnx_constants.Constants())
+    ((scope,), known) = (scopes(model(one, constants).graph), onnx_constants.Constants(FOLDING))
     for name, expected in zip(outputs, theirs, strict=True):
         value = known.get(scope, name)
         array = onnx_constants.read(value, 1 << 20)
@@ -504,7 +505,7 @@ def test_equal_chains_are_one_value() -> None:
     nodes = [helper.make_node("Transpose", ["x"], [name], perm=[1, 0]) for name in "ab"]
     nodes += [helper.make_node("Unsqueeze", [name, f"axis_{name}"], [name * 2]) for name in "ab"]
     (scope,) = scopes(model(nodes, {"x": ROWS, "axis_a": [0], "axis_b": [0]}).graph)
-    known = onnx_constants.Constants()
+    known = onnx_constants.Constants(FOLDING)
     assert known.get(scope, "aa") is known.get(scope, "bb")
     assert known.get(scope, "a") is not known.get(scope, "aa")
 

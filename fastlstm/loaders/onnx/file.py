@@ -24,6 +24,7 @@ from fastlstm.loaders.found import Contents, Found, listing, quoted
 from fastlstm.loaders.onnx import lstm as onnx_lstm
 from fastlstm.loaders.onnx.constants import TYPES, Constants, is_outside, read
 from fastlstm.loaders.onnx.external import Folder
+from fastlstm.loaders.onnx.folding import FOLDING
 from fastlstm.loaders.onnx.graph import Scope, import_onnx, label, scopes
 from fastlstm.loaders.onnx.states import States
 from fastlstm.loaders.source import SourceFile, return_freed, weights_limit
@@ -227,7 +228,7 @@ class Item:
 def _contents(model: Any, size: int, folder: Folder | None = None) -> Contents:
     """List the LSTMs of a model of so many bytes, with tensors in other files if their folder is given."""
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    constants = Constants(folder)
+    constants = Constants(FOLDING, folder)
     states = States(constants)
     every = list(scopes(model.graph))
     items = [_examine(node, scope, constants, states, opset) for scope in every for node in _in_order(scope) if _kind(node)]

@@ -19,7 +19,8 @@ from fastlstm.arrays import Array
 from fastlstm.cell import Activation, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
-from fastlstm.loaders.onnx.constants import NUMBERS_LIMIT, Call, Constants, RunTime, Value, check_inside, dequantized, read
+from fastlstm.loaders.onnx.constants import NUMBERS_LIMIT, Call, Constants, RunTime, Value, check_inside, read
+from fastlstm.loaders.onnx.folding import dequantized
 from fastlstm.loaders.onnx.graph import Scope, attributes, label
 from fastlstm.loaders.onnx.sizes import Open, Size
 from fastlstm.loaders.onnx.states import States

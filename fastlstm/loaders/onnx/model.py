@@ -20,6 +20,7 @@ from fastlstm.loaders.onnx import lstm as onnx_lstm
 from fastlstm.loaders.onnx.constants import DTYPES, FOLD, TYPES, Constants, Value, check_inside, effort
 from fastlstm.loaders.onnx.constants import read as compute
 from fastlstm.loaders.onnx.external import Folder
+from fastlstm.loaders.onnx.folding import FOLDING
 from fastlstm.loaders.onnx.graph import Scope, attributes, label
 from fastlstm.loaders.source import weights_limit
 from fastlstm.loaders.tensors import STORED, to_floats
@@ -106,7 +107,7 @@ class _Reader:
 
     def __init__(self, proto: Any, opset: int, size: int, folder: Folder | None) -> None:
         self.proto, self.opset, self.stored, self.folder = proto, opset, size, folder
-        self.scope, self.constants = Scope(proto), Constants(folder)
+        self.scope, self.constants = Scope(proto), Constants(FOLDING, folder)
         self.spent = self.effort = 0
         self.steps: list[Constant | Node | PendingLSTM] = []
         self.made: set[str] = set()  # names of results so far
