@@ -241,15 +241,17 @@ def test_rows_that_begin_anew(config: tuple[Any, ...], rows: int | None) -> None
 
 
 def test_resets_between_layers_that_drop() -> None:
-    """The same bits as without dropout, where nothing is dropped; and something else where half is."""
+    """The same bits as without dropout, gradients too, where nothing is dropped; and something else where half is."""
     config = CONFIGS[1]
     ours = modules(config, dropout=0.5)[1]
-    x = torch.randn(*((3, 7) if config[4] else (7, 3)), config[0], dtype=F64)
+    x, hx = torch.randn(3, 7, config[0], dtype=F64, requires_grad=True), states(config, 3)
     resets = some_resets(7, 3)
-    whole = flat(ours.eval()(x, resets=resets))
-    assert not torch.equal(flat(ours.train()(x, resets=resets))[0], whole[0])
+    whole = flat(ours.eval()(x, hx, resets=resets))
+    assert not torch.equal(flat(ours.train()(x, hx, resets=resets))[0], whole[0])
     ours.dropout = 1e-300  # drops nothing, but layer by layer
-    assert_same_bits(flat(ours(x, resets=resets)), whole)
+    parts = flat(ours(x, hx, resets=resets))
+    assert_same_bits(parts, whole)
+    assert_same_bits(gradients(ours, [x, *hx], parts), gradients(ours, [x, *hx], whole))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -411,11 +413,13 @@ def test_inputs_of_any_layout(x: Any) -> None:
 def test_changes_in_place_before_backward_do_no_harm() -> None:
     _, module = modules(CONFIGS[1])
     x = torch.randn(3, 5, 4, dtype=F64, requires_grad=True)
-    expected = gradients(module, [x], flat(module(x)))
+    resets = some_resets(5, 3)
+    expected = gradients(module, [x], flat(module(x, resets=resets)))
     y = x * 1
-    result = flat(module(y))
+    result = flat(module(y, resets=resets))
     with torch.no_grad():
         y.zero_()
+        resets.logical_not_()
         for parameter in module.parameters():
             parameter.add_(1)
     assert_same_bits(gradients(module, [x], result), expected)
