@@ -17,6 +17,7 @@ __all__ = [
     "as_lengths",
     "as_mask",
     "as_resets",
+    "booleans_error",
     "contiguous",
     "in_order",
     "in_place",
@@ -139,9 +140,14 @@ def _booleans(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     if array.dtype != np.bool_:
         raise TypeError(f"{name} must be bool, got {array.dtype}")
     if array.shape != shape:
-        error = shape_error(name, shape, array.shape)
-        raise ValueError(f"{error}: (T, B), also with batch_first") if array.shape == shape[::-1] else error
+        raise booleans_error(name, shape, array.shape)
     return array
+
+
+def booleans_error(name: str, expected: tuple[int, ...], given: tuple[int, ...]) -> ValueError:
+    """The error for booleans of another shape than (T, B), which callers with ``batch_first`` are tempted to turn."""
+    error = shape_error(name, expected, given)
+    return ValueError(f"{error}: (T, B), also with batch_first") if given == expected[::-1] else error
 
 
 def in_order(packed: Array, order: Array) -> Array:

@@ -966,8 +966,8 @@ def lstm_errors() -> list[Any]:
         (TypeError, r"resets must be a tensor, got list", [[False]]),
         (TypeError, r"resets must be torch\.bool, got torch\.float32; pass resets\.to\(torch\.bool\)", torch.zeros(5, 3)),
         (TypeError, r"resets must be on the CPU.*got meta", torch.zeros(5, 3, dtype=torch.bool, device="meta")),
-        (ValueError, r"resets must have shape \(5, 3\), got \(3, 5\)", torch.zeros(3, 5, dtype=torch.bool)),
-        (ValueError, r"resets must have shape \(5, 3\), got \(5,\)", torch.zeros(5, dtype=torch.bool)),
+        (ValueError, r"resets .* \(5, 3\), got \(3, 5\): \(T, B\), also with batch_first", torch.zeros(3, 5, dtype=torch.bool)),
+        (ValueError, r"resets must have shape \(5, 3\), got \(5,\)$", torch.zeros(5, dtype=torch.bool)),
     ],
 )
 def test_resets_that_do_not_fit(error: Any, message: str, resets: Any) -> None:
@@ -1009,6 +1009,8 @@ def test_nested_tensors_are_to_be_packed(layout: Any) -> None:
     nested = torch.nested.nested_tensor(sequences, layout=layout)
     with pytest.raises(TypeError, match=r"nested tensor; an LSTM takes torch\.nn\.utils\.rnn\.pack_sequence\(input\.unbind\(\)"):
         module(nested)
+    with pytest.raises(TypeError, match=r"resets must be a dense tensor, got a nested tensor$"):  # packed they are refused, too
+        module(torch.zeros(5, 2, 4), resets=torch.nested.nested_tensor([torch.zeros(n) > 0 for n in (2, 5)], layout=layout))
     module(rnn.pack_sequence(nested.unbind(), enforce_sorted=False))
 
 

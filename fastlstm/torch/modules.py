@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from fastlstm.arrays import shape_error
+from fastlstm.arrays import booleans_error, shape_error
 from fastlstm.torch.calls import call
 from fastlstm.torch.packed import Tensor
 
@@ -134,7 +134,7 @@ class LSTM(torch.nn.RNNBase):
                 T = x.shape[1 if batch_first else 0]
                 flags = (T,) if single else (T, B)
                 if tuple(resets.shape) != flags:
-                    raise shape_error("resets", flags, tuple(resets.shape))
+                    raise booleans_error("resets", flags, tuple(resets.shape))
                 resets = resets.unsqueeze(1) if single else resets
 
         states, P = self.num_layers * (2 if self.bidirectional else 1), self.proj_size or self.hidden_size
@@ -297,7 +297,8 @@ def _check_tensor(name: str, value: Any, dtype: Any) -> None:
         raise TypeError(f"{name} must be {dtype}{like}, got {value.dtype}; pass {name}.to({dtype})")
     if not torch.compiler.is_compiling() and value.is_nested:  # older compilers do not know it
         packed = f"torch.nn.utils.rnn.pack_sequence({name}.unbind(), enforce_sorted=False)"
-        raise TypeError(f"{name} must be a dense tensor, got a nested tensor; an LSTM takes {packed}")
+        advice = f"; an LSTM takes {packed}" if name == "input" else ""
+        raise TypeError(f"{name} must be a dense tensor, got a nested tensor{advice}")
     if value.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got {value.layout}; pass {name}.to_dense()")
 
