@@ -581,6 +581,7 @@ def test_bfloat16_in_the_old_form(keras: Any, h5py: Any, tmp_path: Path) -> None
 
 def test_shards(keras: Any, h5py: Any, tmp_path: Path) -> None:
     """Where a layer may go on in the next file it is refused, and the index names the files."""
+    keras.utils.clear_session()  # which numbers the names of cells
     L = keras.layers
     cases = (  # with kernels (3, 16), recurrent ones (4, 16) and biases (16,): 192, 256 and 64 bytes
         (L.LSTM(4, name="mine"), 192 + 256, "mine"),
