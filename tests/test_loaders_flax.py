@@ -294,6 +294,9 @@ def test_live_modules_that_compute_something_else() -> None:
     def rnn(seed: int, cell: Any = nnx.LSTMCell, **options: Any) -> Any:
         return nnx.RNN(cell(I, H, rngs=nnx.Rngs(seed), **options))
 
+    class MyRNN(nnx.RNN):
+        pass
+
     class Both(nnx.Module):
         def __init__(self) -> None:
             self.forward_rnn, self.backward_rnn = rnn(0), rnn(1)
@@ -303,6 +306,9 @@ def test_live_modules_that_compute_something_else() -> None:
 
     for module, message in {
         rnn(0, Mine): "its class 'Mine' is not Flax's own",
+        MyRNN(nnx.LSTMCell(I, H, rngs=nnx.Rngs(0)), reverse=True): "its class 'MyRNN' is not Flax's own RNN",
+        pair(rnn(0), MyRNN(nnx.LSTMCell(I, H, rngs=nnx.Rngs(0)))): "its class 'MyRNN' is not Flax's own RNN",
+        nnx.Dict({"a/b": rnn(0)}): "its place in the module cannot be told",
         rnn(0, gate_fn=lambda x: x): "gate_fn '<lambda>' is not understood",
         pair(rnn(0), rnn(1), merge_fn=lambda a, b: a + b): "merge_fn is not concatenation.*one by one",
         pair(rnn(0), rnn(1, activation_fn=nnx.relu)): "different activations",

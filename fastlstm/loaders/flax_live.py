@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +30,9 @@ FUNCTIONS = {
     "elu": Activation("elu"),
     "leaky_relu": Activation("leaky_relu"),
 }
+
+
+PARAMETERS = "pass its parameters, nnx.state(...), which are run as Flax's own"
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,20 @@ def _one(module: Any, path: Path) -> Said:
     if path[-1:] != ("cell",):
         return Said(cell)
     rnn = _at(module, path[:-1])
-    if not _is(rnn, "RNN"):
+    if not isinstance(rnn, sys.modules["flax.nnx"].RNN):  # what a module of one's own does with its cell is its own affair
         return Said(cell)
+    _check_own(rnn, "RNN")
     return Said(cell, bool(rnn.reverse), bool(rnn.reverse) and not rnn.keep_order, not rnn.time_major)
 
 
 def _both(module: Any, paths: list[Path]) -> Said:
     cells = [_cell(_at(module, path)) for path in paths]
+    for path in paths:
+        if path[-1] == "cell":
+            _check_own(_at(module, path[:-1]), "RNN")
     pair = _at(module, paths[0][: -2 if paths[0][-1] == "cell" else -1])
     alone = "take forward_rnn and backward_rnn one by one"
-    if not _is(pair, "Bidirectional"):
-        raise FormatError(f"{_name(pair)} is not Flax's own Bidirectional: {alone}")
+    _check_own(pair, "Bidirectional")
     if pair.merge_fn is not inspect.signature(type(pair).__init__).parameters["merge_fn"].default:
         raise FormatError(f"its merge_fn is not concatenation, the default: {alone}")
     if cells[0] != cells[1]:
@@ -76,14 +81,9 @@ def _both(module: Any, paths: list[Path]) -> Said:
 
 
 def _cell(cell: Any) -> Cell:
-    if not (_is(cell, "LSTMCell") or _is(cell, "OptimizedLSTMCell")):
-        raise FormatError(
-            f"its class {_name(cell)} is not Flax's own, and may compute something else; pass its parameters: nnx.state(...)"
-        )
+    _check_own(cell, "LSTMCell", "OptimizedLSTMCell")
     if getattr(cell, "carry_init", None) is not None:
-        raise FormatError(
-            "its carry_init is not the default, zeros; pass its parameters, nnx.state(...), and the state at each call"
-        )
+        raise FormatError(f"its carry_init is not the default, zeros; {PARAMETERS}, and the state at each call")
     gate, activation = (_activation(key, getattr(cell, key)) for key in ("gate_fn", "activation_fn"))
     return Cell(gate, activation, activation)
 
@@ -99,18 +99,17 @@ def _activation(key: str, function: object) -> Activation:
 
 def _at(module: Any, path: Path) -> Any:
     for step in path:
-        if isinstance(module, Mapping):
-            module = next(value for key, value in module.items() if str(key) == step)
-        elif hasattr(module, step):
-            module = getattr(module, step)
-        else:
-            module = module[int(step)]
+        try:
+            module = getattr(module, step) if hasattr(module, step) else module[int(step) if step.isdecimal() else step]
+        except (KeyError, IndexError, TypeError):  # a key of a dict with a slash in it, for one
+            raise FormatError(f"its place in the module cannot be told; {PARAMETERS}") from None
     return module
 
 
-def _is(module: Any, name: str) -> bool:
-    return type(module) is getattr(sys.modules["flax.nnx"], name)
-
-
-def _name(module: Any) -> str:
-    return quoted(type(module).__name__)
+def _check_own(module: Any, *names: str) -> None:
+    """Refuse subclasses: their code decides what they compute."""
+    if not any(type(module) is getattr(sys.modules["flax.nnx"], name) for name in names):
+        kind = quoted(type(module).__name__)
+        raise FormatError(
+            f"its class {kind} is not Flax's own {' or '.join(names)}, and may compute something else; {PARAMETERS}"
+        )

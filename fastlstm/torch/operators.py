@@ -61,16 +61,14 @@ def run_forward(
     state = None if h_0 is None else (array_of(h_0), array_of(c_0))
     ragged = None if batch_sizes is None else Ragged(array_of(batch_sizes), len(x))
     array = array_of(x)
-    tokens: dict[str, Any] = {"threads": allowance()}
+    lengths, anew = None, None if resets is None else array_of(resets)
     if ragged is not None:
-        array, tokens["lengths"] = ragged.spread(array), ragged.lengths
-    if resets is not None:
-        tokens["resets"] = array_of(resets)
+        array, lengths = ragged.spread(array), ragged.lengths
     if record is not None:
-        tape = network.record(array, state, **tokens)
+        tape = network.record(array, state, lengths=lengths, resets=anew, threads=allowance())
         output, (h_n, c_n), name = tape.output, tape.state, remember(tape, ragged)
     else:
-        output, (h_n, c_n) = network(array, state, **tokens)
+        output, (h_n, c_n) = network(array, state, lengths=lengths, resets=anew, threads=allowance())
         name = torch.empty(0, dtype=torch.int64)
     if ragged is not None:
         output = ragged.gather(output)
