@@ -1104,7 +1104,7 @@ backward()
 
 
 LONG_CALL = """
-import sys, time
+import signal, sys, time
 import numpy as np
 import fastlstm
 from helpers import make_case
@@ -1121,6 +1121,7 @@ ones = np.ones((T, B, H), np.float32)  # as the engine takes it: a copy would st
 lstm.record(x[:2, :2]).backward(ones[:2, :2], threads=threads)
 tape = lstm.record(x)
 np.ones(sum(a.size for a in lstm.state_dict().values()), np.float32)  # pages that the host of a virtual machine has found by then
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
 print("ready", flush=True)
 try:
     tape.backward(ones, threads=threads)
