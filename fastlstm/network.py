@@ -411,10 +411,10 @@ class Network(Generic[S]):
             ``stride``: steps that a layer hands on to the next at a time; ``blocks_at_once``: blocks of units that a single row
             takes together; ``patience_ns``: a pair parts when it has lost more, and a quarter of the call, to other processes;
             ``expected_ns``: what the cost model behind the choice takes the call for, on a server of 2023; its constants are
-            explained in ``kernels/plan.c``. The division depends on these arguments and on the size of L2 alone: ask with
-            ``threads=64`` what a machine of 64 processors would do. A call itself may be divided otherwise: into groups that meet
-            less often or into fewer threads while meetings take longer than usual or processors are busy, into uneven parts while
-            one of two processors is slower.
+            explained in ``kernels/plan.c``. The division depends on these arguments, on the size of L2 and on how fast the shared
+            cache is, which is measured once: ask with ``threads=64`` what a machine of 64 such processors would do. A call itself
+            may be divided otherwise: into groups that meet less often or into fewer threads while meetings take longer than usual
+            or processors are busy, into uneven parts while one of two processors is slower.
 
         Raises
         ------

@@ -1,8 +1,8 @@
 /* How a call is divided: every division of the team is priced by a small model, the cheapest is taken.
  *
- * Prices are nanoseconds on one core of an AVX-512 server of 2023 (L2 2 MiB, slow shared L3). A Zen 5 machine reads L2 twice and L3 four
- * times as fast; with its own prices the model divides no shape better there, and B 4 to 16 worse (bench/NOTES.md). They decide
- * between divisions, so only their ratios matter; a division never changes a result.
+ * Prices are nanoseconds on one core of an AVX-512 server of 2023, but for reading from the shared L3: machines differ there by four
+ * times, so it is measured. A Zen 5 machine reads L2 twice as fast; with its own prices for all the model divided no shape better there
+ * (bench/NOTES.md). They decide between divisions, so only their ratios matter; a division never changes a result.
  */
 #include "caches.h"
 #include "fastlstm.h"
@@ -13,7 +13,8 @@
 
 #define FMA_PER_NS_PER_BYTE 1.4 /* multiply-adds per ns and byte of vector, in full tiles: 16 lanes x 2 x 3.5 GHz x 0.8 / 64 */
 #define L2_BYTES_PER_NS 110.0   /* weights of one core, streamed from its own L2 */
-#define L3_BYTES_PER_NS 28.0    /* and from the shared cache, per core */
+#define L3_NS_PER_BYTE 0.0015   /* what weights from beyond L2 cost where arithmetic hides reading them */
+#define LINE_NS 4.5             /* a cache line that another thread wrote comes over, or one that it read is written again */
 #define FAR_BYTES_PER_NS 48.0   /* beyond the shared cache, beside the arithmetic: full tiles do not hide it */
 #define CELL_NS_PER_VECTOR 14.0 /* five exponentials and three divisions for V units */
 #define STEP_NS 25.0            /* book-keeping of one step of one layer */
@@ -35,12 +36,21 @@ static double product_ns(const fl_network *net, double rows, double vectors, dou
     const double busy = fmax(rows, tiles * 1.25);
     const double arithmetic = busy * vectors * lanes * K / (FMA_PER_NS_PER_BYTE * (double)(net->V * net->item));
     const double bytes = vectors * lanes * (double)fl_weight_item(net->kind, net->item) * K;
-    const double reading = bytes / (resident <= 0.8 * (double)fl_l2_bytes() ? L2_BYTES_PER_NS : L3_BYTES_PER_NS);
-    return fmax(arithmetic, reading);
+    if (resident <= 0.8 * (double)fl_l2_bytes())
+        return fmax(arithmetic, bytes / L2_BYTES_PER_NS);
+    const double reading = bytes / fmin(fl_l3_bytes_per_ns(), L2_BYTES_PER_NS);
+    return fmax(arithmetic, reading) + L3_NS_PER_BYTE * bytes;
 }
 
 static double fork_ns(int threads) { return threads > 1 ? FORK_NS + FORK_NS_PER_THREAD * threads : 0; }
 static double meeting_ns(const fl_plan *plan, int threads) { return plan->meeting_price * fl_usual_meeting_ns(threads); }
+
+/* Threads that divide units meet after each step, and what they have written goes from one to the others: so many bytes for each. */
+static double exchange_ns(const fl_plan *plan, double bytes)
+{
+    const double lines = plan->unit_groups > 1 ? bytes / FL_ALIGNMENT : 0;
+    return meeting_ns(plan, plan->unit_groups) + plan->meeting_price * lines * LINE_NS;
+}
 
 /* What keeps the busiest thread busy of n things in so many parts, in the time that an even pair's threads take for one. */
 static double busiest(const fl_plan *plan, fl_index n, int parts)
@@ -80,7 +90,8 @@ static double step_ns(const fl_network *net, const fl_plan *plan, fl_index B, fl
         ns += product_ns(net, rows, FL_VECTORS * projected, (double)net->H, R);
     if ((R + W) * plan->unit_groups > NEAR_BYTES)
         ns += (plan->chunk ? R : R + W) / FAR_BYTES_PER_NS;
-    return ns + meeting_ns(plan, plan->unit_groups) * (net->has_projection ? 2 : 1);
+    const double h = rows * (double)(net->P * net->item), m = rows * (double)(net->H * net->item);
+    return ns + exchange_ns(plan, h) + (net->has_projection ? exchange_ns(plan, m) : 0);
 }
 
 /* A step of all layers of the group that has most to do. */
@@ -207,7 +218,9 @@ static double backward_step_ns(const fl_network *net, const fl_plan *plan, fl_in
 
     if (net->has_projection)
         ns += product_ns(net, rows, FL_VECTORS * units, (double)net->P, R);
-    ns += meeting_ns(plan, plan->unit_groups) * (net->has_projection ? 2 : 1);
+    ns += exchange_ns(plan, rows * K * (double)net->item);
+    if (net->has_projection)
+        ns += exchange_ns(plan, rows * (double)(net->P * net->item));
     const double per_token = K * (double)(2 * I + net->P) / (FMA_PER_NS_PER_BYTE * (double)(net->V * net->item));
     return ns + (double)B * per_token * plan->directions / plan->threads;
 }
