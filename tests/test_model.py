@@ -167,6 +167,48 @@ def test_a_copy_of_a_stream_goes_on_by_itself(copied: Any) -> None:
     assert np.stack([other.step(x_t) for x_t in x[4:]]).tobytes() == rest.tobytes()
 
 
+def test_the_state_of_a_stream_can_be_kept_and_given_back() -> None:
+    model = two_lstms()
+    x = inputs(model, T, B)
+    y = model(x)
+    stream = model.stream(B)
+    stream.process(x[:3])
+    kept = stream.state
+    assert [(name, h.shape, c.shape) for name, (h, c) in kept.items()] == [
+        (step.name, (1, B, step.lstm.hidden_size), (1, B, step.lstm.hidden_size)) for step in model.steps[:2]
+    ]
+    stream.process(-x)
+    stream.state = kept
+    assert stream.process(x[3:]).tobytes() == y[3:].tobytes()
+    for wrong, error, part in (
+        (None, TypeError, "state must be a mapping of names to"),
+        ({"lower": kept["lower"]}, ValueError, r"state must have the keys \['lower', 'upper'\], got \['lower'\]"),
+        ({**kept, "upper": tuple(part[:, :1] for part in kept["upper"])}, ValueError, r"state\['upper'\]: h must have shape"),
+        ({**kept, "upper": None}, TypeError, r"state\['upper'\]: "),
+    ):
+        before = stream.state
+        with pytest.raises(error, match=part):
+            stream.state = wrong
+        assert str(stream.state) == str(before)
+
+
+@pytest.mark.parametrize("rows", [[1], np.array([False, True, False]), "once"])
+def test_some_rows_of_a_stream_begin_anew(rows: Any) -> None:
+    model = two_lstms()
+    x = inputs(model, T, B)
+    stream = model.stream(B)
+    stream.process(x[:4])
+    stream.reset(iter([1]) if isinstance(rows, str) else rows)
+    rest = stream.process(x[4:])
+    y = model(x)[4:]
+    y[:, 1] = model(x[4:])[:, 1]
+    assert rest.tobytes() == y.tobytes()
+    with pytest.raises(ValueError, match="rows must be between 0 and 2, got 3"):
+        stream.reset([3])
+    with pytest.raises(TypeError, match="rows must be several integers"):
+        stream.reset(3)
+
+
 class Fails(Step):
     """Raises what it is told to."""
 

@@ -6,7 +6,7 @@ makes the list and nothing else. What no step does is refused by the loader, by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -164,10 +164,45 @@ class ModelStream:
     def __repr__(self) -> str:
         return f"ModelStream({self._model!r}, batch_size={self.batch_size})"
 
-    def reset(self) -> None:
-        """Begin anew, from the initial states."""
+    @property
+    def state(self) -> dict[str, State]:
+        """Copies of (h, c) of every LSTM, as :attr:`fastlstm.Stream.state`, by the names of its step. May be set."""
+        return {name: stream.state for name, stream in self._streams.items()}
+
+    @state.setter
+    def state(self, state: Mapping[str, State]) -> None:
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a mapping of names to (h, c), got {type(state).__name__}")
+        if set(state) != set(self._streams):
+            raise ValueError(f"state must have the keys {list(self._streams)!s:.200}, got {list(state)!s:.200}")
+        before = self.state
+        try:
+            for name, stream in self._streams.items():
+                try:
+                    stream.state = state[name]
+                except (ValueError, TypeError) as error:
+                    raise type(error)(f"state[{name!r:.100}]: {error}") from None
+        except BaseException:
+            self._go_to(before)
+            raise
+
+    def reset(self, rows: Iterable[int] | Array | None = None) -> None:
+        """Begin anew from the initial states, all rows or `rows`.
+
+        Parameters
+        ----------
+        rows : integers, or bool array of shape (B,), optional
+            As for :meth:`fastlstm.Stream.reset`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a row is not an integer from 0 to B - 1, or there are not B booleans; nothing has changed then.
+        """
+        if isinstance(rows, Iterator):
+            rows = list(rows)  # for every LSTM
         for stream in self._streams.values():
-            stream.reset()
+            stream.reset(rows)
 
     def step(self, x: Any) -> Array:
         """Take one step.
@@ -224,7 +259,7 @@ class ModelStream:
         if array.shape[axis] != self.batch_size:
             raise ValueError(f"x must have {self.batch_size} sequences, got {array.shape[axis]}")
 
-        before = {name: stream.state for name, stream in self._streams.items()}
+        before = self.state
         after: dict[str, State] = {}
 
         def advance(step: Recurrent) -> Callable[[Array], Array]:
@@ -250,7 +285,7 @@ class ModelStream:
             self._streams[name].state = state
 
     def __reduce__(self) -> Any:
-        return _go_on, (self._model, self.batch_size, {name: stream.state for name, stream in self._streams.items()})
+        return _go_on, (self._model, self.batch_size, self.state)
 
 
 def _go_on(model: Model, batch_size: int, states: Mapping[str, State]) -> ModelStream:
