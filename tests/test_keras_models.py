@@ -124,7 +124,9 @@ class Maker:
                 lambda: L.TimeDistributed(L.Dense(3, activation=activation)),
                 lambda: L.TimeDistributed(L.LayerNormalization()),
                 lambda: L.LayerNormalization(center=rng.random() < 0.7, scale=rng.random() < 0.7, epsilon=1e-4),
-                lambda: L.Activation(rng.choice(("hard_sigmoid", "exponential", "leaky_relu", "relu6", "log_softmax"))),
+                lambda: L.Activation(rng.choice(("hard_sigmoid", "exponential", "leaky_relu", "relu6", "log_softmax", "gelu"))),
+                lambda: L.BatchNormalization(center=rng.random() < 0.7, scale=rng.random() < 0.7, epsilon=0.02),
+                lambda: L.TimeDistributed(L.BatchNormalization()),
                 lambda: L.ReLU(max_value=rng.choice((None, 0.7)), negative_slope=0.1, threshold=0.2),
                 lambda: L.LeakyReLU(negative_slope=0.2),
                 lambda: L.ELU(),
@@ -139,13 +141,16 @@ class Maker:
         """Layers from steps to a result."""
         L, rng = self.L, self.rng
         layers = [self.lstm(True) if rng.random() < 0.4 else self.pointwise() for _ in range(rng.randrange(4))]
-        ending = rng.randrange(4)
+        ending = rng.randrange(5)
         if ending == 0:
             layers += [self.lstm(True), self.pointwise()]
         elif ending == 1:
             layers += [self.lstm(False), L.Dense(2, activation=rng.choice((None, "softmax")))]
         elif ending == 2:
             layers += [self.lstm(False), L.RepeatVector(4), self.lstm(True), L.TimeDistributed(L.Dense(2))]
+        elif ending == 3:
+            pool = rng.choice((L.GlobalAveragePooling1D, L.GlobalMaxPooling1D))
+            layers += [self.lstm(True), pool(), L.BatchNormalization(), L.Dense(2)]
         else:
             layers += [self.lstm(True), L.Flatten(), L.Dense(6), L.Reshape((2, -1)), self.lstm(False)]
             if not masked:
@@ -182,7 +187,8 @@ class Maker:
         if rng.random() < 0.3:
             inner = self.keras.Sequential([keras.Input((T, 3)), self.lstm(True), L.Dense(3)], name="inner")
             a = inner(a)
-        x = rng.choice((lambda: a + b, lambda: L.Add()([a, b]), lambda: L.Concatenate()([a, b])))()
+        sums = (L.Add, L.Subtract, L.Average, *(() if masked else (L.Multiply, L.Maximum, L.Minimum)))
+        x = rng.choice((lambda: a + b, lambda: rng.choice(sums)()([a, b]), lambda: L.Concatenate()([a, b])))()
         for layer in self.body(masked):
             x = layer(x)
         return keras.Model(given, x)
@@ -199,7 +205,9 @@ def inputs_of(model: Any, rng: np.random.Generator) -> np.ndarray:
 
 
 def randomized(model: Any, rng: np.random.Generator) -> Any:
-    model.set_weights([rng.uniform(-0.7, 0.7, w.shape).astype(w.dtype) for w in model.get_weights()])
+    for variable in model.variables:
+        low = 0.3 if variable.name == "moving_variance" else -0.7
+        variable.assign(rng.uniform(low, 0.7, variable.shape).astype("f4"))
     return model
 
 
@@ -227,6 +235,8 @@ def masked_models(keras: Any) -> Iterator[tuple[str, Any, Any]]:
     zeros, ones = L.Masking(0.0)(steps), L.Masking(1.0)(steps)
     both = L.Bidirectional(L.LSTM(5, return_sequences=True))
     yield "beside its own Bidirectional", words, L.LSTM(4)(L.Concatenate()([e, both(e)]))
+    yield "the mean of masked steps", steps, L.Dense(2)(L.GlobalAveragePooling1D()(L.BatchNormalization()(zeros)))
+    yield "a difference of two masks", steps, L.LSTM(4)(L.Subtract()([zeros, ones]))
     yield "two embeddings", words, L.LSTM(4)(L.Concatenate()([e, other]))
     yield "masked beside plain", words, L.LSTM(4)(L.Concatenate()([e, plain]))
     yield "plain beside masked", words, L.LSTM(4)(L.Concatenate()([plain, e]))
@@ -407,7 +417,7 @@ REFUSED: dict[str, tuple[Edit, tuple[str, ...]]] = {
         config("input", use_bias=False),
         ("'input'", "weights kernel are not where Keras puts them"),
     ),
-    "gelu": (config("input", activation="gelu"), ("'input'", "activation 'gelu' is none that is run here: elu, exponential")),
+    "mish": (config("input", activation="mish"), ("'input'", "activation 'mish' is none that is run here: elu, exponential")),
     "an activation of its own": (config("input", activation={"class_name": "function"}), ("'input'", "activation {'class_name'")),
     "lora": (config("input", lora_rank=4), ("'input'", "'lora_rank' in the configuration is not understood")),
     "more words": (config("embedding", input_dim=10), ("'embedding'", "must have shape (10, 3), got (9, 3)")),
@@ -417,7 +427,7 @@ REFUSED: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "epsilon": (config("norm", epsilon=-1), ("'norm'", "epsilon must not be negative")),
     "epsilon missing": (config("norm", epsilon=None), ("'norm'", "epsilon must be a number")),
     "epsilon huge": (config("norm", epsilon=10**400), ("'norm'", "epsilon must be a number")),
-    "what does not add": (history("add", "embedding", 0, 0), ("'add'", "and only what has the same shape is added")),
+    "what does not add": (history("add", "embedding", 0, 0), ("'add'", "and only what has the same shape goes together")),
     "more times": (config("repeat", n=3), ("'input'", "must have shape (18, 2), got (12, 2)")),
     "the batch axis": (config("beside", axis=0), ("'beside'", "axis must be one of")),
     "no times": (config("repeat", n=0), ("'repeat'", "n must be a positive integer")),
@@ -512,8 +522,15 @@ def test_models_of_keras_that_are_refused(keras: Any, h5py: Any, remembered: Non
         (Model(steps, L.LSTM(2)(L.Softmax(name="soft")(L.Add()([masked, masked])))), "layer 'soft': a Softmax with a mask"),
         (Model(steps, L.LSTM(2)(keras.ops.zeros_like(steps))), "ZerosLike and OnesLike are run here for masks"),
         (Model(steps, L.Flatten()(keras.ops.expand_dims(steps, 1))), "ExpandDims is run here for a new last axis"),
-        (Model(steps, L.BatchNormalization(name="norm")(steps)), "layer 'norm': its class 'BatchNormalization' is none"),
-        (Model(steps, L.LSTM(2, name="last")(steps * 2.0)), "'Multiply'"),
+        (Model(steps, L.UnitNormalization(name="norm")(steps)), "layer 'norm': its class 'UnitNormalization' is none"),
+        (Model(steps, L.BatchNormalization(axis=1, name="norm")(steps)), "layer 'norm': it normalizes axis 1, and only the last"),
+        (Model(steps, L.LSTM(2)(L.Multiply(name="by")([masked, masked]))), "layer 'by': it looks at masks"),
+        (
+            Model(steps, L.GlobalAveragePooling1D(keepdims=True, name="mean")(steps)),
+            "layer 'mean': it is run here with data_format",
+        ),
+        (Model(steps, L.LSTM(2)(keras.ops.average(steps) + steps)), "it is called with 1 values, not two"),
+        (Model(steps, L.LSTM(2, name="last")(steps * 2.0)), "layer 'multiply': it is called with 2.0, and only results"),
         (keras.Sequential([Input((T, None)), L.ReLU()]), "in which the number of features is missing"),
         (keras.Sequential([Input((T, I)), L.Dropout(0.5)]), "no layer that computes anything"),
     ):

@@ -15,7 +15,19 @@ from test_loaders_audio import H, guitarml, nam, rtneural, values, write
 
 import fastlstm
 from fastlstm import FormatError, LayerWeights, Weights, load_model
-from fastlstm.models.layers import INPUT, Activate, Add, Dense, Embedding, Features, LastStep, LayerNorm, Recurrent, Reshape, Step
+from fastlstm.models.layers import (
+    INPUT,
+    Activate,
+    Dense,
+    Embedding,
+    Features,
+    LastStep,
+    LayerNorm,
+    Merge,
+    Recurrent,
+    Reshape,
+    Step,
+)
 from fastlstm.models.model import Model
 from fastlstm.operators.activations import ACTIVATIONS
 
@@ -428,6 +440,7 @@ def test_activations() -> None:
         "hard_sigmoid_keras2": [0, 0, 0.4, 0.5, 0.6, 1, 1],
         "selu": [-1.75809934, -1.67056873, -0.69175819, 0, 0.52535050, 3.15210296, 84.0560790],
         "log_softmax": x.astype(float) - 80,
+        "gelu": [0, -0.00404970, -0.15426877, 0, 0.34573123, 2.99595030, 80],
     }
     assert expected.keys() == ACTIVATIONS.keys()
     for name, wanted in expected.items():
@@ -454,7 +467,11 @@ def test_small_dense_layers_do_not_depend_on_the_batch() -> None:
 
 
 def test_a_graph() -> None:
-    steps = [Features("first", (INPUT,), 0, 1), Activate("squashed", (INPUT,), "tanh"), Add("sum", ("squashed", "first", INPUT))]
+    steps = [
+        Features("first", (INPUT,), 0, 1),
+        Activate("squashed", (INPUT,), "tanh"),
+        Merge("sum", ("squashed", "first", INPUT)),
+    ]
     x = inputs(Model(steps, 3), T, B)
     np.testing.assert_allclose(Model(steps, 3)(x), np.tanh(x) + x[..., :1] + x, rtol=1e-6)
     with pytest.raises(ValueError, match=r"'sum' takes \['squashed'\] which no step before it gives"):

@@ -73,7 +73,7 @@ def model(file: SourceFile) -> Model:
     FormatError
         If the file does not say that it is one, or holds another tensor.
     """
-    from fastlstm.models.layers import INPUT, Add, Dense, Features, Recurrent, Step
+    from fastlstm.models.layers import INPUT, Dense, Features, Merge, Recurrent, Step
     from fastlstm.models.model import Model
 
     declared = file.json.get("model_data")
@@ -98,7 +98,7 @@ def model(file: SourceFile) -> Model:
     head = Dense("lin", ("rec",), float32(weight.value), None if bias is None else float32(bias.value))
     steps: list[Step] = [Recurrent("rec", (INPUT,), found.read()), head]
     if skip:
-        steps += [Features("residual", (INPUT,), 0, skip), Add("skip", ("lin", "residual"))]
+        steps += [Features("residual", (INPUT,), 0, skip), Merge("skip", ("lin", "residual"))]
     return Model(steps, found.info.input_size)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 
@@ -137,6 +138,18 @@ class LayerNorm(Step):
 
 
 @dataclass(frozen=True, eq=False)
+class Affine(Step):
+    """``x * scale + shift``, each of one number or of one for each feature: what batch normalization is after training."""
+
+    scale: Array
+    shift: Array
+
+    def run(self, *values: Array) -> Array:
+        result: Array = values[0] * self.scale + self.shift
+        return result
+
+
+@dataclass(frozen=True, eq=False)
 class Activate(Step):
     """An activation alone, one of :data:`ACTIVATIONS`."""
 
@@ -157,15 +170,19 @@ class Features(Step):
         return values[0][..., self.start : self.stop]
 
 
+MERGES = {"add": np.add, "subtract": np.subtract, "multiply": np.multiply, "maximum": np.maximum, "minimum": np.minimum}
+
+
 @dataclass(frozen=True, eq=False)
-class Add(Step):
-    """The sum of its inputs; one with a single feature is added to all."""
+class Merge(Step):
+    """Its inputs, element by element, by one of :data:`MERGES` or "average"; one with a single feature goes with all."""
+
+    operation: str = "add"
 
     def run(self, *values: Array) -> Array:
-        result = values[0]
-        for value in values[1:]:
-            result = result + value
-        return result
+        average = self.operation == "average"
+        result: Array = reduce(MERGES["add" if average else self.operation], values)
+        return result / result.dtype.type(len(values)) if average else result
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +194,23 @@ class LastStep(Step):
 
     def run(self, *values: Array) -> Array:
         return values[0][:, -1] if self.batch_first else values[0][-1]
+
+
+@dataclass(frozen=True, eq=False)
+class OverTime(Step):
+    """The mean or the largest of each feature over the steps, batch-first; the mean of those where a second input is true."""
+
+    largest: bool = False
+    pointwise = False
+
+    def run(self, *values: Array) -> Array:
+        x, real = values[0], values[1][..., None] if len(values) > 1 else None
+        if self.largest:
+            return np.asarray(x.max(axis=1))
+        if real is None:
+            return np.asarray(x.mean(axis=1, dtype=x.dtype))
+        with np.errstate(invalid="ignore"):  # a row without a step: NaN, as in Keras
+            return np.asarray(np.where(real, x, 0).sum(axis=1) / real.sum(axis=1, dtype=x.dtype))
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,6 +51,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "hard_sigmoid_keras2": lambda x: np.clip(x * 0.2 + 0.5, 0, 1),
     "selu": lambda x: SELU_SCALE * np.where(x < 0, SELU_ALPHA * np.expm1(np.minimum(x, 0)), x),
     "log_softmax": _log_softmax,
+    "gelu": lambda x: gelu(x),
 }
 
 

@@ -28,7 +28,8 @@ Shape: TypeAlias = tuple[int | None, ...]  # of one row, without the batch
 MAX_AXES = 8
 # Of weights that are there already, these mean nothing
 NEUTRAL = {
-    f"{which}_{kind}" for which in ("embeddings", "gamma", "beta") for kind in ("initializer", "regularizer", "constraint")
+    *(f"{which}_{kind}" for which in ("embeddings", "gamma", "beta") for kind in ("initializer", "regularizer", "constraint")),
+    *("moving_mean_initializer", "moving_variance_initializer"),
 }
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import quoted
 from fastlstm.loaders.keras import config as keras_config
@@ -27,7 +29,7 @@ __all__ = ["LAYERS"]
 # Keras' activations: by the names that the steps have for them
 ACTIVATIONS = {
     **{name: name for name in ("linear", "relu", "sigmoid", "tanh", "softmax", "elu", "selu", "softplus", "softsign", "silu")},
-    **{name: name for name in ("exponential", "leaky_relu", "relu6", "log_softmax")},
+    **{name: name for name in ("exponential", "leaky_relu", "relu6", "log_softmax", "gelu")},
     "swish": "silu",
 }
 HARD_SIGMOID = {2: "hard_sigmoid_keras2", 3: "hard_sigmoid"}
@@ -200,6 +202,43 @@ def _layer_norm(draft: Draft, layer: Layer) -> Value:
     return draft.add(LayerNorm, layer.name, [given], given.shape, layer.mask, epsilon=epsilon, **more)
 
 
+def _batch_norm(draft: Draft, layer: Layer) -> Value:
+    """What it has learned of the features: (x - mean) / sqrt(variance + epsilon) * gamma + beta."""
+    from fastlstm.models.layers import Affine
+
+    training = ("momentum", "synchronized", "renorm", "renorm_clipping", "renorm_momentum")
+    layer.check_keys("axis", "epsilon", "center", "scale", *training)
+    given, features, axis = layer.one_input(), layer.features(), layer.config.get("axis", -1)
+    if axis not in (-1, [-1], len(given.shape), [len(given.shape)]):
+        raise FormatError(f"it normalizes axis {shown(axis)}, and only the last is run here")
+    names = [name for name, key in (("gamma", "scale"), ("beta", "center")) if flag(layer.config, key, True)]
+    names, epsilon = [*names, "moving_mean", "moving_variance"], _number(layer, "epsilon")
+    arrays = dict(zip(names, draft.weights(layer, dict.fromkeys(names, (features,))), strict=True))
+    mean, variance = arrays["moving_mean"], arrays["moving_variance"]
+    if not (variance + epsilon > 0).all():
+        raise FormatError(f"moving_variance and epsilon must add up to more than 0, got {(variance + epsilon).min()}")
+    scale = arrays.get("gamma", 1) / np.sqrt(variance + epsilon)
+    shift = arrays.get("beta", 0) - mean * scale
+    more = {"scale": scale.astype(mean.dtype), "shift": shift.astype(mean.dtype)}
+    return draft.add(Affine, layer.name, [given], given.shape, layer.mask, **more)
+
+
+def _over_time(largest: bool) -> Callable[[Draft, Layer], Value]:
+    def make(draft: Draft, layer: Layer) -> Value:
+        from fastlstm.models.layers import OverTime
+
+        layer.check_keys("data_format", "keepdims")
+        given, order = layer.one_input(2), layer.config.get("data_format", "channels_last")
+        if order != "channels_last" or flag(layer.config, "keepdims", False):
+            raise FormatError("it is run here with data_format channels_last, and without keepdims")
+        mask = None if largest else layer.mask  # Keras' maximum is over all steps
+        if mask and (mask.problem or len(mask.shape) != 1):
+            raise FormatError(f"its mask is not run here: {mask.problem or 'it is no mask of time steps'}")
+        return draft.add(OverTime, layer.name, [given, *([mask] if mask else [])], given.shape[1:], largest=largest)
+
+    return make
+
+
 def _skipped(draft: Draft, layer: Layer) -> Value:
     """At inference it returns what it takes."""
     return replace(layer.one_input(), mask=layer.mask)
@@ -298,14 +337,26 @@ def _repeat(draft: Draft, layer: Layer) -> Value:
     return draft.add(RepeatVector, layer.name, [given], (count, *given.shape), count=count)
 
 
-def _add(draft: Draft, layer: Layer) -> Value:
-    from fastlstm.models.layers import Add
+def _merge(operation: str) -> Callable[[Draft, Layer], Value]:
+    def make(draft: Draft, layer: Layer) -> Value:
+        from fastlstm.models.layers import Merge
 
-    layer.check_keys()
-    shapes = {value.shape for value in layer.inputs}
-    if len(shapes) != 1 or layer.constants:
-        raise FormatError(f"it adds {_listing(shapes)}, and only what has the same shape is added here")
-    return draft.add(Add, layer.name, layer.inputs, layer.inputs[0].shape, _mask_of_sum(draft, layer))
+        layer.check_keys()
+        if layer.constants:
+            raise FormatError(f"it is called with {shown(layer.constants[0])}, and only results of layers go together here")
+        shapes = {value.shape for value in layer.inputs}
+        if len(shapes) != 1:
+            raise FormatError(f"it takes {_listing(shapes)}, and only what has the same shape goes together here")
+        if len(layer.inputs) < 2 or (operation == "subtract" and len(layer.inputs) > 2):
+            raise FormatError(
+                f"it is called with {len(layer.inputs)} values, not two"
+            )  # of one Keras' operation Average is the mean
+        if operation in ("multiply", "maximum", "minimum") and any(value.mask for value in layer.inputs):
+            raise FormatError("it looks at masks, which is not run here")
+        mask = _mask_of_sum(draft, layer)
+        return draft.add(Merge, layer.name, layer.inputs, layer.inputs[0].shape, mask, operation=operation)
+
+    return make
 
 
 def _concatenate(draft: Draft, layer: Layer) -> Value:
@@ -460,6 +511,9 @@ LAYERS: dict[str, Callable[[Draft, Layer], Value]] = {
     "Embedding": _embedding,
     "Masking": _masking,
     "LayerNormalization": _layer_norm,
+    "BatchNormalization": _batch_norm,
+    "GlobalAveragePooling1D": _over_time(largest=False),
+    "GlobalMaxPooling1D": _over_time(largest=True),
     "Activation": _activate,
     "Softmax": _softmax,
     "ELU": _elu,
@@ -468,7 +522,7 @@ LAYERS: dict[str, Callable[[Draft, Layer], Value]] = {
     "Reshape": _reshape,
     "Flatten": _flatten,
     "RepeatVector": _repeat,
-    "Add": _add,
+    **{name: _merge(name.lower()) for name in ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")},
     "Concatenate": _concatenate,
     "TimeDistributed": _time_distributed,
     "NotEqual": _not_equal,
@@ -480,6 +534,6 @@ LAYERS: dict[str, Callable[[Draft, Layer], Value]] = {
 }
 # Those that TimeDistributed may apply: they work on the last axis, whatever there is before it
 FEATURES = (
-    *("Dense", "LayerNormalization", "Activation", "Softmax", "ELU", "ReLU", "LeakyReLU"),
+    *("Dense", "LayerNormalization", "BatchNormalization", "Activation", "Softmax", "ELU", "ReLU", "LeakyReLU"),
     *("Dropout", "GaussianDropout", "AlphaDropout", "GaussianNoise", "ActivityRegularization"),
 )
