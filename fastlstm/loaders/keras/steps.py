@@ -10,7 +10,7 @@ The ``call``, ``compute_mask`` and ``get_config`` of the layers in ``keras/src/l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeGuard
 
@@ -22,6 +22,7 @@ from fastlstm.loaders.keras import config as keras_config
 from fastlstm.loaders.keras import layer as keras_layer
 from fastlstm.loaders.keras.config import class_of, config_of, flag, shown
 from fastlstm.loaders.keras.draft import MAX_AXES, Draft, Layer, Shape, Value, is_size, with_batch
+from fastlstm.loaders.keras.merging import concatenate, either, last_axis, merge
 from fastlstm.loaders.keras.tree import Entry
 
 __all__ = ["LAYERS"]
@@ -33,7 +34,6 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 HARD_SIGMOID = {2: "hard_sigmoid_keras2", 3: "hard_sigmoid"}
-DIFFERS = Value("", problem="it is made of several, which Keras 2 does otherwise than Keras 3")
 
 
 def _size(layer: Layer, key: str) -> int:
@@ -337,99 +337,6 @@ def _repeat(draft: Draft, layer: Layer) -> Value:
     return draft.add(RepeatVector, layer.name, [given], (count, *given.shape), count=count)
 
 
-def _merge(operation: str) -> Callable[[Draft, Layer], Value]:
-    def make(draft: Draft, layer: Layer) -> Value:
-        from fastlstm.models.layers import Merge
-
-        layer.check_keys()
-        if layer.constants:
-            raise FormatError(f"it is called with {shown(layer.constants[0])}, and only results of layers go together here")
-        shapes = {value.shape for value in layer.inputs}
-        if len(shapes) != 1:
-            raise FormatError(f"it takes {_listing(shapes)}, and only what has the same shape goes together here")
-        if len(layer.inputs) < 2 or (operation == "subtract" and len(layer.inputs) > 2):
-            raise FormatError(
-                f"it is called with {len(layer.inputs)} values, not two"
-            )  # of one Keras' operation Average is the mean
-        if operation in ("multiply", "maximum", "minimum") and any(value.mask for value in layer.inputs):
-            raise FormatError("it looks at masks, which is not run here")
-        mask = _mask_of_sum(draft, layer)
-        return draft.add(Merge, layer.name, layer.inputs, layer.inputs[0].shape, mask, operation=operation)
-
-    return make
-
-
-def _concatenate(draft: Draft, layer: Layer) -> Value:
-    from fastlstm.models.layers import Concatenate
-
-    layer.check_keys("axis")
-    shapes, axis = [value.shape for value in layer.inputs], layer.config.get("axis", -1)
-    axes = len(shapes[0])
-    if not isinstance(axis, int) or isinstance(axis, bool) or not (1 <= axis <= axes or -axes <= axis <= -1):
-        raise FormatError(f"its axis must be one of its input's, without the batch, got {shown(axis)}")
-    axis = axis if axis < 0 else axis - axes - 1
-    others = {(*shape[: axis + len(shape)], *shape[axis + len(shape) + 1 :]) for shape in shapes}
-    if len({len(shape) for shape in shapes}) > 1 or len(others) > 1 or layer.constants:
-        raise FormatError(f"it takes {_listing(shapes)}, which do not fit side by side")
-    sizes = [shape[axis] for shape in shapes]
-    size = None if None in sizes else sum(size for size in sizes if size is not None)
-    shape = tuple(size if index == axis + axes else other for index, other in enumerate(shapes[0]))
-    mask = _mask_side_by_side(draft, layer, axis)
-    return draft.add(Concatenate, layer.name, layer.inputs, shape, mask, axis=axis)
-
-
-def _listing(shapes: Iterable[Shape]) -> str:
-    return f"{' and '.join(sorted(str(with_batch(shape)) for shape in shapes)):.200}"
-
-
-def _same_mask(a: Value | None, b: Value | None) -> bool:
-    """Whether two masks are equal; a mask may have one itself, and so on for as many layers as a file likes."""
-    while a is not b:
-        if a is None or b is None or replace(a, mask=None) != replace(b, mask=None):
-            return False
-        a, b = a.mask, b.mask
-    return True
-
-
-def _mask_of_sum(draft: Draft, layer: Layer) -> Value | None:
-    """None if any input has none, else a step counts that is real in any of them."""
-    masks = [value.mask for value in layer.inputs if value.mask]
-    if not masks or all(_same_mask(value.mask, masks[0]) for value in layer.inputs):
-        return masks[0] if masks else None
-    if draft.version != 3:
-        return DIFFERS
-    if len(masks) < len(layer.inputs):
-        return None
-    result = masks[0]
-    for number, mask in enumerate(masks[1:], 1):
-        result = _either(draft, f"{layer.name}/mask{number}", result, mask)
-    return result
-
-
-def _mask_side_by_side(draft: Draft, layer: Layer, axis: int) -> Value | None:
-    """The masks as wide as their inputs, side by side as these are; a step counts that is real in any feature."""
-    from fastlstm.models.layers import AnyFeature, Concatenate, Everywhere
-
-    first = layer.inputs[0].mask
-    if all(value.mask is None for value in layer.inputs):
-        return None
-    if first and axis == -1 and all(_same_mask(value.mask, first) for value in layer.inputs):
-        return first
-    if draft.version != 3:
-        return DIFFERS
-    name, wide = f"{layer.name}/mask", []
-    for number, value in enumerate(layer.inputs):
-        each = draft.add(Everywhere, f"{name}_like{number}", [value], value.shape, value=value.mask is None)
-        if value.mask and len(value.mask.shape) < len(value.shape):
-            each = _either(draft, f"{name}_wide{number}", _last_axis(draft, f"{name}_axis{number}", value.mask), each)
-        wide.append(value.mask if value.mask and len(value.mask.shape) == len(value.shape) else each)
-    problem = next((value.problem for value in wide if value.problem), "")
-    if problem:
-        return Value("", problem=problem)
-    together = draft.add(Concatenate, f"{name}_all", wide, wide[0].shape, axis=axis)
-    return draft.add(AnyFeature, name, [together], wide[0].shape[:-1])
-
-
 def _time_distributed(draft: Draft, layer: Layer) -> Value:
     layer.check_keys("layer")
     given, inner = layer.one_input(), layer.config.get("layer")
@@ -463,32 +370,14 @@ def _any(draft: Draft, layer: Layer) -> Value:
 def _logical_or(draft: Draft, layer: Layer) -> Value:
     if len(layer.inputs) != 2 or layer.constants:
         raise FormatError("LogicalOr is run here for two masks")
-    return _either(draft, layer.name, *layer.inputs)
-
-
-def _either(draft: Draft, name: str, a: Value, b: Value) -> Value:
-    """Of two masks that are the same, that one."""
-    from fastlstm.models.layers import Either
-
-    if a.problem or b.problem or (a.step, a.shape) == (b.step, b.shape):
-        return b if b.problem else a
-    pairs = list(zip(a.shape, b.shape, strict=False))
-    if len(a.shape) != len(b.shape) or any(m != n and 1 not in (m, n) for m, n in pairs):
-        raise FormatError(f"masks of the shapes {_listing([a.shape, b.shape])} do not go together")
-    return draft.add(Either, name, [a, b], tuple(n if m == 1 else m for m, n in pairs))
+    return either(draft, layer.name, *layer.inputs)
 
 
 def _expand_dims(draft: Draft, layer: Layer) -> Value:
     layer.check_keys("axis")
     if layer.config.get("axis") != -1:
         raise FormatError("ExpandDims is run here for a new last axis")
-    return _last_axis(draft, layer.name, layer.one_input())
-
-
-def _last_axis(draft: Draft, name: str, given: Value) -> Value:
-    from fastlstm.models.layers import LastAxis
-
-    return given if given.problem else draft.add(LastAxis, name, [given], (*given.shape, 1))
+    return last_axis(draft, layer.name, layer.one_input())
 
 
 def _everywhere(value: bool) -> Callable[[Draft, Layer], Value]:
@@ -522,8 +411,8 @@ LAYERS: dict[str, Callable[[Draft, Layer], Value]] = {
     "Reshape": _reshape,
     "Flatten": _flatten,
     "RepeatVector": _repeat,
-    **{name: _merge(name.lower()) for name in ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")},
-    "Concatenate": _concatenate,
+    **{name: merge(name.lower()) for name in ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")},
+    "Concatenate": concatenate,
     "TimeDistributed": _time_distributed,
     "NotEqual": _not_equal,
     "Any": _any,
