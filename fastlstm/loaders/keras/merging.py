@@ -25,9 +25,8 @@ def merge(operation: str) -> Callable[[Draft, Layer], Value]:
         if len(shapes) != 1:
             raise FormatError(f"it takes {_listing(shapes)}, and only what has the same shape goes together here")
         if len(layer.inputs) < 2 or (operation == "subtract" and len(layer.inputs) > 2):
-            raise FormatError(
-                f"it is called with {len(layer.inputs)} values, not two"
-            )  # of one Keras' operation Average is the mean
+            # Of one alone Keras' operation Average is the mean
+            raise FormatError(f"it is called with {len(layer.inputs)} values, not two")
         if operation in ("multiply", "maximum", "minimum") and any(value.mask for value in layer.inputs):
             raise FormatError("it looks at masks, which is not run here")
         mask = _mask_of_sum(draft, layer)
