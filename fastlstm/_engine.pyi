@@ -88,6 +88,12 @@ class _Drop:
 
 drop: _Drop
 
+class _Add:
+    def __getitem__(self, floating: str) -> _Add: ...
+    def __call__(self, network: Network, total: _Array, values: _Array) -> None: ...
+
+add: _Add
+
 class _Backward:
     def __getitem__(self, floating: str) -> _Backward: ...
     def __call__(

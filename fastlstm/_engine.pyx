@@ -40,8 +40,11 @@ cdef extern from *:
 cdef extern from "fastlstm.h" nogil:
     ctypedef Py_ssize_t fl_index
 
+    ctypedef void fl_add(fl_index n, const void *a, void *out)
+
     ctypedef struct fl_kernels:
         fl_index item, V
+        fl_add *add
 
     ctypedef struct fl_isa:
         const char *name
@@ -198,6 +201,8 @@ cdef extern from "team.h" nogil:
 
     void fl_open_barriers(fl_barrier *barriers, int count)
     void fl_join(fl_barrier *barrier, int size, int64_t patience_ns)
+    uint64_t fl_enter_float_state()
+    void fl_leave_float_state(uint64_t found)
 
 
 cdef extern from "pace.h" nogil:
@@ -823,10 +828,28 @@ def drop(floating[:, :, ::1] values not None, double p, uint64_t seed, Py_ssize_
     """Dropout on what a layer gives to the next one, (T, B, D*P), in place, as a recorded call does it."""
     cdef fl_dropout dropout = fl_dropout(p, seed)
     cdef Py_ssize_t t, row
+    cdef uint64_t found
     if values.shape[2]:
+        found = fl_enter_float_state()
         for t in range(values.shape[0]):
             for row in range(values.shape[1]):
                 fl_drop(&dropout, layer, t, row, 0, values.shape[2], sizeof(floating), &values[t, row, 0])
+        fl_leave_float_state(found)
+
+
+def add(Network network not None, floating[:, :, ::1] total not None, const floating[:, :, ::1] values not None):
+    """total += values, as a call of the network adds the gradients of two directions."""
+    cdef Py_ssize_t n = values.shape[0] * values.shape[1] * values.shape[2]
+    cdef uint64_t found
+    if sizeof(floating) != network.net.item:
+        raise ValueError("values must have the network's dtype")
+    if total.shape[0] != values.shape[0] or total.shape[1] != values.shape[1] or total.shape[2] != values.shape[2]:
+        raise ValueError("total and values must have one shape")
+    if n:
+        with nogil:
+            found = fl_enter_float_state()
+            network.net.kernels.add(n, &values[0, 0, 0], &total[0, 0, 0])
+            fl_leave_float_state(found)
 
 
 @cython.final

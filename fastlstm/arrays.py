@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,15 @@ __all__ = [
     "as_resets",
     "booleans_error",
     "contiguous",
-    "in_order",
     "in_place",
+    "put_in_order",
     "shape_error",
+    "taken_in_order",
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+PIECE = 8 << 20  # bytes that are copied at a time: between two pieces Ctrl-C takes effect
 
 
 def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array:
@@ -44,6 +48,8 @@ def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array
             return np.asarray(value)
         if hasattr(value, "__dlpack__"):
             return np.from_dlpack(value)
+    except MemoryError:
+        raise
     except Exception as error:
         of = "" if dtype is None else f" of {dtype}"
         message = f"{name} must be an array{of} on the CPU; {type(value).__name__} could not be read as one: {error!s:.200}"
@@ -77,7 +83,19 @@ def as_flag(name: str, value: Any) -> bool:
 def contiguous(array: Array) -> Array:
     """The array itself if it is C-contiguous and aligned, else a copy."""
     flags = array.flags
-    return array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
+    if flags.c_contiguous and flags.aligned:
+        return array
+    if array.nbytes <= PIECE:
+        return np.array(array, order="C")
+    copy: Array = np.empty(array.shape, array.dtype)
+    for piece in _pieces(array):
+        copy[piece] = array[piece]
+    return copy
+
+
+def _pieces(array: Array) -> Iterator[slice]:
+    step = max(1, len(array) * PIECE // max(array.nbytes, 1))
+    return (slice(begin, begin + step) for begin in range(0, len(array), step))
 
 
 def in_place(array: Array) -> Array:
@@ -150,11 +168,21 @@ def booleans_error(name: str, expected: tuple[int, ...], given: tuple[int, ...])
     return ValueError(f"{error}: (T, B), also with batch_first") if given == expected[::-1] else error
 
 
-def in_order(packed: Array, order: Array) -> Array:
-    """What stands at each step of rows without their masked steps, put at its own time."""
+def taken_in_order(array: Array, order: Array) -> Array:
+    """Rows without their masked steps: what stands at the times (T, B, 1) of `order`."""
+    packed: Array = np.empty(array.shape, array.dtype)
+    for piece in _pieces(array):
+        packed[piece] = np.take_along_axis(array, order[piece], 0)
+    return packed
+
+
+def put_in_order(packed: Array, order: Array) -> None:
+    """What stands at each step of rows without their masked steps, put at its own time, in place."""
     spread = np.zeros(packed.shape, packed.dtype)
-    np.put_along_axis(spread, order, packed, 0)  # behind a row's end it is zero already
-    return spread
+    for piece in _pieces(packed):
+        np.put_along_axis(spread, order[piece], packed[piece], 0)  # behind a row's end it is zero already
+    for piece in _pieces(packed):
+        packed[piece] = spread[piece]
 
 
 def shape_error(name: str, expected: tuple[object, ...], given: tuple[int, ...], *others: tuple[object, ...]) -> ValueError:

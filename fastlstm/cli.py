@@ -24,7 +24,8 @@ import numpy as np
 
 import fastlstm
 from fastlstm.arrays import Array, shape_error
-from fastlstm.files import replacing
+from fastlstm.errors import FormatError
+from fastlstm.files import replacing, same_file
 from fastlstm.rounding import TYPES
 
 __all__ = ["main"]
@@ -97,7 +98,8 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def fail(message: str, args: argparse.Namespace) -> int:
-    print("fastlstm: error:", one_line(message, args), file=sys.stderr)
+    if sys.stderr is not None:  # it may be closed, and print would take standard output
+        print("fastlstm: error:", one_line(message, args), file=sys.stderr)
     return 2
 
 
@@ -331,13 +333,6 @@ def check_paths(args: argparse.Namespace) -> None:
         raise ValueError(f"-o writes one array, as .npy: another suffix than that of {args.output} expected")
 
 
-def same_file(one: str, other: str) -> bool:
-    """Also through links, and of files that are not there yet."""
-    if os.path.realpath(one) == os.path.realpath(other):
-        return True
-    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
-
-
 def check_regular(path: str) -> None:
     """Opening a FIFO would wait until somebody writes."""
     if os.path.exists(path) and not os.path.isfile(path):
@@ -357,20 +352,21 @@ def read_array(path: str) -> Array:
 
 def read_state(path: str, lstm: fastlstm.LSTM, rows: tuple[int, ...]) -> tuple[Array, Array]:
     """The arrays h and c of an .npz file; `rows` is (B,), or () for one sequence."""
+    from fastlstm.loaders.npz_file import members_of, stored
+    from fastlstm.loaders.source import opened
+
     check_regular(path)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            h, c = archive["h"], archive["c"]
-    except OSError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path}: not an .npz file with arrays h and c") from error
-    for name, array, size in (("h", h, lstm.proj_size or lstm.hidden_size), ("c", c, lstm.hidden_size)):
-        if array.dtype != lstm.dtype:
-            raise ValueError(f"{path}: {name} must be {lstm.dtype} as the weights are, got {array.dtype}")
-        shape = (lstm.num_layers * lstm.num_directions, *rows, size)
-        if array.shape != shape:
-            raise ValueError(f"{path}: {shape_error(name, shape, array.shape)}")
+    with opened(path) as file:
+        members = {} if file.archive is None else members_of(file.archive)
+        if file.archive is None or not {"h", "c"} <= members.keys():
+            raise FormatError("not an .npz file with arrays h and c")
+        for name, size in (("h", lstm.proj_size or lstm.hidden_size), ("c", lstm.hidden_size)):
+            if members[name].dtype != lstm.dtype.name:
+                raise FormatError(f"{name} must be {lstm.dtype} as the weights are, got {members[name].dtype}")
+            shape = (lstm.num_layers * lstm.num_directions, *rows, size)
+            if members[name].shape != shape:
+                raise FormatError(str(shape_error(name, shape, members[name].shape)))
+        h, c = (stored(file.archive, members[name]).astype(lstm.dtype) for name in "hc")
     return h, c
 
 

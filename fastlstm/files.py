@@ -7,8 +7,9 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import BinaryIO
 
-__all__ = ["as_path", "replacing", "write_whole"]
+__all__ = ["as_path", "replacing", "same_file", "writing"]
 
 
 def as_path(name: str, path: str | os.PathLike[str]) -> str:
@@ -17,6 +18,13 @@ def as_path(name: str, path: str | os.PathLike[str]) -> str:
     if not isinstance(text, str):
         raise TypeError(f"{name} must be str or os.PathLike, got {type(path).__name__}")
     return text
+
+
+def same_file(one: str, other: str) -> bool:
+    """Also through links, and of files that are not there yet."""
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 @contextmanager
@@ -65,15 +73,21 @@ def _permissions(path: str) -> int | None:
     return stat.S_IMODE(mode)
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file beside its place and move it there; what was there before is replaced, but for its permissions.
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A stream into a file beside its place that is moved there at the end; what was there before is replaced, but for its
+    permissions.
 
     Raises
     ------
     OSError
         If it cannot be written, or what is there is no regular file; nothing has changed then.
     """
-    with replacing(as_path("path", path)) as part, open(part, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+    with replacing(as_path("path", path)) as part:
+        try:
+            with open(part, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:  # of a full disk it names no file
+            raise OSError(error.errno, error.strerror, part) from None

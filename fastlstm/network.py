@@ -21,9 +21,10 @@ from fastlstm.arrays import (
     as_mask,
     as_resets,
     contiguous,
-    in_order,
     in_place,
+    put_in_order,
     shape_error,
+    taken_in_order,
 )
 from fastlstm.cell import PLAIN, Activation, Cell
 from fastlstm.packed import Packed
@@ -248,7 +249,7 @@ class Network(Generic[S]):
         h_n, c_n = self._new_state(B)
         self._forward(self._packed.network, x, h_0, c_0, output, h_n, c_n, lengths, resets, most, limit)
         if order is not None:
-            output[...] = in_order(output, order)
+            put_in_order(output, order)
         if target is not result:
             result[...] = target
         final = self._join(h_n[:, 0], c_n[:, 0]) if single else self._join(h_n, c_n)
@@ -604,7 +605,7 @@ def _without_masked(
     if resets is not None:  # one at a masked step waits for the next real one
         seen = np.take_along_axis(np.cumsum(resets, axis=0, dtype=np.int64), order, 0)
         resets = (np.diff(seen, axis=0, prepend=np.zeros((1, B), np.int64)) > 0).view(np.uint8)
-    return np.take_along_axis(x, order[..., None], 0), count, resets, order[..., None]
+    return taken_in_order(x, order[..., None]), count, resets, order[..., None]
 
 
 def _overlap(a: Array, b: Array) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from fastlstm import _engine
 from fastlstm.arrays import Array, as_bytes
 from fastlstm.packed import Packed
-from fastlstm.tape import BACKWARD, DROP, FORWARD, Maybe, Record, S, State, Tape, copies, zeros
+from fastlstm.tape import ADD, BACKWARD, DROP, FORWARD, Maybe, Record, S, State, Tape, copies, zeros
 from fastlstm.weights import Weights
 
 __all__ = ["RecomputedTape"]
@@ -70,7 +70,7 @@ class RecomputedTape(Tape[S]):
                 d_state[0][index], d_state[1][index] = d_h[0], d_c[0]
             d_y = d_inputs[0]
             if D == 2 and d_y is not None:
-                d_y += d_inputs[1]
+                ADD[dtype](self._packed.network, d_y, d_inputs[1])
             if layer and self.dropout:
                 DROP[dtype](d_y, self.dropout, self.seed, layer - 1)
         if d_x is not None:

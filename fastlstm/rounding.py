@@ -33,7 +33,7 @@ def rounded(name: str, matrix: Array, weight_dtype: str) -> Array:
     ValueError
         If a number is too large for the type, or not finite and the type is int8.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         result = TYPES[weight_dtype](matrix)
     finite = np.isfinite(matrix)
     lost = ~finite if weight_dtype == "int8" and not finite.all() else finite & ~np.isfinite(result)

@@ -146,7 +146,9 @@ class Stream(Generic[S]):
                 if isinstance(row, bool) or not isinstance(row, (int, np.integer)):
                     raise TypeError(f"rows must be integers, or one bool array of shape ({B},), got {row!r:.100}")
                 if not 0 <= row < B:
-                    raise ValueError(f"rows must be between 0 and {B - 1}, got {row}")
+                    between = f"between 0 and {B - 1}" if B else "none, as there are no rows"
+                    raise ValueError(f"rows must be {between}, got {row}")
+            chosen = [int(row) for row in chosen]  # NumPy makes floats of an unsigned one beside others
         now = self._engine.current
         for held, initial in zip((self._h[now], self._c[now]), self._initial, strict=True):
             held[:, chosen] = initial[:, None]

@@ -11,13 +11,13 @@ import numpy as np
 
 from fastlstm import _engine
 from fastlstm import threads as _threads
-from fastlstm.arrays import Array, as_bytes, as_flag, as_floats, contiguous, in_order, in_place, shape_error
+from fastlstm.arrays import Array, as_bytes, as_flag, as_floats, contiguous, in_place, put_in_order, shape_error, taken_in_order
 from fastlstm.weights import suffix
 
 if TYPE_CHECKING:
     from fastlstm.network import Network
 
-__all__ = ["BACKWARD", "DROP", "FORWARD", "Gradients", "Maybe", "Record", "S", "State", "Tape", "copies", "zeros"]
+__all__ = ["ADD", "BACKWARD", "DROP", "FORWARD", "Gradients", "Maybe", "Record", "S", "State", "Tape", "copies", "zeros"]
 
 S = TypeVar("S")  # the state as callers see it: (h, c), or h alone of a plain RNN
 State = tuple[Array, Array]  # as the engine sees it: c has no columns in a plain RNN
@@ -26,6 +26,7 @@ Record = tuple["Array | None", ...]  # of one layer and direction: the memory of
 
 FORWARD = {np.dtype("float32"): _engine.forward["float"], np.dtype("float64"): _engine.forward["double"]}
 BACKWARD = {np.dtype("float32"): _engine.backward["float"], np.dtype("float64"): _engine.backward["double"]}
+ADD = {np.dtype("float32"): _engine.add["float"], np.dtype("float64"): _engine.add["double"]}
 DROP = {np.dtype("float32"): _engine.drop["float"], np.dtype("float64"): _engine.drop["double"]}
 _USED = "this tape was used before, or interrupted: its memory became that of the gradients; record again"
 
@@ -101,7 +102,7 @@ class Tape(Generic[S]):
         self._record(x, (h_0, c_0), output, (h_n, c_n), _threads.allowance(threads))
         self._order = order
         if order is not None:
-            output[...] = in_order(output, order)
+            put_in_order(output, order)
         self.state: S = network._join(h_n[:, 0], c_n[:, 0]) if single else network._join(h_n, c_n)
 
     def _record(self, x: Array, state: Maybe, output: Array, final: State, threads: tuple[int, int]) -> None:
@@ -202,7 +203,7 @@ class Tape(Generic[S]):
         if d_output is not None:
             d_y = net._as_written(in_place(_like("d_output", d_output, self.output)), self._single, self._batch_first)
         if d_y is not None and self._order is not None:
-            d_y = np.take_along_axis(d_y, self._order, 0)
+            d_y = taken_in_order(d_y, self._order)
         d_final, allowed = self._check_state(d_state), _threads.allowance(threads)
 
         single, I = self._single, net.input_size
@@ -235,7 +236,7 @@ class Tape(Generic[S]):
             raise
         self._free()
         if d_x is not None and self._order is not None:
-            d_x[...] = in_order(d_x, self._order)
+            put_in_order(d_x, self._order)
         for name in shapes:
             if name.startswith("bias_hh"):
                 parameters[name][...] = parameters[name.replace("bias_hh", "bias_ih")]

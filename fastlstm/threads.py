@@ -90,7 +90,9 @@ def processors() -> int:
 def _from_environment() -> int | None:
     """The first level of OMP_NUM_THREADS, which may be a list: "4,2"."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return min(int(first), 1024) if first.isdigit() and int(first) > 0 else None
+    if not first.isascii() or not first.isdigit() or not first.strip("0"):
+        return None
+    return min(int(first.lstrip("0")[:9]), 1024)  # Python refuses numbers of thousands of digits
 
 
 def _quota() -> int:

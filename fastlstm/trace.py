@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,8 @@ class Trace:
 
         Raises
         ------
+        TypeError
+            If one of them is no integer.
         IndexError
             If there is no such layer, direction, row or unit; the message names the argument.
         ImportError
@@ -102,8 +104,12 @@ class Trace:
 
         L, D, _, *B, H = self.c.shape
         places = [("layer", layer, L), ("direction", direction, D), ("row", row, *(B or [1]))]
+        if units is not None and not isinstance(units, Iterable):
+            raise TypeError(f"units must be several integers, got {units!r:.100}")
         places += [("units", unit, H) for unit in (() if units is None else units)]
         for name, place, count in places:
+            if isinstance(place, bool) or not isinstance(place, (int, np.integer)):
+                raise TypeError(f"{name} must be {'several integers' if name == 'units' else 'an integer'}, got {place!r:.100}")
             if not -count <= place < count:
                 raise IndexError(f"{name} must be between {-count} and {count - 1}, got {place}")
         series = {name: getattr(self, name)[layer, direction] for name in "ifogch"}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -336,12 +337,12 @@ def test_pickles_are_not_executed(folder: Path, capsys: pytest.CaptureFixture[st
     [
         (
             {"h": np.zeros((2, 3, H), "f4"), "c": np.zeros((2, 4, H), "f4")},
-            f"state.npz: c must have shape (2, 3, {H}), got",
+            f"'state.npz': c must have shape (2, 3, {H}), got",
         ),
-        ({"h": np.zeros((2, H), "f4"), "c": np.zeros((2, H), "f4")}, f"state.npz: h must have shape (2, 3, {H}), got"),
-        ({"h": np.zeros((2, 3, H), "f4"), "c": np.zeros((2, 3, H), "f8")}, "state.npz: c must be float32"),
-        ({"h": np.zeros((2, 3, H), "f4")}, "state.npz: not an .npz file with arrays h and c"),
-        ({"h": np.full(2, None), "c": np.full(2, None)}, "state.npz: not an .npz file with arrays h and c"),
+        ({"h": np.zeros((2, H), "f4"), "c": np.zeros((2, H), "f4")}, f"'state.npz': h must have shape (2, 3, {H}), got"),
+        ({"h": np.zeros((2, 3, H), "f4"), "c": np.zeros((2, 3, H), "f8")}, "'state.npz': c must be float32"),
+        ({"h": np.zeros((2, 3, H), "f4")}, "'state.npz': not an .npz file with arrays h and c"),
+        ({"h": np.full(2, None), "c": np.full(2, None)}, "'state.npz': 'h.npy' holds pickled objects"),
     ],
 )
 @pytest.mark.parametrize("steps", [0, 4])
@@ -350,6 +351,20 @@ def test_bad_state(folder: Path, capsys: pytest.CaptureFixture[str], state: dict
     inputs(steps, 3, I)
     np.savez("state.npz", **state)
     refused(capsys, run("--state-in", "state.npz"), part, files={"model.safetensors", "x.npy", "state.npz"})
+
+
+def test_a_state_that_is_a_bomb(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Shapes are looked at before anything is inflated."""
+    make()
+    inputs(4, 3, I)
+    np.savez_compressed("state.npz", h=np.zeros(50_000_000, "f4"), c=np.zeros(1, "f4"))
+    tracemalloc.start()
+    refused(
+        capsys, run("--state-in", "state.npz"), "h must have shape (2, 3, 7)", files={"model.safetensors", "x.npy", "state.npz"}
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 << 20
 
 
 def test_bad_arguments(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -189,6 +189,18 @@ def test_choices(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x.npz"]
 
 
+def test_not_onto_itself(tmp_path: Path) -> None:
+    """What else the file holds would be gone."""
+    path, link = tmp_path / "x.npz", tmp_path / "link.npz"
+    fastlstm.LSTM(3, 4, seed=0).save(path)
+    link.symlink_to(path)
+    before = path.read_bytes()
+    for target in (path, link, tmp_path / "." / "x.npz"):
+        with pytest.raises(ValueError, match="target must be another file than source"):
+            fastlstm.convert(path, target)
+    assert path.read_bytes() == before
+
+
 def test_not_finite(tmp_path: Path) -> None:
     lstm = fastlstm.LSTM(3, 5, seed=0)
     lstm.load_state_dict({name: t * np.nan for name, t in lstm.state_dict().items()})

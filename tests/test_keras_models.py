@@ -530,7 +530,7 @@ def test_models_of_keras_that_are_refused(keras: Any, h5py: Any, remembered: Non
             "layer 'mean': it is run here with data_format",
         ),
         (Model(steps, L.LSTM(2)(keras.ops.average(steps) + steps)), "it is called with 1 values, not two"),
-        (Model(steps, L.LSTM(2, name="last")(steps * 2.0)), "layer 'multiply': it is called with 2.0, and only results"),
+        (Model(steps, L.LSTM(2, name="last")(steps * 2.0)), ": it is called with 2.0, and only results"),
         (keras.Sequential([Input((T, None)), L.ReLU()]), "in which the number of features is missing"),
         (keras.Sequential([Input((T, I)), L.Dropout(0.5)]), "no layer that computes anything"),
     ):

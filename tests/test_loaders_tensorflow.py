@@ -422,9 +422,12 @@ def test_keras_and_haste_must_be_told_apart(suffix: str, tmp_path: Path) -> None
         load(path, layout="torch")
 
 
-def test_layout_is_for_such_files_alone() -> None:
+def test_layout_is_for_such_files_alone(tmp_path: Path) -> None:
     golden = Path(__file__).parent / "golden"
     refused(lambda: load(golden / "float16.pt", layout="haste"), "layout='haste' is for npz and safetensors files alone")
+    path = tmp_path / "x.safetensors"
+    fastlstm.LSTM(3, 4, seed=0).save(path)
+    refused(lambda: load(path, layout="haste"), "layout='haste' is for tensors named kernel and recurrent_kernel, of which")
 
 
 def test_directions_of_keras_layers() -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import DTYPES, Case, assert_same_bytes, flat, import_torch, make_case, required
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save
 
 import fastlstm
 from fastlstm import _engine
@@ -218,6 +219,8 @@ def test_save_and_load(tmp_path: Path, options: dict[str, Any], dtype: str, batc
     assert sorted(os.listdir(tmp_path)) == ["network.safetensors"]
     stored = load_file(path)
     assert {name: a.tobytes() for name, a in stored.items()} == {name: a.tobytes() for name, a in lstm.state_dict().items()}
+    with safe_open(path, "numpy") as opened:
+        assert path.read_bytes() == save(stored, opened.metadata()), "what safetensors' own function makes of it"
     loaded = fastlstm.load(path)
     assert loaded.batch_first == batch_first
     assert loaded.dtype == dtype
@@ -441,7 +444,11 @@ def torch_tensor(rows: list[int]) -> Any:
     return import_torch().tensor(rows, dtype=import_torch().int32)
 
 
-@pytest.mark.parametrize("kind", [list, tuple, np.array, iter, torch_tensor])
+def unlike_integers(rows: list[int]) -> Any:
+    return [np.uint64(rows[0]), *rows[1:], *map(np.int8, rows)]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, iter, torch_tensor, unlike_integers])
 def test_stream_reset_of_rows_is_resets(case: Case, kind: Any) -> None:
     """Resetting rows before a step is what ``resets`` does in one call."""
     lstm = case.network()

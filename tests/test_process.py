@@ -404,6 +404,65 @@ assert len(seen) >= 3
 
 
 @linux
+@pytest.mark.parametrize("room", [1, 3, 6, 12])
+def test_no_memory_for_another_thread(room: int) -> None:
+    """The call runs on one: OpenMP's runtime would end the process."""
+    run_python(
+        """
+import pathlib, resource, sys, threading
+import fastlstm
+from helpers import assert_same_bytes, make_case
+
+case = make_case("t20b3i4h80l2")
+lstm = case.network()
+expected = case.run(lstm, threads=1)
+now = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+resource.setrlimit(resource.RLIMIT_AS, (now + (int(sys.argv[1]) << 20), hard))
+assert_same_bytes(case.run(lstm, threads=2), expected)
+resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+assert_same_bytes(case.run(lstm, threads=2), expected)
+assert len(list(pathlib.Path("/proc/self/task").iterdir())) == 2, "and on two when there is room"
+""",
+        room,
+        **QUIET,
+    )
+
+
+@linux
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_no_memory_to_save(suffix: str, tmp_path: Path) -> None:
+    """A file as large as the network needs little of it; what is there is replaced by a whole one or not at all."""
+    run_python(
+        """
+import pathlib, resource, sys
+import fastlstm
+
+path = pathlib.Path(sys.argv[1])
+large = fastlstm.LSTM(1024, 1024, seed=0)
+fastlstm.LSTM(3, 4, seed=0).save(path)
+old = path.read_bytes()
+now = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+for room in (0, 4, 24):
+    resource.setrlimit(resource.RLIMIT_AS, (now + (room << 20), hard))
+    try:
+        large.save(path)
+    except MemoryError:
+        assert path.suffix == ".npz" and room < 24, room
+        assert path.read_bytes() == old
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    assert list(path.parent.iterdir()) == [path]
+    weights = fastlstm.load(path).weights.layers[0]
+    assert len(old) == path.stat().st_size or (weights.weight_hh == large.weights.layers[0].weight_hh).all()
+assert path.stat().st_size > large.weights.layers[0].weight_hh.nbytes
+""",
+        tmp_path / f"network{suffix}",
+        **QUIET,
+    )
+
+
+@linux
 @pytest.mark.parametrize("what", ["output", "scratch", "weights"])
 def test_out_of_memory(what: str) -> None:
     """MemoryError, whichever part has no room, and the next small call works."""
@@ -683,6 +742,8 @@ def test_default_number_of_threads() -> None:
     assert said(THREADS, OMP_NUM_THREADS="3") == "3"
     assert said(THREADS, OMP_NUM_THREADS="5,2") == "5"
     assert said(THREADS, OMP_NUM_THREADS="1") == "1"
+    assert said(THREADS, OMP_NUM_THREADS="0003") == "3"
+    assert said(THREADS, OMP_NUM_THREADS=5000 * "9") == "1024"
     processors = sorted(os.sched_getaffinity(0))
     default = int(said(THREADS, OMP_NUM_THREADS=None))
     assert 1 <= default <= len(processors)

@@ -83,6 +83,14 @@ def test_plot(tmp_path):
     ):
         with pytest.raises(IndexError, match=message):
             trace.plot(**wrong)
+    for wrong, message in (
+        ({"layer": 1.0}, "layer must be an integer, got 1.0"),
+        ({"row": True}, "row must be an integer, got True"),
+        ({"units": 3}, "units must be several integers, got 3"),
+        ({"units": ["a"]}, "units must be several integers, got 'a'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            trace.plot(**wrong)
 
 
 def test_plot_without_matplotlib(monkeypatch):

@@ -14,7 +14,7 @@ from test_reference import EXACT, assert_gradients_close, random_gradients
 from variants import FUNCTIONS, VARIANTS, Variant, make_variant_case
 
 import fastlstm
-from fastlstm import equations, reference
+from fastlstm import arrays, equations, reference
 from fastlstm.cell import ACTIVATIONS, Activation, Cell
 from fastlstm.weights import LayerWeights, Weights
 
@@ -546,6 +546,25 @@ def test_masked_steps_are_left_out(name: str, batch_first: bool) -> None:
         one = lstm(case.x[:, row], state, mask=mask[:, row], resets=case.resets[:, row])
         whole = output[::-1, row] if case.weights.flipped else output[:, row]
         assert_same_bytes(flat(one), (np.ascontiguousarray(whole), h, c), f"row {row} as one sequence")
+
+
+def test_large_arrays_are_copied_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that Ctrl-C does not wait for a copy; the pieces make the same array."""
+    case = make_variant_case("t12b6i4h9l2d2p5", VARIANTS["mixed"])
+    mask = np.random.default_rng(2).random((12, 6)) < 0.6
+    x, d_output = np.asfortranarray(case.x), random_gradients(case)[0].astype(np.float32)
+
+    def results() -> list[bytes]:
+        lstm = case.network()
+        tape = lstm.record(x, mask=mask)
+        g = tape.backward(d_output)
+        assert g.input is not None
+        return [array.tobytes() for array in (*flat(lstm(x)), *flat(lstm(x, mask=mask)), tape.output, g.input, *g.state)]
+
+    whole = results()
+    for piece in (1, 200, 1000):
+        monkeypatch.setattr(arrays, "PIECE", piece)
+        assert results() == whole
 
 
 @pytest.mark.parametrize("recompute", [False, True])

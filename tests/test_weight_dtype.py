@@ -247,3 +247,10 @@ def test_the_plan_knows_the_smaller_weights() -> None:
     assert lstm.to(weight_dtype="int8").plan(10, 1, threads=2)["expected_ns"] < lstm.plan(10, 1, threads=2)["expected_ns"]
     with pytest.raises(ValueError, match="weight_dtype"):  # the boundary looks once more
         _engine.Network([], [None], 8, 1, 1, 1, 1, 0, False, None, "float16")
+
+
+@pytest.mark.parametrize("weight_dtype", TYPES)
+def test_rounding_where_numpy_raises(weight_dtype: str) -> None:
+    matrix = np.array([[1e-40, 1e-8, -1.0, 0.0]], np.float32)
+    with np.errstate(all="raise"):
+        assert abs(rounded("weight_hh_l0", matrix, weight_dtype)[0, 2] + 1) < 1e-4

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 static atomic_int kept;      /* workers that OpenMP keeps for callers alive */
 static atomic_int computing; /* threads inside calls now */
@@ -40,6 +41,33 @@ static int reserve(int wanted, int limit)
     return threads;
 }
 
+static void *pass(void *gate)
+{
+    pthread_mutex_lock(gate);
+    pthread_mutex_unlock(gate);
+    return NULL;
+}
+
+/* How many of so many new threads this process may have at once. OpenMP's runtime ends the process where it is refused one, so what it is
+ * about to ask for is tried out; the C library keeps the memory of a thread that ends for the next. */
+static int available(int count)
+{
+    pthread_t *threads = malloc((size_t)count * sizeof *threads);
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    int made = 0;
+
+    if (!threads)
+        return 0;
+    pthread_mutex_lock(&gate);
+    while (made < count && pthread_create(&threads[made], NULL, pass, &gate) == 0)
+        made++;
+    pthread_mutex_unlock(&gate);
+    for (int i = 0; i < made; i++)
+        pthread_join(threads[i], NULL);
+    free(threads);
+    return made;
+}
+
 int fl_claim_threads(int wanted, int limit)
 {
     pthread_once(&once, make_key);
@@ -55,11 +83,12 @@ int fl_claim_threads(int wanted, int limit)
             if (limit > 0)
                 more = lesser(more, limit - before);
         } while (more > 0 && !atomic_compare_exchange_weak(&kept, &before, before + more));
-        if (more > 0 && (!usable || pthread_setspecific(my_kept, (void *)(intptr_t)(mine + more)))) {
-            atomic_fetch_sub(&kept, more);
+        const int asked = more > 0 ? more : 0;
+        more = asked > 0 && usable ? available(asked) : 0;
+        if (more > 0 && pthread_setspecific(my_kept, (void *)(intptr_t)(mine + more)))
             more = 0;
-        }
-        threads = lesser(threads, 1 + mine + (more > 0 ? more : 0));
+        atomic_fetch_sub(&kept, asked - more);
+        threads = lesser(threads, 1 + mine + more);
     }
     atomic_fetch_sub(&computing, reserved - threads);
     return threads;

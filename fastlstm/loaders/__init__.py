@@ -14,7 +14,7 @@ import numpy as np
 
 from fastlstm.arrays import as_flag
 from fastlstm.errors import FormatError
-from fastlstm.files import as_path
+from fastlstm.files import as_path, same_file
 from fastlstm.loaders import reading
 from fastlstm.loaders.found import Contents, LSTMInfo, listing, quoted
 
@@ -178,13 +178,15 @@ def convert(
     FormatError
         As from :func:`load`. A ``ValueError``.
     ValueError, TypeError
-        If `target` has another suffix, or an argument another value or type; the message names it.
+        If `target` has another suffix or is the source, or an argument has another value or type; the message names it.
     OSError
         If the system refuses, or there is something else than a file in the place of `target`.
     ImportError
         If reading that format needs a package that is not installed; the message says which.
     """
     write, source = reading.writer("target", target), as_path("source", source)
+    if same_file(source, os.fspath(target)):
+        raise ValueError(f"target must be another file than source, got {source!r:.200} for both")
     batch_first = reading.flag_or_none("batch_first", batch_first)
     told = reading.told(go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode)
     weights, info = reading.read(source, name, allow_nonfinite, layout, external_data, told=told)

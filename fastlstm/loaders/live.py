@@ -40,6 +40,8 @@ def read(tensors: Sequence[LiveTensor]) -> list[Array]:
     for tensor in tensors:
         value = tensor.value
         try:
+            if isinstance(value, np.ma.MaskedArray):
+                raise TypeError("a masked array, whose mask would be ignored; pass its filled(...)")
             if hasattr(value, "detach"):
                 # NumPy has no bfloat16; force also copies from other devices and resolves lazy negation
                 value = (value.detach().float() if tensor.dtype in ("bfloat16", "float16") else value.detach()).numpy(force=True)

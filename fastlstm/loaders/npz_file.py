@@ -9,17 +9,17 @@ References
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import re
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.files import write_whole
+from fastlstm.files import writing
 from fastlstm.loaders import metadata, schemes
 from fastlstm.loaders.archive import Archive
 from fastlstm.loaders.found import Contents, listing, quoted
@@ -27,7 +27,7 @@ from fastlstm.loaders.source import SourceFile
 from fastlstm.loaders.tensors import to_floats
 from fastlstm.weights import MAX_SIZE, Weights
 
-__all__ = ["find", "recognises", "write_npz"]
+__all__ = ["find", "members_of", "recognises", "stored", "write_npz"]
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000  # bytes, as in NumPy
@@ -68,19 +68,7 @@ def find(file: SourceFile) -> Contents:
     """
     archive = file.archive
     assert archive is not None
-    if len(archive.members) > MAX_TENSORS:
-        raise FormatError(f"{len(archive.members)} arrays, more than {MAX_TENSORS}")
-    members: dict[str, Member] = {}
-    for name in archive.members:
-        if not name.endswith(".npy"):
-            raise FormatError(f"{quoted(name)} is no array (.npy) and does not belong into a NumPy archive (.npz)")
-        members[name.removesuffix(".npy")] = _member(archive, name)
-
-    def read(member: Member) -> Array:
-        data = archive.span(member.file, member.start, member.stop)
-        stored: Array = np.frombuffer(data, np.dtype(f"{member.byteorder}f{_itemsize(member.dtype)}"))
-        return stored.reshape(member.shape, order="F" if member.fortran else "C")
-
+    members, read = members_of(archive), partial(stored, archive)
     ours = metadata.parse(_text(archive, members.pop(metadata.KEY))) if metadata.KEY in members else None
     if ours is not None and ours.cells is not None:
         found = metadata.find(ours, members, lambda wanted: [to_floats(read(m), m.dtype) for m in wanted], file.weights_limit)
@@ -88,6 +76,25 @@ def find(file: SourceFile) -> Contents:
         found = schemes.find(members, read, file.weights_limit, ours.batch_first if ours else None, file.layout)
     names = listing(members, 5)
     return Contents(found, f"a NumPy archive with {len(members)} arrays" + (f": {names}" if names else ""))
+
+
+def members_of(archive: Archive) -> dict[str, Member]:
+    """The arrays of an archive by name, none of them read."""
+    if len(archive.members) > MAX_TENSORS:
+        raise FormatError(f"{len(archive.members)} arrays, more than {MAX_TENSORS}")
+    members: dict[str, Member] = {}
+    for name in archive.members:
+        if not name.endswith(".npy"):
+            raise FormatError(f"{quoted(name)} is no array (.npy) and does not belong into a NumPy archive (.npz)")
+        members[name.removesuffix(".npy")] = _member(archive, name)
+    return members
+
+
+def stored(archive: Archive, member: Member) -> Array:
+    """An array of floats, as it is stored."""
+    data = archive.span(member.file, member.start, member.stop)
+    numbers: Array = np.frombuffer(data, np.dtype(f"{member.byteorder}f{_itemsize(member.dtype)}"))
+    return numbers.reshape(member.shape, order="F" if member.fortran else "C")
 
 
 def _member(archive: Archive, name: str) -> Member:
@@ -161,7 +168,6 @@ def write_npz(path: str | os.PathLike[str], weights: Weights, batch_first: bool)
     OSError
         If the file cannot be written.
     """
-    stream = io.BytesIO()
     ours = np.array(metadata.text_of(weights, batch_first))
-    np.savez(stream, **{metadata.KEY: ours}, **dict(weights.named_tensors()))  # type: ignore[arg-type]
-    write_whole(path, stream.getvalue())
+    with writing(path) as stream:
+        np.savez(stream, **{metadata.KEY: ours}, **dict(weights.named_tensors()))  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ https://github.com/huggingface/safetensors, section "Format".
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.files import write_whole
+from fastlstm.files import writing
 from fastlstm.loaders import metadata, schemes, strict_json
 from fastlstm.loaders.found import Contents, quoted
 from fastlstm.loaders.source import SourceFile
@@ -27,6 +28,7 @@ from fastlstm.weights import MAX_SIZE, Weights
 __all__ = ["find", "recognises", "write_safetensors"]
 
 MAX_HEADER = 16 << 20  # bytes: 150,000 tensors
+PIECE = 1 << 21  # numbers written at a time: Ctrl-C waits for no more
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 
@@ -142,8 +144,18 @@ def write_safetensors(path: str | os.PathLike[str], weights: Weights, batch_firs
     OSError
         If the file cannot be written.
     """
-    from safetensors.numpy import save
-
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in weights.named_tensors()}
-    # Not safetensors' save_file: that makes files which only their owner may read
-    write_whole(path, save(tensors, {metadata.KEY: metadata.text_of(weights, batch_first)}))
+    # Not by safetensors' functions, which make the whole file in memory, and end the process if there is no room for it
+    tensors = dict(sorted(weights.named_tensors()))
+    header: dict[str, Any] = {"__metadata__": {metadata.KEY: metadata.text_of(weights, batch_first)}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": f"F{8 * tensor.itemsize}", "shape": tensor.shape, "data_offsets": (begin, end)}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with writing(path) as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            numbers = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<")).reshape(-1)
+            for begin in range(0, numbers.size, PIECE):
+                stream.write(numbers[begin : begin + PIECE].data)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fastlstm.arrays import Array
+from fastlstm.errors import FormatError
 from fastlstm.loaders import flax_names, kernel_names, tensorflow_names
 from fastlstm.loaders.found import Found, distinct
 from fastlstm.loaders.tensors import LazyTensor, Read, fill, precision
@@ -41,11 +42,14 @@ def find(
             arrays.append(array)
         return arrays
 
+    of_kernels = kernel_names.find(tensors, read, limit, batch_first, layout)
+    if layout and not of_kernels:
+        raise FormatError(f"layout={layout!r} is for tensors named kernel and recurrent_kernel, of which there are none")
     return distinct(
         [
             *torch_names.find([torch_names.Group((), tensors)], read_floats, limit, batch_first),
             *flax_names.find(tensors, read, limit, usual),
             *tensorflow_names.find(tensors, read, limit, usual),
-            *kernel_names.find(tensors, read, limit, batch_first, layout),
+            *of_kernels,
         ]
     )

@@ -16,7 +16,7 @@ import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.cell import SIGMOID, TANH, Activation
-from fastlstm.files import write_whole
+from fastlstm.files import writing
 from fastlstm.loaders import metadata
 from fastlstm.loaders.onnx.graph import import_onnx
 from fastlstm.loaders.onnx.lstm import ACTIVATIONS, TAKES_ALPHA, TAKES_BOTH
@@ -33,7 +33,8 @@ TO_ONNX = {ours: name for name, ours in ACTIVATIONS.items()}
 
 def write_onnx(path: str | os.PathLike[str], weights: Weights, batch_first: bool) -> None:
     """Write :func:`onnx_model` as a file, which appears whole or not at all."""
-    write_whole(path, onnx_model(weights, batch_first).SerializeToString())
+    with writing(path) as stream:
+        stream.write(onnx_model(weights, batch_first).SerializeToString())
 
 
 def onnx_model(weights: Weights, batch_first: bool = False) -> Any:

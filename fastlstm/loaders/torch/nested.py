@@ -71,4 +71,4 @@ def _steps(path: Path) -> tuple[str, ...]:
 def contents(what: str, found: list[Found], every: list[Group]) -> Contents:
     """Summarise for the case that there is no LSTM."""
     names = [name for group in every for name in group.tensors]
-    return Contents(found, f"{what} with {len(names)} tensors" + (f": {listing(names, 5)}" if names else ""))
+    return Contents(found, f"{what} with {len(names)} tensors: {listing(names, 5)}" if names else f"{what} without named tensors")

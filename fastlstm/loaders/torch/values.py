@@ -115,8 +115,9 @@ def set_item(target: dict[Any, Any], key: object, value: object) -> None:
     """Set a key that occurs once. Only keys whose hash costs little and cannot be made to collide: that of nested tuples takes
     exponential time where they share their parts, and long integers are equal modulo 2**61 - 1 by choice of whoever wrote them.
     """
-    if not (key is None or isinstance(key, (str, bytes, float)) or (isinstance(key, int) and abs(key) < 1 << 64)):
-        raise FormatError(f"the pickle uses a {type(key).__name__} as a dictionary key")
+    words = isinstance(key, tuple) and len(key) < 10 and all(type(part) is str for part in key)
+    if not (words or key is None or isinstance(key, (str, bytes, float)) or (isinstance(key, int) and abs(key) < 1 << 64)):
+        raise FormatError(f"the pickle uses a {type(key).__name__} as a dictionary key: {RESAVE}")
     if key in target:
         shown = quoted(key) if isinstance(key, str) else f"{key!r:.100}"
         raise FormatError(f"the pickle sets the dictionary key {shown} twice")
