@@ -181,6 +181,10 @@ CONTAINER: dict[str, tuple[Build, tuple[str, ...]]] = {
     "random bytes": (lambda: bytes(range(7, 250)) * 9, ("not a zip file, a pickle or a safetensors file",)),
     "zeros": (lambda: bytes(5000), ("not a zip file, a pickle or a safetensors file",)),
     "git-LFS pointer": (lambda: LFS, ("this is a Git LFS pointer", "git lfs pull")),
+    "a configuration of Keras": (
+        lambda: b'{"module": "keras", "class_name": "Sequential", "config": {}}',
+        ("the configuration of a Keras model, without its weights",),
+    ),
     "HTML": (lambda: b"\n<!DOCTYPE html><title>Sign in</title>", ("HTML page",)),
     "JSON": (lambda: b'{"weight_map": {}}', ("JSON text",)),
     "XML": (lambda: b"<?xml version='1.0'?>", ("XML",)),

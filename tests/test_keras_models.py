@@ -219,6 +219,33 @@ def compare(keras: Any, model: Any, rng: np.random.Generator, tmp_path: Path) ->
         agree(load_model(tmp_path / name)(x), y)
 
 
+def test_a_mask_passes_what_is_skipped(keras: Any, h5py: Any, tmp_path: Path) -> None:
+    L = keras.layers
+    skipped = (L.Dropout(0.2), L.SpatialDropout1D(0.2), L.GaussianDropout(0.2), L.AlphaDropout(0.2), L.GaussianNoise(0.2))
+    layers = [L.Embedding(WORDS, I, mask_zero=True), *skipped, L.ActivityRegularization(0.2), L.LSTM(4)]
+    model = randomized(keras.Sequential([keras.Input((T,)), *layers]), np.random.default_rng(0))
+    x = np.random.default_rng(0).integers(0, 2, (B, T))
+    for name in ("x.keras", "x.h5"):
+        model.save(tmp_path / name)
+        agree(load_model(tmp_path / name)(x), keras.ops.convert_to_numpy(model(x, training=False)))
+
+
+def test_what_pools_and_normalizes_keeps_its_digits(keras: Any, h5py: Any, tmp_path: Path) -> None:
+    L = keras.layers
+    model = keras.Sequential([keras.Input((None, 1)), L.BatchNormalization(epsilon=0), L.GlobalAveragePooling1D(name="mean")])
+    model.layers[0].set_weights([np.array([n], "f4") for n in (1, 0.5, 1e4, 1e-4)])
+    model.save(tmp_path / "x.keras")
+    loaded = load_model(tmp_path / "x.keras")
+    x = (1e4 + np.random.default_rng(0).standard_normal((2, 100_000, 1)) * 1e-2).astype("f4")
+    exact = ((x.astype(float) - 1e4) / 1e-2).mean(axis=1) + 0.5
+    np.testing.assert_allclose(loaded(x), exact, rtol=0, atol=2e-7)
+    assert np.isnan(loaded(x[:, :0])).all()
+    model = keras.Sequential([keras.Input((None, 1)), L.GlobalMaxPooling1D(name="most")])
+    model.save(tmp_path / "x.keras")
+    with pytest.raises(ValueError, match="most takes the largest of the steps, and there are none"):
+        load_model(tmp_path / "x.keras")(x[:, :0])
+
+
 @pytest.mark.parametrize("kind", ["sequential", "functional"])
 @pytest.mark.parametrize("seed", range(12))
 def test_random_models(kind: str, seed: int, keras: Any, h5py: Any, tmp_path: Path) -> None:
@@ -247,6 +274,7 @@ def masked_models(keras: Any) -> Iterator[tuple[str, Any, Any]]:
     yield "a sum of two masks", steps, L.LSTM(4)(L.Add()([zeros, ones]))
     yield "a sum of three", steps, L.LSTM(4)(L.Add()([zeros, ones, L.Masking(-1.0)(steps)]))
     yield "an operation knows no masks", steps, L.LSTM(4)(zeros + zeros)
+    yield "nor does a product", steps, L.LSTM(4)(zeros * ones)
     yield "nor does this one", steps, L.LSTM(4)(ops.concatenate([zeros, zeros], axis=-1))
     inner = keras.Sequential([Input((T,)), L.Embedding(WORDS, I, mask_zero=True), L.Dense(I)])
     yield "out of a model", words, L.LSTM(4)(inner(words))
@@ -297,6 +325,14 @@ def test_numbers_of_keras(models: Any, keras: Any, h5py: Any, tmp_path: Path) ->
         for name in ("x.keras", "x.h5"):
             model.save(tmp_path / name)
             assert np.abs(load_model(tmp_path / name)(x) - y).max() < TOLERANCE, (what, name)
+
+
+def test_dtypes_that_differ(keras: Any, h5py: Any, tmp_path: Path) -> None:
+    L = keras.layers
+    for first, second in (("float64", "float32"), ("float32", "float64")):
+        keras.Sequential([keras.Input((T, I)), L.LSTM(3, dtype=first), L.Dense(2, dtype=second)]).save(tmp_path / "x.keras")
+        with pytest.raises(FormatError, match=f"is {second}, and those before are {first}"):
+            load_model(tmp_path / "x.keras")
 
 
 def test_other_dtypes(keras: Any, h5py: Any, tmp_path: Path) -> None:
@@ -524,7 +560,7 @@ def test_models_of_keras_that_are_refused(keras: Any, h5py: Any, remembered: Non
         (Model(steps, L.Flatten()(keras.ops.expand_dims(steps, 1))), "ExpandDims is run here for a new last axis"),
         (Model(steps, L.UnitNormalization(name="norm")(steps)), "layer 'norm': its class 'UnitNormalization' is none"),
         (Model(steps, L.BatchNormalization(axis=1, name="norm")(steps)), "layer 'norm': it normalizes axis 1, and only the last"),
-        (Model(steps, L.LSTM(2)(L.Multiply(name="by")([masked, masked]))), "layer 'by': it looks at masks"),
+        (Model(steps, L.LSTM(2)(L.Multiply(name="by")([masked, masked]))), "layer 'by': this layer looks at masks"),
         (
             Model(steps, L.GlobalAveragePooling1D(keepdims=True, name="mean")(steps)),
             "layer 'mean': it is run here with data_format",

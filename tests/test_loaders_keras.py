@@ -1388,3 +1388,14 @@ def test_wrappers_in_wrappers_without_end() -> None:
     assert keras_config.other_kind(entry) == keras_config.OTHERS["GRU"]
     for _ in range(20_001):
         entry = entry["config"].pop("layer", {})  # one by one, not by a destructor that calls itself
+
+
+def test_what_keras_users_pass_that_is_nothing_to_load(keras: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        FormatError, match=r"a LSTMCell of Keras without a recurrent layer; of a cell, pass keras\.layers\.RNN\(cell\)"
+    ):
+        fastlstm.from_keras(keras.layers.LSTMCell(3))
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").touch()
+    with pytest.raises(FormatError, match="a TensorFlow SavedModel: with Keras, save the model as"):
+        fastlstm.load(tmp_path / "saved")

@@ -54,6 +54,8 @@ def describe(file: SourceFile) -> str:
             return f"this is the index of Keras' weights in shards, {listing(shards, 5)}: {once}, or load one with a whole LSTM"
         if shards:
             return f"this is an index of weights in other files, {listing(shards, 5)}: load the one that holds the LSTM"
+        if isinstance(file.json, dict) and "class_name" in file.json:
+            return "this is the configuration of a Keras model, without its weights"
         return "this is JSON text, not of Neural Amp Modeler, GuitarML or RTNeural"
     return "this is not a zip file, a pickle or a safetensors file, nor anything else that is known"
 

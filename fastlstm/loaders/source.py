@@ -118,6 +118,8 @@ def opened(path: str | os.PathLike[str], layout: str | None = None) -> Iterator[
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
+            if os.path.exists(os.path.join(name, "saved_model.pb")):
+                raise FormatError("a TensorFlow SavedModel: with Keras, save the model as .keras or .h5")
             raise FormatError(f"{_kind(status.st_mode)}, not a regular file")
         with open(descriptor, "rb") as stream:
             file = SourceFile(stream, status.st_size, name, layout)

@@ -139,13 +139,14 @@ class LayerNorm(Step):
 
 @dataclass(frozen=True, eq=False)
 class Affine(Step):
-    """``x * scale + shift``, each of one number or of one for each feature: what batch normalization is after training."""
+    """``(x - mean) * scale + shift`` for each feature: what batch normalization is after training."""
 
+    mean: Array
     scale: Array
     shift: Array
 
     def run(self, *values: Array) -> Array:
-        result: Array = values[0] * self.scale + self.shift
+        result: Array = (values[0] - self.mean) * self.scale + self.shift
         return result
 
 
@@ -206,11 +207,12 @@ class OverTime(Step):
     def run(self, *values: Array) -> Array:
         x, real = values[0], values[1][..., None] if len(values) > 1 else None
         if self.largest:
+            if not x.shape[1]:
+                raise ValueError(f"{self.name} takes the largest of the steps, and there are none")
             return np.asarray(x.max(axis=1))
-        if real is None:
-            return np.asarray(x.mean(axis=1, dtype=x.dtype))
+        total, count = (x, x.shape[1]) if real is None else (np.where(real, x, 0), real.sum(axis=1))
         with np.errstate(invalid="ignore"):  # a row without a step: NaN, as in Keras
-            return np.asarray(np.where(real, x, 0).sum(axis=1) / real.sum(axis=1, dtype=x.dtype))
+            return np.asarray(total.sum(axis=1, dtype=np.float64) / np.float64(count)).astype(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -154,7 +154,9 @@ def class_of(entry: Mapping[str, Any]) -> str:
 def is_operation(entry: Mapping[str, Any]) -> bool:
     """Whether it is a function of Keras 3 rather than a layer: some have the same class name, and in ``.h5`` no module."""
     module = entry.get("module")
-    return ".ops." in module if isinstance(module, str) else "trainable" not in config_of(entry)
+    if isinstance(module, str):
+        return ".ops." in module
+    return "trainable" not in config_of(entry) and class_of(entry) != "SpatialDropout1D"  # the one layer that does not write it
 
 
 def other_kind(entry: Mapping[str, Any]) -> str:

@@ -151,7 +151,7 @@ class Draft:
         """Weights that are to be read; together they must not take more than the file may, and be of one precision."""
         for tensor in tensors:
             dtype = precision(tensor.dtype)
-            if self.dtype not in (None, dtype):
+            if self.dtype is not None and self.dtype != dtype:  # NumPy takes None for float64
                 raise FormatError(f"{quoted(tensor.name)} is {tensor.dtype}, and those before are {self.dtype}")
             self.dtype = dtype
             self.used += math.prod(tensor.shape) * dtype.itemsize

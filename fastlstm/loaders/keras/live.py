@@ -59,7 +59,8 @@ def find(source: object) -> Contents:
     if not _ancestors(source) or not hasattr(source, "get_config"):
         raise TypeError(f"a Keras layer or model expected, got {type(source).__name__} (for a file: fastlstm.load)")
     results = [_found(names, layer) for names, layer in _recurrent(source)]
-    return Contents(results, f"a {type(source).__name__} of Keras without a recurrent layer")
+    advice = "; of a cell, pass keras.layers.RNN(cell)" if type(source).__name__.endswith("Cell") else ""
+    return Contents(results, f"a {type(source).__name__} of Keras without a recurrent layer{advice}")
 
 
 def _ancestors(value: object) -> list[type]:

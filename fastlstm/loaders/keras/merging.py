@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders.keras.config import shown
+from fastlstm.loaders.keras.config import is_operation, shown
 from fastlstm.loaders.keras.draft import Draft, Layer, Shape, Value, with_batch
 
 __all__ = ["concatenate", "either", "last_axis", "merge"]
@@ -27,8 +27,9 @@ def merge(operation: str) -> Callable[[Draft, Layer], Value]:
         if len(layer.inputs) < 2 or (operation == "subtract" and len(layer.inputs) > 2):
             # Of one alone Keras' operation Average is the mean
             raise FormatError(f"it is called with {len(layer.inputs)} values, not two")
-        if operation in ("multiply", "maximum", "minimum") and any(value.mask for value in layer.inputs):
-            raise FormatError("it looks at masks, which is not run here")
+        masked = any(value.mask for value in layer.inputs) and not is_operation(layer.entry)
+        if masked and operation in ("multiply", "maximum", "minimum"):
+            raise FormatError("this layer looks at masks, which is not run here")
         mask = _mask_of_sum(draft, layer)
         return draft.add(Merge, layer.name, layer.inputs, layer.inputs[0].shape, mask, operation=operation)
 

@@ -217,10 +217,9 @@ def _batch_norm(draft: Draft, layer: Layer) -> Value:
     mean, variance = arrays["moving_mean"], arrays["moving_variance"]
     if not (variance + epsilon > 0).all():
         raise FormatError(f"moving_variance and epsilon must add up to more than 0, got {(variance + epsilon).min()}")
-    scale = arrays.get("gamma", 1) / np.sqrt(variance + epsilon)
-    shift = arrays.get("beta", 0) - mean * scale
-    more = {"scale": scale.astype(mean.dtype), "shift": shift.astype(mean.dtype)}
-    return draft.add(Affine, layer.name, [given], given.shape, layer.mask, **more)
+    scale = (arrays.get("gamma", 1) / np.sqrt(variance + epsilon)).astype(mean.dtype)
+    shift = arrays.get("beta", np.zeros_like(mean))
+    return draft.add(Affine, layer.name, [given], given.shape, layer.mask, mean=mean, scale=scale, shift=shift)
 
 
 def _over_time(largest: bool) -> Callable[[Draft, Layer], Value]:
