@@ -22,7 +22,7 @@ class Packed:
     """Weights, and what the engine made of them. Nothing changes them: a network that gets others gets another of these, and who
     holds this one, as a tape or a stream does, has weights that belong together."""
 
-    __slots__ = ("_transposed", "network", "weights")
+    __slots__ = ("_transposed", "network", "shapes", "weights")
 
     def __init__(self, weights: Weights) -> None:
         weights = weights.rounded(weights.weight_dtype) if weights.weight_dtype else weights
@@ -41,6 +41,7 @@ class Packed:
             owned.nonlinearity,
             owned.weight_dtype,
         )
+        self.shapes = owned.expected_shapes()  # every tape asks
         self._transposed: _engine.Transposed | None = None
 
     @property

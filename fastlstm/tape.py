@@ -215,7 +215,7 @@ class Tape(Generic[S]):
             d_input = room((T, I) if single else (B, T, I) if self._batch_first else (T, B, I), net.dtype)
             d_x = d_input[:, None] if single else d_input.transpose(1, 0, 2) if self._batch_first else d_input
         d_initial = copies(d_final, net._new_state(B))  # a row without a step hands on what it is given
-        shapes = self._packed.weights.expected_shapes()
+        shapes = self._packed.shapes
         parameters = _room_of(shapes, net.dtype, T * B)
         records: list[Record] = []
         for index in range(len(self._packed.weights.layers)):

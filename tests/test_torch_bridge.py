@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -994,12 +995,67 @@ def test_scripting_is_told_the_way_back(module: Any) -> None:
             torch.jit.script(model)
 
 
-@pytest.mark.filterwarnings("ignore")  # of that exporter, which is deprecated
-def test_the_onnx_exporter_is_told_the_way_back(tmp_path: Any) -> None:
+class Steps(torch.nn.Module):  # type: ignore[misc, name-defined]
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = torch.nn.LSTMCell(4, 6)
+
+    def forward(self, x: Any) -> Any:
+        state = None
+        for t in range(len(x)):
+            state = self.cell(x[t], state)
+        return state
+
+
+EXPORTED: dict[str, Callable[[], Any]] = {
+    "LSTM": lambda: torch.nn.LSTM(4, 6, num_layers=2, bidirectional=True),
+    "batch first": lambda: torch.nn.LSTM(4, 6, batch_first=True, bias=False),
+    "cell": Steps,
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of the older exporter, which is deprecated
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("what", EXPORTED)
+def test_onnx_exporters_are_shown_the_module_of_pytorch(what: str, dynamo: bool, tmp_path: Any) -> None:
+    """What they write is what they write of the model before it was replaced."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    model, x, written = EXPORTED[what]().eval(), torch.randn(5, 3, 4), []
+    for replaced in (False, True):
+        if replaced:
+            assert bridge.replace(model).swapped
+        path = tmp_path / f"{replaced}.onnx"
+        torch.onnx.export(model, (x,), path, dynamo=dynamo, external_data=False)
+        written.append([node.op_type for node in onnx.load(path).graph.node])
+    assert written[0] == written[1]
+    assert type(model) is not torch.nn.LSTM
+    if what != "cell":
+        lstm = fastlstm.load(path, batch_first=what == "batch first")
+        np.testing.assert_array_equal(lstm(x.numpy())[0], model(x)[0].detach().numpy())
+
+
+def test_what_was_parametrized_since_is_not_restored() -> None:
+    model = torch.nn.ModuleDict({"a": torch.nn.LSTM(4, 6), "b": torch.nn.LSTMCell(4, 6)})
+    bridge.replace(model)
+    for name, weight in (("b", "weight_hh"), ("a", "weight_hh_l0")):
+        torch.nn.utils.parametrizations.weight_norm(model[name], weight)
+        with pytest.raises(RuntimeError, match=f"{name} was parametrized after replace: call"):
+            bridge.restore(model)
+        torch.nn.utils.parametrize.remove_parametrizations(model[name], weight)
+    assert bridge.restore(model) == ("a", "b")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_resets_are_not_exported(tmp_path: Any) -> None:
     pytest.importorskip("onnx")
-    model = torch.nn.Sequential(bridge.LSTM(4, 6))
-    with pytest.raises(RuntimeError, match=r"call fastlstm\.torch\.restore\(model\)"):
-        torch.onnx.export(model, (torch.zeros(5, 3, 4),), tmp_path / "x.onnx", dynamo=False)
+
+    class Resets(bridge.LSTM):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x, resets=torch.zeros(x.shape[:2], dtype=torch.bool))
+
+    with pytest.raises(RuntimeError, match="has nothing for resets="):
+        torch.onnx.export(Resets(4, 6), (torch.zeros(5, 3, 4),), tmp_path / "x.onnx", dynamo=False)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

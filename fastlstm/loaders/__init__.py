@@ -198,8 +198,8 @@ def convert(
 def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, external_data: bool = False) -> Model | Graph:
     """Load a whole small model: LSTMs and the layers around them, as a file describes it.
 
-    The LSTMs keep all promises of :class:`LSTM`; a dense layer of more than 4096 weights is NumPy's product, whose last bits depend
-    on how many rows and steps it is given.
+    The LSTMs keep all promises of :class:`LSTM`; a dense layer of more than 4096 weights is NumPy's product, whose last bits
+    depend on how many rows and steps it is given.
 
     Parameters
     ----------

@@ -41,8 +41,8 @@ def call(
         else:
             output, h_n, c_n, _ = run_forward(x, h_0, c_0, batch_sizes, resets, weights, *options, None)
         return output, h_n, c_n
-    if torch.onnx.is_in_onnx_export():
-        raise RuntimeError("torch.onnx.export knows PyTorch's own modules alone: call fastlstm.torch.restore(model) before")
+    if torch.onnx.is_in_onnx_export():  # PyTorch's own module, which is exported instead, knows none
+        raise RuntimeError("torch.onnx.export has nothing for resets=: export a model that is called without")
     record = None
     if wanting:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # which may not hold a torch.autograd.Function

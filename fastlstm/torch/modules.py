@@ -81,7 +81,7 @@ class LSTM(torch.nn.RNNBase):
     permute_hidden = torch.nn.LSTM.permute_hidden
     __prepare_scriptable__ = _refuse_scripting
 
-    def forward(self, input: Any, hx: State | None = None, *, resets: Tensor | None = None) -> tuple[Any, State]:
+    def forward(self, input: Any, hx: State | None = None, resets: Tensor | None = None) -> tuple[Any, State]:
         """Run whole sequences.
 
         Parameters
@@ -109,6 +109,9 @@ class LSTM(torch.nn.RNNBase):
         TypeError
             If a tensor has another dtype than the parameters, is not on the CPU, or autocast is on; the message says what to do.
         """
+        if _is_exported() and resets is None:
+            exported: tuple[Any, State] = torch.nn.LSTM.forward(self, input, hx)
+            return exported
         weights = [getattr(self, name) for name in self._flat_weights_names]
         dtype = _check_weights(self._flat_weights_names, weights)
         packed = isinstance(input, torch.nn.utils.rnn.PackedSequence)
@@ -231,6 +234,9 @@ class LSTMCell(torch.nn.LSTMCell):
         ValueError, TypeError
             As :meth:`LSTM.forward`.
         """
+        if _is_exported():
+            state: State = super().forward(input, hx)
+            return state
         names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"][: 4 if self.bias else 2]
         weights = [getattr(self, name) for name in names]
         dtype = _check_weights(names, weights)
@@ -238,7 +244,8 @@ class LSTMCell(torch.nn.LSTMCell):
         single = input.dim() == 1
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             raise shape_error("input", ("B", self.input_size), tuple(input.shape))
-        x = input[None, None] if single else input[None]
+        # unsqueeze and squeeze are views backwards too; what indexes does writes zeros first
+        x = (input.unsqueeze(0) if single else input).unsqueeze(0)
         h, c = None, None
         if hx is not None:
             h, c = _pair(hx)
@@ -247,9 +254,16 @@ class LSTMCell(torch.nn.LSTMCell):
                 _check_tensor(name, value, dtype)
                 if tuple(value.shape) != expected:
                     raise shape_error(name, expected, tuple(value.shape))
-            h, c = (h[None, None], c[None, None]) if single else (h[None], c[None])
+            h, c = (h.unsqueeze(0), c.unsqueeze(0)) if single else (h, c)
+            h, c = h.unsqueeze(0), c.unsqueeze(0)
         _, h, c = call(x, h, c, None, None, weights, self.bias, 0, False, False)
-        return (h[0, 0], c[0, 0]) if single else (h[0], c[0])
+        h, c = h.squeeze(0), c.squeeze(0)
+        return (h.squeeze(0), c.squeeze(0)) if single else (h, c)
+
+
+def _is_exported() -> bool:
+    """Whether ``torch.onnx.export`` looks on, which knows PyTorch's own modules alone: it is shown what those do."""
+    return torch.onnx.is_in_onnx_export() and not torch.compiler.is_dynamo_compiling()
 
 
 def wrong_dtype(names: list[str], weights: list[Tensor], module: str) -> str:

@@ -36,6 +36,9 @@ def replace(model: Any) -> Replaced:
     The module objects stay the same and get another class: names, parameters, hooks, training mode and whatever refers to them
     stay as they are, and so do optimisers and state dicts.
 
+    Single steps of few rows and units are what it does not make faster: with gradients an :class:`LSTMCell` of B 1, H 16 takes
+    twice as long as PyTorch's, of B 32, H 64 and less 1.6 times. Whole sequences through an :class:`LSTM` do not have that cost.
+
     Parameters
     ----------
     model : torch.nn.Module
@@ -72,7 +75,8 @@ def replace(model: Any) -> Replaced:
 def restore(model: Any) -> tuple[str, ...]:
     """The way back from :func:`replace`: every LSTM of a model runs on ``torch.nn`` again, where it stands.
 
-    For tools that know PyTorch's own modules alone: ``torch.onnx.export``, ``torch.jit.script``, ``torch.fx``, quantisation.
+    For tools that know PyTorch's own modules alone: ``torch.jit.script``, ``torch.fx``, quantisation. (``torch.onnx.export`` is
+    shown those by itself.)
 
     Parameters
     ----------
@@ -88,9 +92,15 @@ def restore(model: Any) -> tuple[str, ...]:
     ------
     TypeError
         If `model` is not a module.
+    RuntimeError
+        If a module was parametrized since; nothing has changed then.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if torch.nn.utils.parametrize.is_parametrized(module) and type(module).__bases__ in ((LSTM,), (LSTMCell,)):
+            advice = "call torch.nn.utils.parametrize.remove_parametrizations on it first, or parametrize after restore"
+            raise RuntimeError(f"{name or 'model'} was parametrized after replace: {advice}")
     found = {name: module for name, module in model.named_modules() if type(module) in (LSTM, LSTMCell)}
     for module in found.values():
         module.__class__ = torch.nn.LSTM if type(module) is LSTM else torch.nn.LSTMCell
