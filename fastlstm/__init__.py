@@ -17,8 +17,8 @@ except ModuleNotFoundError as error:
     if error.name != "fastlstm._engine":
         raise
     raise ImportError(
-        f"{__path__[0]} holds sources that are not compiled; to use what is installed, run Python in another folder or as "
-        "python -I; to work on these: python setup.py build_ext --inplace"
+        f"{__path__[0]} holds sources that are not compiled. To use the installed package, start Python in another folder or as "
+        "python -I; to use these sources, run: python setup.py build_ext --inplace"
     ) from None
 
 from fastlstm.config import show_config

@@ -41,7 +41,7 @@ class Activation:
         defaults = ACTIVATIONS[self.name]
         given = tuple(float(value) for value in self.parameters)
         if len(given) > len(defaults) or not all(math.isfinite(value) for value in given):
-            raise ValueError(f"{self.name} takes {len(defaults)} finite parameters, got {self.parameters!r:.100}")
+            raise ValueError(f"{self.name} takes at most {len(defaults)} finite parameters, got {self.parameters!r:.100}")
         object.__setattr__(self, "parameters", given + defaults[len(given) :])
 
     def __str__(self) -> str:

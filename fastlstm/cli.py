@@ -173,7 +173,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", metavar="OUTPUT.npy", required=True, help="replaced only when all is done")
     add_choice(sub)
     sub.add_argument("--threads", type=int, metavar="N", help="the most threads (default: OMP_NUM_THREADS or all processors)")
-    sub.add_argument("--state-in", metavar="STATE.npz", help="initial state, arrays h and c (default: zeros)")
+    sub.add_argument("--state-in", metavar="STATE.npz", help="initial state, arrays h and c (default: the file's, or zeros)")
     sub.add_argument("--state-out", metavar="STATE.npz", help="where to write the final state")
     sub.add_argument("--chunk", type=int, metavar="STEPS", help="time steps at a time (default: about 16 MB; same result)")
     sub.add_argument("--weight-dtype", choices=TYPES, help="round the weights to a smaller type first (default: leave them)")
@@ -199,7 +199,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def add_choice(sub: argparse.ArgumentParser) -> None:
     """Which LSTM of a file, and what the file may leave open."""
-    sub.add_argument("--name", help="which LSTM, if the file holds several")
+    sub.add_argument("--name", help="which LSTM to use, if the file holds several (see scan)")
     sub.add_argument(
         "--batch-first",
         action=argparse.BooleanOptionalAction,
@@ -209,8 +209,8 @@ def add_choice(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--allow-nonfinite", action="store_true", help="accept NaN and infinity among the weights")
     add_external_data(sub)
     keras = sub.add_argument_group(
-        "weights of Keras alone",
-        "What the layer was made with, where the file does not say it; left out, Keras' defaults are taken.",
+        "Keras weights without a configuration",
+        "How the layer was created, if the file does not record it; Keras' defaults are assumed otherwise.",
     )
     keras.add_argument("--go-backwards", action="store_true", default=None, help="it runs from the last step to the first")
     keras.add_argument("--activation", metavar="NAME", help='"linear" where Keras had None (default: tanh)')
@@ -330,7 +330,7 @@ def check_paths(args: argparse.Namespace) -> None:
             if not wanted and path is not None and taken is not None and same_file(path, taken):
                 raise ValueError(f"{option} and {other} are the same file: {path}")
     if args.output.lower().endswith((".npz", ".safetensors", ".onnx")):
-        raise ValueError(f"-o writes one array, as .npy: another suffix than that of {args.output} expected")
+        raise ValueError(f"-o writes one array, as .npy: its name must not end like {args.output}")
 
 
 def check_regular(path: str) -> None:

@@ -4,7 +4,7 @@ __all__ = ["FormatError"]
 
 
 class FormatError(ValueError):
-    """A file or object holds no LSTM or model that can be read exactly.
+    """A file or object does not contain an LSTM or model that can be loaded exactly.
 
     The message names the tensor, what was expected and what was found.
     """

@@ -40,7 +40,7 @@ def replacing(path: str) -> Iterator[str]:
     """
     before = _permissions(path)
     target = os.path.realpath(path)
-    temporary = f"{target}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
+    temporary = os.path.join(os.path.dirname(target), f".{os.urandom(8).hex()}.tmp")  # short, as names may not be long
     try:
         try:
             # What was private is so all the time

@@ -25,7 +25,7 @@ def _choose() -> str:
         _engine.choose_isa(wanted)
     except ValueError:
         have = ", ".join(available_isas())
-        raise ImportError(f"FASTLSTM_ISA={wanted[:100]!r}: this machine has {have}") from None
+        raise ImportError(f"FASTLSTM_ISA={wanted[:100]!r} is not available; this machine has {have}") from None
     return wanted
 
 

@@ -21,7 +21,7 @@ State = tuple[Array, Array]
 
 
 class LSTM(Network[State]):
-    """A network of LSTM layers, with PyTorch's equations, names and argument order.
+    """A stack of LSTM layers, with PyTorch's equations, names and argument order.
 
     For each step t, with gates i, f, g, o [1]_ [2]_::
 
@@ -29,8 +29,8 @@ class LSTM(Network[State]):
         c = f * c + i * g
         h = o * tanh(c)                        projected to P values if proj_size is P [3]_
 
-    The same inputs give the same bits, however a call is divided: alone or in a batch, whole or step by step, on any number of
-    threads. A network may be called by several threads at once.
+    The same inputs always give the same bits: alone or in a batch, whole or step by step, on any number of threads. Several
+    Python threads may call one network at the same time.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class LSTM(Network[State]):
     batch_first : bool
         Whether `x` and `output` are ``(B, T, ...)`` instead of ``(T, B, ...)``. States are never batch-first.
     bidirectional : bool
-        Whether each layer also has a second network that runs from the end to the beginning.
+        Whether each layer also has a second direction that runs from the end to the beginning.
     proj_size : int
         Size P of the projected h; 0 for none, else smaller than `hidden_size`.
     dtype : {"float32", "float64"}
@@ -51,7 +51,7 @@ class LSTM(Network[State]):
     seed : int, optional
         Of the initial weights: uniform within 1/sqrt(hidden_size), as PyTorch's.
     dropout : 0
-        PyTorch's argument, and no other value of it: dropout is asked for where it is used, ``record(x, dropout=)``.
+        Accepted for compatibility with PyTorch; must be 0. Dropout is an argument of :meth:`record`.
 
     Attributes
     ----------
@@ -61,8 +61,8 @@ class LSTM(Network[State]):
     Raises
     ------
     ValueError, TypeError
-        If a size is not a positive integer or does not fit the others, a flag is neither true nor false, `dtype` is another one,
-        `seed` is not an integer of 0 or more, or `dropout` is not 0.
+        If a size is not a positive integer or does not fit the others, a flag is not a boolean, `dtype` is not one of the two,
+        `seed` is not a non-negative integer, or `dropout` is not 0.
 
     References
     ----------
@@ -124,18 +124,18 @@ class LSTM(Network[State]):
             only if its last axis is not contiguous.
         state : (h_0, c_0), optional
             Shapes (num_layers * num_directions, B, proj_size or hidden_size) and (num_layers * num_directions, B, hidden_size);
-            without B for one sequence. If left out: the network's own initial state, which is zero unless its file holds one.
+            without B for one sequence. By default the network's own initial state: zeros, unless its file contained one.
         lengths : integers, shape (B,), optional
-            Real steps of each row, 0..T, in any order; the rest is not computed, and zero in the output. Final states are those
-            of each row's last real step; the backward direction begins there.
+            Number of real steps in each row, 0 to T, in any order. The rest is not computed and is zero in the output. The final
+            state is that of each row's last real step, and the backward direction starts there.
         mask : bool array, shape (T, B), also if `batch_first`, optional
-            Instead of `lengths`: true where a row has a step. Any other step is not computed, its output is zero, and the state
-            stands still there, as in Keras with ``zero_output_for_mask``. ``(T,)`` for one sequence.
+            An alternative to `lengths`: true where a row has a step. Other steps are skipped: their output is zero and the state
+            does not change, as in Keras with ``zero_output_for_mask``. ``(T,)`` for one sequence.
         resets : bool array, shape (T, B), also if `batch_first`, optional
-            Where true, that row begins anew before step t, as if no state had been given. ``(T,)`` for one sequence. The
-            backward direction begins anew at the same places: before it takes the step left of each reset.
+            Where true, that row restarts before step t, as if no state had been given. ``(T,)`` for one sequence. The backward
+            direction restarts at the same boundaries: a reset at step t takes effect before it processes step t - 1.
         out : array, optional
-            Where to write the output; must not overlap an input. For a pair of outputs: one array that holds them side by side.
+            Array to write the output to; must not overlap an input. If ``merge_mode`` is None, one array for both outputs.
         threads : int, optional
             The most threads for this call.
 
@@ -152,9 +152,9 @@ class LSTM(Network[State]):
         ValueError
             If a shape or a length does not fit.
         TypeError
-            If something has another type: nothing is converted silently.
+            If an argument or array has the wrong type: nothing is converted silently.
         MemoryError
-            If scratch memory cannot be had; nothing has changed then but perhaps `out`.
+            If working memory cannot be allocated; nothing has changed then, except perhaps `out`.
         """
         if type(state) is tuple and self._concat and lengths is None and mask is None and resets is None and out is None:
             one = _engine.step(self._packed.network, x, state, self._dtype, self._batch_first, *_threads.allowance(threads))
@@ -175,21 +175,21 @@ class LSTM(Network[State]):
         recompute: bool = False,
         threads: int | None = None,
     ) -> Tape[State]:
-        """Run whole sequences and keep what their gradients need.
+        """Run whole sequences and keep what the gradients need.
 
         Parameters
         ----------
         x, state, lengths, mask, resets : as for :meth:`__call__`
         dropout : float, 0 to 1
-            Probability that an element of a layer's output is zero for the next layer, the others being divided by
-            ``1 - dropout``: as in ``torch.nn.LSTM`` on the outputs of all layers but the last.
+            Probability of zeroing an element of a layer's output before the next layer reads it; the others are divided by
+            ``1 - dropout``. Applied to all layers but the last, as in ``torch.nn.LSTM``.
         seed : int, optional
-            Which elements are dropped: the same for the same seed, on any number of threads. Without a seed other ones at each
-            call; ``tape.seed`` tells.
+            Determines which elements are dropped, on any number of threads. By default a new one for each call; see
+            ``tape.seed``.
         recompute : bool
-            Keep only the inputs of each layer and a state now and then, and run the steps between a second time for the
-            gradients [1]_: the same bits, for a third more time and a fraction of the memory. Not for a network with an initial
-            state of its own.
+            Keep only each layer's inputs and occasional states, and run the steps in between again for the gradients [1]_: the
+            same bits, for a third more time and a fraction of the memory. Not available if the network has an initial state of
+            its own.
         threads : as for :meth:`__call__`
 
         Returns
@@ -260,9 +260,9 @@ class LSTM(Network[State]):
     def to_keras_weights(self) -> list[Array]:
         """Copies of the parameters as ``keras_layer.set_weights`` takes them: kernel, recurrent_kernel, bias.
 
-        Of each layer (each direction of a Bidirectional) in turn, so a network of several layers makes the list of an RNN of
-        stacked cells, and a slice of it that of one LSTM. Keras has one bias where PyTorch has two: their sum, rounded once, and
-        so what Keras gave comes back to the bit.
+        The three arrays of each layer and direction follow one another: the list of a Keras RNN with stacked cells, of which a
+        slice is the list of one LSTM. Keras has one bias where PyTorch has two: it is their sum, rounded once. Weights that came
+        from Keras are returned bit for bit.
 
         Returns
         -------

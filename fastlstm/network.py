@@ -31,7 +31,7 @@ from fastlstm.packed import Packed
 from fastlstm.recompute import RecomputedTape
 from fastlstm.rounding import TYPES
 from fastlstm.stream import Stream
-from fastlstm.tape import Tape
+from fastlstm.tape import FORWARD, Tape
 from fastlstm.weights import Weights, check_sizes, parameter_shapes
 
 __all__ = ["Network", "described"]
@@ -97,21 +97,21 @@ class Network(Generic[S]):
         Parameters
         ----------
         weights : Weights
-            Arrays that anybody else could write to are copied.
+            Its arrays are copied if they are writable.
         batch_first : bool
             Whether inputs and outputs are ``(B, T, ...)``.
 
         Returns
         -------
         LSTM or RNN
-            Of the class it is called of.
+            An instance of the class this is called on.
 
         Raises
         ------
         TypeError
-            If `weights` are no Weights, or `batch_first` is neither true nor false.
+            If `weights` is not a :class:`Weights`, or `batch_first` is not a boolean.
         ValueError
-            If they are those of the other class.
+            If the weights are those of an RNN for an LSTM, or the reverse.
         """
         if not isinstance(weights, Weights):
             raise TypeError(f"weights must be fastlstm.Weights, got {type(weights).__name__}")
@@ -144,7 +144,7 @@ class Network(Generic[S]):
         owned = packed.weights
         self._packed = packed  # in one piece: other threads' calls take the old weights or the new ones
         self._dtype = owned.dtype
-        self._forward = _FORWARD[owned.dtype]
+        self._forward = FORWARD[owned.dtype]
         self._sizes = (owned.input_size, owned.proj_size or owned.hidden_size, owned.cell_size, len(owned.layers))
         self._concat = owned.merge_mode == "concat"
         self._width = owned.num_directions * self._sizes[1]
@@ -239,7 +239,10 @@ class Network(Generic[S]):
         T, B, _ = x.shape
         most, limit = _threads.allowance(threads)
         merge_mode = self.weights.merge_mode
-        if out is None or merge_mode in ("sum", "mul", "ave"):
+        merges = merge_mode in ("sum", "mul", "ave")
+        if merges and out is not None:
+            self._check_out(out, (*self._output_shape(T, B, single)[:-1], self._sizes[1]), (seen, h_0, c_0, lengths, resets))
+        if out is None or merges:
             result, output = self._new_output(T, B, single)
             target = result
         else:
@@ -280,10 +283,10 @@ class Network(Generic[S]):
             raise ValueError(f"dropout must be between 0 and 1, got {dropout}")
         chosen = int.from_bytes(os.urandom(8), "little") if seed is None else as_integer("seed", seed, 0, 2**64 - 1)
         if self.weights.merge_mode != "concat":
-            raise ValueError(f"gradients are of both directions side by side, not of merge_mode {self.weights.merge_mode!r}")
+            raise ValueError(f"record and trace need merge_mode 'concat', got {self.weights.merge_mode!r}")
         recompute = as_flag("recompute", recompute)
         if recompute and self.weights.layers[0].h_0 is not None:
-            raise ValueError("recompute=True does not cover a network with an initial state of its own; leave it out")
+            raise ValueError("recompute=True is not supported for a network with an initial state of its own; leave it out")
         kind: type[Tape[S]] = RecomputedTape if recompute else Tape
         return kind(self, x, h_0, c_0, lengths, resets, single, float(dropout), chosen, threads, order)
 
@@ -361,7 +364,7 @@ class Network(Generic[S]):
             kind = self._dtype.name
             raise TypeError(f"out must be {kind} as the weights are, got {array.dtype}; make it with dtype={kind}")
         if array is not out and array.size and not np.may_share_memory(array, as_array("out", out)):
-            raise TypeError(f"out must be an array in memory, to be written to; that of {type(out).__name__} is a copy")
+            raise TypeError(f"out must share its memory with NumPy; converting {type(out).__name__} makes a copy")
         if array.shape != shape:
             raise shape_error("out", shape, array.shape)
         if not array.flags.writeable:
@@ -374,7 +377,7 @@ class Network(Generic[S]):
         return array
 
     def stream(self, batch_size: int = 1) -> Stream[S]:
-        """A carried state that takes one step at a time.
+        """Start a stream: it keeps the state from one step to the next.
 
         Parameters
         ----------
@@ -388,8 +391,8 @@ class Network(Generic[S]):
         Raises
         ------
         ValueError, TypeError
-            If the network is bidirectional or reverse, and so needs the whole sequence, or `batch_size` is not an integer of 0 or
-            more.
+            If the network is bidirectional or reverse, and so needs the whole sequence, or `batch_size` is not a non-negative
+            integer.
         """
         return Stream(self, batch_size)
 
@@ -469,17 +472,17 @@ class Network(Generic[S]):
     def to(self: Self, *, weight_dtype: str) -> Self:
         """A new network whose matrices are rounded to a smaller type and kept in it; this one stays as it is.
 
-        A step of few rows takes as long as its weights take to arrive: half or a quarter of the bytes come sooner, and from a
-        nearer cache. Inputs, outputs, states, biases and all arithmetic stay float32, so that float16 and bfloat16 give, bit for
-        bit, what a float32 network of the rounded weights gives (``state_dict()`` has them), and int8 gives it up to rounding.
-        All promises of a network hold: the same bits however a call is divided, and gradients, those of the rounded weights.
+        With few rows, a step takes as long as reading its weights, so fewer bytes make it faster. Inputs, outputs, states, biases
+        and all arithmetic stay float32: float16 and bfloat16 give, bit for bit, the results of a float32 network with the rounded
+        weights (returned by ``state_dict()``); int8 agrees with it up to rounding. Everything else holds as before: the same bits
+        however a call is divided, and gradients (of the rounded weights).
 
         Parameters
         ----------
         weight_dtype : {"float16", "bfloat16", "int8", "float32"}
-            float16 keeps 11 bits of each weight, bfloat16 8; int8 keeps 127 steps up to the largest weight of its row (a gate of
-            a unit), and pays where even the smaller weights come from memory. "float32" makes a network that is large again,
-            with the weights as they are. A network of float64 has "float64" alone.
+            float16 keeps 11 significant bits of each weight and bfloat16 8. int8 keeps 127 steps up to the largest weight of its
+            row (one gate of one unit), and is worthwhile only if even half-size weights come from memory. "float32" goes back to
+            full-size storage; the weights stay rounded. A float64 network accepts only "float64".
 
         Returns
         -------
@@ -502,30 +505,28 @@ class Network(Generic[S]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters under PyTorch's names, and whether the network is batch-first, as a safetensors or npz file.
 
-        :func:`fastlstm.load` reads an LSTM's; PyTorch's ``load_state_dict`` takes what the safetensors library reads of any.
+        :func:`fastlstm.load` reads the files of an LSTM. PyTorch's ``load_state_dict`` accepts what the safetensors library reads
+        from the files of an LSTM or an RNN.
 
         Parameters
         ----------
         path : str or os.PathLike
-            An npz file if it ends with ``.npz``, else a safetensors file, whatever its name but one of another format (``.pt``,
-            ``.h5``, ``.onnx``, ...). Replaced if it exists, with the same permissions. The file is written beside its place and
-            then moved there: `path` never holds half a file.
+            ``.npz`` writes an npz file, any other suffix a safetensors file; suffixes of other formats (``.pt``, ``.h5``,
+            ``.onnx``, ...) are refused. An existing file is replaced and keeps its permissions. The file is written under a
+            temporary name and then renamed, so `path` never holds half a file.
 
         Raises
         ------
         OSError
-            If it cannot be written, or something else than a file is there; nothing has changed then.
+            If the file cannot be written, or `path` is not a regular file; nothing has changed then.
         ValueError
-            If it ends as files of another format do; ``.onnx`` is for :meth:`LSTM.to_onnx`.
+            If the suffix is that of another format; for ``.onnx`` use :meth:`LSTM.to_onnx`.
         TypeError
-            If it is no path.
+            If `path` is not a path.
         """
         from fastlstm.loaders.reading import writer
 
         writer("path", path, "safetensors")(self.weights, self.batch_first)
-
-
-_FORWARD = {np.dtype("float32"): _engine.forward["float"], np.dtype("float64"): _engine.forward["double"]}
 
 
 def _as_dtype(dtype: Any) -> np.dtype[Any]:
@@ -548,7 +549,7 @@ def _type_name(weight_dtype: Any) -> str:
             return str(np.dtype(weight_dtype).name)
     except TypeError:
         pass
-    raise TypeError(f"weight_dtype must be the name of a type, got {weight_dtype!r:.100}")
+    raise TypeError(f"weight_dtype must be the name of a dtype, such as 'float16', got {weight_dtype!r:.100}")
 
 
 def described(kind: type[Network[Any]], weights: Weights, batch_first: bool = False) -> str:
@@ -598,7 +599,7 @@ def _without_masked(
     A row stands still at a masked step, so it is the row without that step: those are moved behind its end.
     """
     if lengths is not None:
-        raise ValueError("mask takes the place of lengths: pass one of them")
+        raise ValueError("mask and lengths cannot be used together: pass one of them")
     T, B, _ = x.shape
     order, count = as_mask(mask, (T,) if single else (T, B))
     order, count = order.reshape(T, B), count.reshape(B)

@@ -39,7 +39,7 @@ def rounded(name: str, matrix: Array, weight_dtype: str) -> Array:
     lost = ~finite if weight_dtype == "int8" and not finite.all() else finite & ~np.isfinite(result)
     if lost.any():
         value = matrix[np.unravel_index(int(np.argmax(lost)), matrix.shape)]
-        raise ValueError(f"{name} holds {value}, which weight_dtype {weight_dtype!r} cannot express")
+        raise ValueError(f"{name} holds {value}, which weight_dtype {weight_dtype!r} cannot represent")
     return result
 
 

@@ -24,8 +24,9 @@ S = TypeVar("S")  # the state: (h, c), or h alone of a plain RNN
 class Stream(Generic[S]):
     """The state of B rows that advance one step at a time; made by :meth:`LSTM.stream` or :meth:`RNN.stream`.
 
-    The outputs of the steps are, bit for bit, those of one call over the whole sequence. A stream keeps the weights it was made
-    with. It belongs to one thread at a time. A copy (also by pickling) goes on by itself from where the stream is.
+    The outputs are, bit for bit, those of one call over the whole sequence. A stream keeps the weights it was made with, even if
+    the network is given others. Only one thread may use it at a time. A copy (or a pickled stream) continues independently from
+    the current state.
     """
 
     def __init__(self, network: Network[S], batch_size: int = 1) -> None:
@@ -82,8 +83,10 @@ class Stream(Generic[S]):
             x = self._check(x)
         output = np.empty(self._shape if x.ndim == 2 else self._P, self._dtype)
         threads, limit = _threads.allowance(None)
-        if not self._engine.step(x, output, threads, limit):
-            self._engine.step(in_place(self._check(x)), output, threads, limit)
+        if self._engine.step(x, output, threads, limit):
+            return output
+        if not self._engine.step(in_place(self._check(x)), output, threads, limit):
+            raise AssertionError("the engine refused an input that was checked")
         return output
 
     def _check(self, x: Any) -> Array:
@@ -118,12 +121,13 @@ class Stream(Generic[S]):
             held[...] = array
 
     def reset(self, rows: Iterable[int] | Array | None = None) -> None:
-        """Begin anew, all rows or `rows`: from a zero state, or the initial state that the network's file holds.
+        """Restart all rows, or only `rows`, from zeros or from the network's own initial state.
 
         Parameters
         ----------
         rows : integers, or bool array of shape (B,), optional
-            From 0 to B - 1, in any order, or true where a row begins anew (``done`` of an environment); all rows if left out.
+            Indices from 0 to B - 1 in any order, or true for each row to restart (such as ``done`` of an environment). By default
+            all rows.
 
         Raises
         ------
@@ -141,7 +145,7 @@ class Stream(Generic[S]):
             try:
                 chosen = list(rows)
             except TypeError:
-                raise TypeError(f"rows must be several integers, as in [3], got {rows!r:.100}") from None
+                raise TypeError(f"rows must be a sequence of integers, such as [3], got {rows!r:.100}") from None
             for row in chosen:
                 if isinstance(row, bool) or not isinstance(row, (int, np.integer)):
                     raise TypeError(f"rows must be integers, or one bool array of shape ({B},), got {row!r:.100}")

@@ -28,7 +28,7 @@ FORWARD = {np.dtype("float32"): _engine.forward["float"], np.dtype("float64"): _
 BACKWARD = {np.dtype("float32"): _engine.backward["float"], np.dtype("float64"): _engine.backward["double"]}
 ADD = {np.dtype("float32"): _engine.add["float"], np.dtype("float64"): _engine.add["double"]}
 DROP = {np.dtype("float32"): _engine.drop["float"], np.dtype("float64"): _engine.drop["double"]}
-_USED = "this tape was used before, or interrupted: its memory became that of the gradients; record again"
+_USED = "this tape has already been used, or its backward was interrupted; call record again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,8 @@ class Gradients(Generic[S]):
     state : (array, array), or an array of an RNN
         Of the initial state, shaped as it.
     parameters : dict of str to array
-        By the names of ``state_dict()``. ``bias_ih`` and ``bias_hh`` are added in the network: their gradients are equal. All are
-        of one piece of memory: copy what is to outlive the others.
+        Under the names of ``state_dict()``. ``bias_ih`` and ``bias_hh`` have equal gradients, because the network adds them. The
+        arrays are views of one block of memory, which lives as long as any of them: copy what you keep.
     """
 
     input: Array | None
@@ -152,8 +152,8 @@ class Tape(Generic[S]):
         """Gradients of ``sum(output * d_output) + sum(h_n * d_state[0]) + sum(c_n * d_state[1])``.
 
         The sums behind each number have one order, which depends on T, B and the lengths alone: the same bits on any number of
-        threads. No gradient crosses a reset. A tape is used once: its memory becomes that of the gradients. A call that Ctrl-C
-        ends has used it up, too; one that ends for lack of memory has not.
+        threads. No gradient crosses a reset. A tape can be used once, because its memory is overwritten. A call that Ctrl-C
+        interrupts uses it up as well; one that fails for lack of memory does not.
 
         Parameters
         ----------
@@ -166,8 +166,8 @@ class Tape(Generic[S]):
             forward pass is not cut. The alternative is to record pieces of a sequence one after the other, each from the final
             state of the one before: the same gradients of the parameters, in less memory.
         input : bool
-            Whether the gradient of the input is wanted. Without it a call of one layer is a tenth shorter where I is small, a
-            fifth to a quarter where I is H.
+            Whether to compute the gradient of the input. Without it, a one-layer call takes a tenth less time if I is small, and
+            a fifth to a quarter less if I equals H.
         threads : int, optional
             The most threads for this call.
 

@@ -37,7 +37,7 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """The most threads a call uses: what was set, else ``OMP_NUM_THREADS``, else the processors this process may use.
+    """The maximum number of threads of a call: as set, or else ``OMP_NUM_THREADS``, or else the processors available.
 
     Processors are counted from the CPU affinity of the process and its control group's CPU quota. A forked child has one thread,
     whatever was set.

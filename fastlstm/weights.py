@@ -60,11 +60,19 @@ TENSORS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_
 class Weights:
     """A whole network: ``layers`` is layer-major, then direction (l0, l0_reverse, l1, ...), as PyTorch orders its states.
 
-    ``reverse``: the one direction runs from the end to the beginning; outputs stand at their own time. ``flipped``: they stand in
-    the order of processing instead, as Keras returns them with go_backwards. ``merge_mode``: how the outputs of both directions
-    of a network of one layer become one, as Keras' Bidirectional does: ``"concat"`` side by side, ``"sum"``, ``"mul"``, ``"ave"``
-    (half the sum), None for a pair. ``weight_dtype``: of float32, the smaller type that the engine keeps the matrices in, whose
-    numbers they are: ``"float16"``, ``"bfloat16"`` or ``"int8"``; see :meth:`rounded`.
+    Attributes
+    ----------
+    layers : tuple of LayerWeights
+    bidirectional : bool
+    reverse : bool
+        Whether the single direction runs from the end to the beginning. Outputs stay at their own time.
+    flipped : bool
+        Whether outputs are in the order of processing instead, as Keras returns them with ``go_backwards``; needs `reverse`.
+    merge_mode : {"concat", "sum", "mul", "ave", None}
+        How the outputs of the two directions of a one-layer network are combined, as in Keras' Bidirectional. "ave" is half the
+        sum; None returns a pair.
+    weight_dtype : {None, "float16", "bfloat16", "int8"}
+        The smaller type in which the engine stores the matrices, which must already be rounded to it; see :meth:`rounded`.
 
     Raises
     ------
@@ -85,12 +93,12 @@ class Weights:
         if self.merge_mode not in ("concat", "sum", "mul", "ave", None):
             raise ValueError(f"merge_mode must be 'concat', 'sum', 'mul', 'ave' or None, got {self.merge_mode!r:.100}")
         if (self.reverse and self.bidirectional) or (self.flipped and not self.reverse):
-            raise ValueError("reverse is for one direction alone, flipped for a reverse one")
+            raise ValueError("reverse needs bidirectional=False, and flipped needs reverse=True")
         _check_layers(self.layers)
         if not self.layers or len(self.layers) % self.num_directions:
-            raise ValueError(f"expected {self.num_directions} record(s) for each layer, got {len(self.layers)} in all")
+            raise ValueError(f"layers must have {self.num_directions} record(s) per layer, got {len(self.layers)} in total")
         if self.merge_mode != "concat" and (self.num_directions, self.num_layers) != (2, 1):
-            raise ValueError(f"merge_mode {self.merge_mode!r} is for one layer of two directions")
+            raise ValueError(f"merge_mode {self.merge_mode!r} needs one bidirectional layer")
         first = self.layers[0]
         for layer in self.layers:
             if layer.nonlinearity != first.nonlinearity or first.nonlinearity not in (None, "tanh", "relu"):
@@ -111,7 +119,7 @@ class Weights:
         if self.weight_dtype not in (None, *rounding.TYPES):
             raise ValueError(f"weight_dtype must be one of {', '.join(rounding.TYPES)} or None, got {self.weight_dtype!r:.100}")
         if self.weight_dtype and self.dtype != np.float32:
-            raise ValueError(f"weight_dtype {self.weight_dtype!r} is for weights of float32, got {self.dtype}")
+            raise ValueError(f"weight_dtype {self.weight_dtype!r} needs float32 weights, got {self.dtype}")
         expected = self.expected_shapes()
         for name in expected.keys() - given.keys():
             raise ValueError(f"{name} is missing: expected shape {expected[name]}")

@@ -215,7 +215,7 @@ def test_messages_name_options(folder: Path, capsys: pytest.CaptureFixture[str])
     lstm.save("model.safetensors")
     refused(capsys, run("--threads", "0"), "error: --threads must be between 1", files=files)
     save_file(state | {"bias_ih_l0": state["bias_ih_l0"] * np.float32("nan")}, "model.safetensors")
-    refused(capsys, run(), "NaN or infinite; pass --allow-nonfinite to load", files=files)
+    refused(capsys, run(), "NaN or infinite values; pass --allow-nonfinite to load", files=files)
     assert run("--allow-nonfinite") == 0
     assert np.isnan(np.load("y.npy")).all()
 
@@ -255,7 +255,7 @@ def test_what_is_told_of_weights_of_keras(folder: Path, capsys: pytest.CaptureFi
     refused(
         capsys,
         run("--activation", "relu"),
-        "error: 'model.safetensors': --activation: for files of Keras",
+        "error: 'model.safetensors': --activation: only for Keras files",
         files={"x.npy", "model.safetensors"},
     )
 

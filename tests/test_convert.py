@@ -182,7 +182,7 @@ def test_one_format_recognises_a_file(tmp_path: Path) -> None:
 def test_choices(tmp_path: Path) -> None:
     convert(GOLDEN / "several.pt", tmp_path / "x.npz", "b.0", batch_first=True)
     assert (load(tmp_path / "x.npz").hidden_size, load(tmp_path / "x.npz").batch_first) == (4, True)
-    with pytest.raises(ValueError, match=r"x\.onnx: a suffix of \.safetensors or \.npz expected, got \.onnx"):
+    with pytest.raises(ValueError, match=r"x\.onnx: the name must end with \.safetensors or \.npz, got \.onnx"):
         convert(GOLDEN / "cell.pt", tmp_path / "x.onnx")
     with pytest.raises(FormatError, match="3 LSTMs found"):
         convert(GOLDEN / "several.pt", tmp_path / "y.npz")
@@ -249,8 +249,8 @@ def test_bad_text(text: str, suffix: str, tmp_path: Path) -> None:
     ("ours", "part"),
     [
         ({"cells": [{}, {}]}, "2 cells for 1 records"),
-        ({"cells": [{}], "flipped": True}, "flipped for a reverse one"),
-        ({"cells": [{}], "merge_mode": "sum"}, "for one layer of two directions"),
+        ({"cells": [{}], "flipped": True}, "flipped needs reverse=True"),
+        ({"cells": [{}], "merge_mode": "sum"}, "needs one bidirectional layer"),
         ({"cells": [{}]}, ""),
     ],
 )
@@ -298,7 +298,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert "--layout keras or --layout haste" in capsys.readouterr().err
     assert cli.main(["convert", "keras.npz", "k.npz", "--layout", "haste"]) == 0
     assert cli.main(["convert", "amp.nam", "amp"]) == 2
-    assert "a suffix of .safetensors or .npz expected, got none" in capsys.readouterr().err
+    assert "the name must end with .safetensors or .npz, got no suffix" in capsys.readouterr().err
     assert cli.main(["scan", "amp.nam"]) == 0
     assert cli.main(["convert", "nowhere", "x.npz"]) == 2
     assert set(os.listdir()) == {"amp.nam", "amp.safetensors", "b.npz", "keras.npz", "k.npz"}

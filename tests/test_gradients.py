@@ -884,7 +884,7 @@ def test_a_tape_is_used_once(recompute: bool) -> None:
     kept = tape.output.copy()
     tape.backward(asked(case)[0])
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"this tape was used before, or interrupted.*record again"):
+        with pytest.raises(RuntimeError, match=r"this tape has already been used, or its backward was interrupted.*record again"):
             tape.backward(asked(case)[0])
     assert tape.nbytes == 0
     assert tape.output.tobytes() == kept.tobytes()
@@ -986,7 +986,7 @@ def test_copies(how: str, name: str, recompute: bool) -> None:
             used = COPIES[how](tape)
             assert used.nbytes == 0
             assert used.output.tobytes() == other.output.tobytes()
-            with pytest.raises(RuntimeError, match="used before"):
+            with pytest.raises(RuntimeError, match="already been used"):
                 used.backward(d_y)
 
 
@@ -1087,7 +1087,7 @@ def test_several_python_threads_on_one_tape() -> None:
         results = [f for f in found if not isinstance(f, str)]
         assert len(results) == 1
         same_bits(results[0], expected)
-        assert all("used before" in f for f in found if isinstance(f, str))
+        assert all("already been used" in f for f in found if isinstance(f, str))
 
 
 @posix

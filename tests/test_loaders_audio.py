@@ -154,9 +154,9 @@ BAD_NAM: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "another key": (config(bidirectional=True), ("config must be an object with",)),
     "a config that is a list": (nam(config=[]), ("config must be an object",)),
     "inputs that do not fit": (config(in_channels=2), ("in_channels must be input_size, 1, got 2",)),
-    "NaN": (nam(weights=[float("nan"), *nam()["weights"][1:]]), ("1 values that are NaN or infinite",)),
-    "infinity": (nam(weights=[float("-inf"), *nam()["weights"][1:]]), ("1 values that are NaN or infinite",)),
-    "too large for float32": (nam(weights=[1e300, *nam()["weights"][1:]]), ("1 values that are NaN or infinite",)),
+    "NaN": (nam(weights=[float("nan"), *nam()["weights"][1:]]), ("1 NaN or infinite values",)),
+    "infinity": (nam(weights=[float("-inf"), *nam()["weights"][1:]]), ("1 NaN or infinite values",)),
+    "too large for float32": (nam(weights=[1e300, *nam()["weights"][1:]]), ("1 NaN or infinite values",)),
 }  # fmt: skip
 
 

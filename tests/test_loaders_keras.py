@@ -1227,7 +1227,7 @@ def test_what_the_caller_may_not_tell(h5py: Any, tmp_path: Path) -> None:
             )
     path = tmp_path / "x.npz"
     fastlstm.LSTM(3, 4).save(path)
-    refused(lambda: load(path, go_backwards=False), "go_backwards: for files of Keras alone")
+    refused(lambda: load(path, go_backwards=False), "go_backwards: only for Keras files")
     with pytest.raises(ValueError, match=r"merge_mode must be one of concat, sum, mul, ave, or None, got 'max'"):
         load(alone, "both", merge_mode="max")
     for key in ("activation", "recurrent_activation", "merge_mode"):
@@ -1336,7 +1336,7 @@ def test_merge_modes_and_the_rest() -> None:
     with pytest.raises(ValueError, match="merge_mode"):
         lstm.to_onnx("x.onnx")
     for weights in (fastlstm.LSTM(3, 4).weights, fastlstm.LSTM(3, 4, 2, bidirectional=True).weights):
-        with pytest.raises(ValueError, match="merge_mode 'ave' is for one layer of two directions"):
+        with pytest.raises(ValueError, match="merge_mode 'ave' needs one bidirectional layer"):
             Weights(weights.layers, weights.bidirectional, merge_mode="ave")
     with pytest.raises(ValueError, match="merge_mode must be"):
         Weights(plain.weights.layers, True, merge_mode="max")

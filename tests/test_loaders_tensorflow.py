@@ -337,7 +337,7 @@ def test_refused(case: str) -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(TypeError, match="a mapping of names to arrays expected, got str"):
+    with pytest.raises(TypeError, match="expected a mapping of names to arrays, got str"):
         from_tensorflow("model.ckpt")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="forget_bias must be a finite number"):
         from_tensorflow(cell("lstm_cell"), forget_bias=float("nan"))
@@ -424,7 +424,7 @@ def test_keras_and_haste_must_be_told_apart(suffix: str, tmp_path: Path) -> None
 
 def test_layout_is_for_such_files_alone(tmp_path: Path) -> None:
     golden = Path(__file__).parent / "golden"
-    refused(lambda: load(golden / "float16.pt", layout="haste"), "layout='haste' is for npz and safetensors files alone")
+    refused(lambda: load(golden / "float16.pt", layout="haste"), "layout='haste' applies only to npz and safetensors files")
     path = tmp_path / "x.safetensors"
     fastlstm.LSTM(3, 4, seed=0).save(path)
     refused(lambda: load(path, layout="haste"), "layout='haste' is for tensors named kernel and recurrent_kernel, of which")

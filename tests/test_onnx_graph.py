@@ -915,7 +915,7 @@ BAD: dict[str, tuple[Any, tuple[str, ...]]] = {
     ),
     "NaN": (
         after(node("Add", "y n", "z"), n=np.float32(np.nan)),
-        ("n.value holds 1 values that are NaN", "allow_nonfinite=True"),
+        ("n.value holds 1 NaN", "allow_nonfinite=True"),
     ),
     "large constants": (
         after(

@@ -1281,7 +1281,7 @@ def test_what_replace_leaves() -> None:
         "a_custom": "Custom is not torch.nn's own",
         "a_half": "call model.float()",
         "a_brain": "call model.float()",
-        "a_scripted": "modules cannot be: replace the LSTMs",
+        "a_scripted": "replace the LSTMs of the original, unscripted",
         "a_quantised.0": "quantised",
         "a_normed": "ParametrizedLSTM is not torch.nn's own",
         "a_compiled": "before compile()",

@@ -607,5 +607,5 @@ def test_masks_that_are_refused() -> None:
     ):
         with pytest.raises(error, match=words):
             lstm(case.x, mask=wrong)
-    with pytest.raises(ValueError, match="takes the place of lengths"):
+    with pytest.raises(ValueError, match="mask and lengths cannot be used together"):
         lstm(case.x, mask=mask, lengths=[1, 2])

@@ -199,7 +199,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="must be one of float32, float16, bfloat16, int8, got 'float64'"):
         lstm.to(weight_dtype=np.float64)
     for wrong in (None, 3, ["float16"]):
-        with pytest.raises(TypeError, match="weight_dtype must be the name of a type, got"):
+        with pytest.raises(TypeError, match="weight_dtype must be the name of a dtype, such as 'float16', got"):
             lstm.to(weight_dtype=wrong)  # type: ignore[arg-type]
     double = fastlstm.LSTM(3, 4, dtype="float64", seed=0)
     assert double.to(weight_dtype="float64").weight_dtype == "float64"
@@ -208,11 +208,11 @@ def test_what_cannot_be_is_refused() -> None:
     weights = lstm.state_dict()
     weights["weight_hh_l0"][2, 1] = 1e5
     lstm.load_state_dict(weights)
-    with pytest.raises(ValueError, match=r"weight_hh_l0 holds 100000\.0, which weight_dtype 'float16' cannot express"):
+    with pytest.raises(ValueError, match=r"weight_hh_l0 holds 100000\.0, which weight_dtype 'float16' cannot represent"):
         lstm.to(weight_dtype="float16")
     weights["weight_hh_l0"][2, 1] = np.nan
     lstm.load_state_dict(weights)
-    with pytest.raises(ValueError, match="weight_hh_l0 holds nan, which weight_dtype 'int8' cannot express"):
+    with pytest.raises(ValueError, match="weight_hh_l0 holds nan, which weight_dtype 'int8' cannot represent"):
         lstm.to(weight_dtype="int8")
     small = fastlstm.LSTM(3, 4, seed=0).to(weight_dtype="float16")
     before = small.state_dict()["weight_hh_l0"].tobytes()
@@ -234,7 +234,7 @@ def test_a_file_that_names_another_type_is_refused(tmp_path: Path) -> None:
         path,
         {"fastlstm": '{"batch_first": false, "cells": [{}], "weight_dtype": "int8"}'},
     )
-    with pytest.raises(fastlstm.FormatError, match="weight_dtype 'int8' is for weights of float32, got float64"):
+    with pytest.raises(fastlstm.FormatError, match="weight_dtype 'int8' needs float32 weights, got float64"):
         fastlstm.load(path)
     tensors["weight_hh_l0"] = tensors["weight_hh_l0"] * np.float32(1e30)
     save_file(tensors, path, {"fastlstm": '{"batch_first": false, "cells": [{}], "weight_dtype": "float16"}'})

@@ -312,7 +312,7 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
     return FL_OK;
 }
 
-/* ---- The network's own initial state ------------------------------------------------------------------------------------------- */
+/* ---- Where sums begin, and the network's own initial state --------------------------------------------------------------------- */
 
 /* Gradients that are sums from the beginning: the small ones, and all where there is no token. */
 static void clear_gradients(const place *p, const pass *q)

@@ -316,19 +316,18 @@ enum { FL_DX_ROWS = 48 }; /* of dx = dG W, that reuse a panel of W */
 /* How a team divides a call: threads = layer_groups x directions x row_groups x unit_groups (all at least 1). */
 typedef struct {
     int threads;
-    int layer_groups;    /* of neighbouring layers that run side by side, each a stride behind the one below; 1 if D is 2 */
-    int directions;      /* 2: the two directions of a layer run side by side */
-    int row_groups;      /* groups of rows that never wait for each other */
-    int unit_groups;     /* threads that share one group's rows and divide its hidden units; they meet every step */
-    fl_index chunk;      /* steps whose x.W is taken as one product; 0: x.W and h.R in one pass per step */
-    fl_index stride;     /* steps that one layer runs before the next layer takes them */
-    int far_W, far_R;    /* W, R come from beyond L2 */
-    int blocks_at_once;  /* 1 or 2: blocks that a single row takes together */
-    int64_t expected_ns; /* what the model in plan.c takes the call for */
-    int64_t
-        patience_ns; /* a pair parts when it has lost more, and a quarter of the call, to other processes; < 0, for tests: at any wait */
-    double meeting_price; /* that this plan reckons with */
-    int share;            /* per mille of what a pair divides that its first thread takes (pace.h) */
+    int layer_groups;     /* of neighbouring layers that run side by side, each a stride behind the one below; 1 if D is 2 */
+    int directions;       /* 2: the two directions of a layer run side by side */
+    int row_groups;       /* groups of rows that never wait for each other */
+    int unit_groups;      /* threads that share one group's rows and divide its hidden units; they meet every step */
+    fl_index chunk;       /* steps whose x.W is taken as one product; 0: x.W and h.R in one pass per step */
+    fl_index stride;      /* steps that one layer runs before the next layer takes them */
+    int far_W, far_R;     /* W, R come from beyond L2 */
+    int blocks_at_once;   /* 1 or 2: blocks that a single row takes together */
+    int64_t expected_ns;  /* what the model in plan.c takes the call for */
+    int64_t patience_ns;  /* a pair parts when it has lost more than this and a quarter of the call; < 0, in tests: at any wait */
+    double meeting_price; /* how many times the usual price of a meeting this plan assumes */
+    int share;            /* per mille of a pair's work that its first thread takes (pace.h) */
 } fl_plan;
 
 typedef struct {
@@ -369,7 +368,7 @@ typedef struct {
 } fl_call;
 
 /* The division of labour for at most `threads` threads, if meetings take so many times as long as usual (meeting.h) and two of them have
- * this pace (pace.h). Pure: the same arguments give the same plan. */
+ * this pace (pace.h). In one process the same arguments give the same plan; L2 and the speed of L3 are asked for once (caches.h). */
 fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace);
 
 /* How a plan for two turned out: the next one may divide otherwise. */
@@ -465,7 +464,7 @@ static inline const void *fl_peephole_of(const fl_network *net, const fl_layer *
 /* Whether record `index` of a network, layer-major, runs from the end to the beginning. */
 static inline int fl_runs_back(const fl_network *net, fl_index index) { return net->D == 2 ? index % 2 : net->reverse; }
 
-/* Where part `part` of `parts` even parts of n things begins; share_start(n, parts, parts) == n. */
+/* Where part `part` of `parts` even parts of n things begins; fl_share(n, parts, parts) == n. */
 static inline fl_index fl_share(fl_index n, fl_index parts, fl_index part) { return n / parts * part + fl_min(n % parts, part); }
 
 /* So much of n things. */

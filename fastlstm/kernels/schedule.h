@@ -1,4 +1,4 @@
-/* What the schedules of both passes share: products of any number of rows, the order of rows, looking up from work. */
+/* What the schedules of both passes share: products of any number of rows, the order of rows, and checking whether to stop. */
 #ifndef FL_SCHEDULE_H
 #define FL_SCHEDULE_H
 

@@ -90,33 +90,32 @@ def load(
     Parameters
     ----------
     path : str or os.PathLike
-        A file of ``torch.save`` (``.pt``, ``.pth``), safetensors, Keras 2 or 3 (``.keras``, ``.h5``, and weights alone, of
-        which the last arguments tell what is not in them), an ONNX model, a file of NumPy (``.npz``), Flax (``.msgpack``),
-        Neural Amp Modeler (``.nam``), GuitarML or RTNeural (``.json``); the content decides, not the suffix.
+        A file written by ``torch.save`` (``.pt``, ``.pth``), safetensors, Keras 2 or 3 (``.keras``, ``.h5``, or weights only, see
+        the last four arguments), ONNX, NumPy (``.npz``), Flax (``.msgpack``), Neural Amp Modeler (``.nam``), GuitarML or RTNeural
+        (``.json``). The format is recognised by content, not by suffix.
     name : str, optional
-        Which LSTM, as :func:`scan` names it; needed if there are several. PyTorch: the prefix of its tensors without the trailing
-        dot; ``module.`` (DataParallel) and ``_orig_mod.`` (torch.compile) may be left out. ONNX: the name of its node, of the
-        first one if the LSTM has several layers. Keras: the layer's name, inside another model with the names of those around
-        it, ``"encoder/lstm"``; those may be left out. Flax, TensorFlow 1 and Haste: its path or scope. RTNeural: its place,
-        ``"layers.0"``.
+        The name that :func:`scan` shows; needed if the file holds several LSTMs. PyTorch: the prefix of its tensors without the
+        trailing dot; ``module.`` (DataParallel) and ``_orig_mod.`` (torch.compile) may be left out. ONNX: the name of its node,
+        or of the first node if it has several layers. Keras: the layer's name, optionally with the names of the models around
+        it (``"encoder/lstm"``). Flax, TensorFlow 1 and Haste: its path or scope. RTNeural: its position, ``"layers.0"``.
     batch_first : bool, optional
-        Whether inputs are ``(B, T, I)``; by default what the file says (Keras, ONNX, fastlstm), else what is usual in the
-        framework whose names the tensors have: True for Flax, Keras and TensorFlow 1, False for others.
+        Whether inputs are ``(B, T, I)``. By default what the file says (Keras, ONNX, fastlstm), or else the convention of the
+        framework whose tensor names it has: True for Flax, Keras and TensorFlow 1, False for the others.
     layout : {"keras", "haste"}, optional
-        The order of gates in an npz or safetensors file whose tensors are called ``kernel`` and ``recurrent_kernel``: both
-        frameworks' are, and nothing else in the file tells which it was. Variables of TensorFlow 1 are read as
-        :func:`from_tensorflow` reads them by default; for others pass it the dictionary.
+        The order of the gates in an npz or safetensors file with tensors named ``kernel`` and ``recurrent_kernel``. Keras and
+        Haste both use these names, and the file does not say which it was. TensorFlow 1 variables are read with the defaults
+        of :func:`from_tensorflow`; to change those, load the arrays yourself and pass them to it.
     allow_nonfinite : bool
         Accept NaN and infinity among the weights.
     external_data : bool
-        Of an ONNX model: read weights that lie in other files, as :func:`from_onnx` does. PyTorch's exporter puts them there.
+        ONNX only: read weights stored in separate files, where PyTorch's exporter puts them; see :func:`from_onnx`.
     go_backwards, activation, recurrent_activation, merge_mode : optional
-        What the layer was made with, under Keras' names, where the file does not say it: Keras' weights alone
-        (``.weights.h5``, ``save_weights``) and layers of a subclassed model. What is left out is taken to be Keras' default,
-        False, "tanh", "sigmoid" and "concat": **of a layer that was made otherwise that gives wrong numbers, without an error**.
-        Where Keras had None, ``activation`` is "linear"; and with ``merge_mode`` "concat" the halves of the output are what
-        Keras returned as two. ``hard_sigmoid`` of a file that does not say which version of Keras wrote it is
-        "hard_sigmoid_keras2" (slope 1/5) or "hard_sigmoid_keras3" (1/6). Refused for files that say it themselves.
+        The arguments the Keras layer was created with, for files that do not record them: weights only (``.weights.h5``,
+        ``save_weights``) and layers of a subclassed model. The defaults are Keras' own: False, "tanh", "sigmoid" and "concat".
+        **If the layer was created with other values, leaving them out gives wrong numbers without an error.** Pass "linear" for
+        an activation of None. For a ``merge_mode`` of None use "concat": the halves of its output are Keras' two outputs. If the
+        version of Keras is unknown, write ``hard_sigmoid`` as "hard_sigmoid_keras2" (slope 1/5) or "hard_sigmoid_keras3" (1/6).
+        Not accepted for files that do record these arguments.
 
     Returns
     -------
@@ -125,9 +124,9 @@ def load(
     Raises
     ------
     FormatError
-        If the file cannot be read, or holds no LSTM, or several and no name is given, or none of that name, or one that cannot be
-        loaded exactly. The message names the file and the tensor, what was expected and what was found. A ``ValueError``.
-        Without a name, an LSTM that cannot be loaded counts: the only other one is not taken for the one that is meant.
+        If the file cannot be read, holds no LSTM, holds several and no `name` is given, holds none of that name, or holds one
+        that cannot be loaded exactly. The message names the file and the tensor, what was expected and what was found. A
+        ``ValueError``. An LSTM that cannot be loaded counts here: without a `name`, the remaining one is not assumed to be meant.
     ValueError, TypeError
         If an argument has another value or type; the message names it.
     OSError
@@ -245,7 +244,7 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
         loader = reading.format_of(file)
         try:
             if not isinstance(loader, reading.ModelFormat):
-                raise FormatError("the file holds weights and not how a whole model is made of them")
+                raise FormatError("the file holds weights but does not describe a whole model")
             model = loader.model(file)
         except ValueError as error:
             names = [item.name for item in loader.find(file).found if item.info and not item.info.problem]

@@ -229,7 +229,7 @@ def _array(shape: tuple[int, ...], dtype: str, spans: tuple[object, ...]) -> Sto
 
 def _sizes(shape: object) -> tuple[int, ...]:
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size <= MAX_SIZE for size in shape) or len(shape) > 64:
-        raise FormatError(f"broken Flax file: a shape that is none: {str(shape)[:100]}")
+        raise FormatError(f"broken Flax file: an invalid shape: {str(shape)[:100]}")
     return tuple(shape)
 
 

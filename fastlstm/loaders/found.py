@@ -146,9 +146,9 @@ class Contents:
             matches = matches or [item for item in self.found if name in item.aliases]
             matches = matches or [item for item in self.parts if item.name == name]
             if not matches:
-                raise FormatError(f"no LSTM is named {quoted(name)}; present: {names or 'none, ' + self.summary}")
+                raise FormatError(f"no LSTM is named {quoted(name)}; those found: {names or 'none, ' + self.summary}")
             if len(matches) > 1:
-                raise FormatError(f"name {quoted(name)} means several: {listing(item.name for item in matches)}")
+                raise FormatError(f"name {quoted(name)} is ambiguous, it means several: {listing(item.name for item in matches)}")
         if matches[0].problem:
             raise FormatError(matches[0].problem)
         return matches[0]

@@ -85,7 +85,7 @@ def members_of(archive: Archive) -> dict[str, Member]:
     members: dict[str, Member] = {}
     for name in archive.members:
         if not name.endswith(".npy"):
-            raise FormatError(f"{quoted(name)} is no array (.npy) and does not belong into a NumPy archive (.npz)")
+            raise FormatError(f"{quoted(name)} is not an array (.npy) and does not belong in a NumPy archive (.npz)")
         members[name.removesuffix(".npy")] = _member(archive, name)
     return members
 
@@ -132,7 +132,7 @@ def _shape(name: str, text: str) -> tuple[int, ...]:
     if numbers[-1] == "":
         numbers.pop()
     if (len(numbers) == 1 and "," not in text) or len(numbers) > 64 or not all(n.isdigit() and len(n) < 20 for n in numbers):
-        raise FormatError(f"{quoted(name)} has a shape that is none: ({text[:80]})")
+        raise FormatError(f"{quoted(name)} has an invalid shape: ({text[:80]})")
     shape = tuple(map(int, numbers))
     if any(size > MAX_SIZE for size in shape):
         raise FormatError(f"{quoted(name)} has shape {shape!s:.100}: no dimension may exceed {MAX_SIZE}")

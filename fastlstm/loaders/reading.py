@@ -84,9 +84,9 @@ def format_of(file: SourceFile) -> Format:
         loader = cast(Format, import_module(f"fastlstm.loaders.{name}"))
         if loader.recognises(file):
             if file.layout is not None and name not in PLAIN_TENSORS:
-                raise FormatError(f"layout={file.layout!r} is for npz and safetensors files alone")
+                raise FormatError(f"layout={file.layout!r} applies only to npz and safetensors files")
             if file.told is not None and name != "keras.file":
-                raise FormatError(f"{', '.join(file.told.names())}: for files of Keras alone")
+                raise FormatError(f"{', '.join(file.told.names())}: only for Keras files")
             return loader
     raise FormatError(describe(file))
 
@@ -141,9 +141,7 @@ def check_finite(name: str, tensor: np.ndarray[Any, np.dtype[Any]]) -> None:
         extremes = tensor.min(), tensor.max()  # both NaN if any is; needs no array of booleans
     if not np.isfinite(extremes).all():
         count = int(tensor.size - np.isfinite(tensor).sum())
-        raise FormatError(
-            f"{name} holds {count} values that are NaN or infinite; pass allow_nonfinite=True to load them as they are"
-        )
+        raise FormatError(f"{name} holds {count} NaN or infinite values; pass allow_nonfinite=True to load them as they are")
 
 
 def chosen(contents: Contents, name: str | None, batch_first: bool | None) -> LSTM:
@@ -183,7 +181,7 @@ def flag_or_none(name: str, value: Any) -> bool | None:
 
 def as_mapping(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise TypeError(f"a mapping of names to arrays expected, got {type(value).__name__} (for a file: fastlstm.load)")
+        raise TypeError(f"expected a mapping of names to arrays, got {type(value).__name__} (for a file: fastlstm.load)")
     return value
 
 
@@ -208,7 +206,7 @@ def writer(name: str, path: str | os.PathLike[str], otherwise: str | None = None
     text = as_path(name, path)
     suffix = os.path.splitext(text)[1].lower()
     if suffix not in writers and otherwise is None:
-        raise ValueError(f"{text}: a suffix of {' or '.join(writers)} expected, got {suffix or 'none'}")
+        raise ValueError(f"{text}: the name must end with {' or '.join(writers)}, got {suffix or 'no suffix'}")
     if suffix in OF_OTHERS:
         advice = "; to_onnx writes ONNX models" if suffix == ".onnx" else ""
         raise ValueError(f"{text}: save writes {' or '.join(writers)}, got {suffix}{advice}")

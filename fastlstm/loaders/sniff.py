@@ -57,7 +57,7 @@ def describe(file: SourceFile) -> str:
         if isinstance(file.json, dict) and "class_name" in file.json:
             return "this is the configuration of a Keras model, without its weights"
         return "this is JSON text, not of Neural Amp Modeler, GuitarML or RTNeural"
-    return "this is not a zip file, a pickle or a safetensors file, nor anything else that is known"
+    return "this is not a zip file, a pickle, a safetensors file, or any other known format"
 
 
 def _shards(file: SourceFile) -> list[str]:

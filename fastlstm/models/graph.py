@@ -265,18 +265,18 @@ class Graph:
         try:
             size = step.elements(*values)
             if size > room:
-                raise ValueError(f"gives {size} elements, more than the {room} that are left for inputs of this size")
+                raise ValueError(f"would give {size} elements; the memory limit for inputs of this size leaves {room}")
             given = step.run(*values)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"node {step.name!r:.100} ({step.kind}): {str(error)[:500]}") from error
         return given if isinstance(given, tuple) else (given,)
 
     def stream(self, batch_size: int = 1) -> NoReturn:
-        """Not for a graph: which of its axes is time is nothing that a file says.
+        """Not supported: an ONNX file does not say which axis is time.
 
         Raises
         ------
         ValueError
             Always. A graph that takes and gives its state is called step by step.
         """
-        raise ValueError("an ONNX graph does not say which axis is time: call it with one step and its state, if it takes that")
+        raise ValueError("an ONNX graph does not say which axis is time: call it step by step, with its state if it takes one")

@@ -109,7 +109,7 @@ class Embedding(Step):
     def run(self, *values: Array) -> Array:
         index = values[0]
         if index.dtype.kind not in "iu":
-            raise TypeError(f"{self.name} takes indices, integers, got {index.dtype}")
+            raise TypeError(f"{self.name} takes integer indices, got {index.dtype}")
         if index.size and not 0 <= index.min() <= index.max() < len(self.table):
             raise ValueError(f"{self.name} has {len(self.table)} entries, got indices from {index.min()} to {index.max()}")
         return self.table[index]
@@ -184,17 +184,6 @@ class Merge(Step):
         average = self.operation == "average"
         result: Array = reduce(MERGES["add" if average else self.operation], values)
         return result / result.dtype.type(len(values)) if average else result
-
-
-@dataclass(frozen=True, eq=False)
-class LastStep(Step):
-    """The last time step of each sequence."""
-
-    batch_first: bool = False
-    pointwise = False
-
-    def run(self, *values: Array) -> Array:
-        return values[0][:, -1] if self.batch_first else values[0][-1]
 
 
 @dataclass(frozen=True, eq=False)

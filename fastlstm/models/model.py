@@ -58,7 +58,7 @@ class Model:
         for step in steps:
             missing = [name for name in step.inputs if name not in known]
             if missing or step.name in known:
-                raise ValueError(f"{step.name!r:.100} takes {missing} which no step before it gives, or has the name of another")
+                raise ValueError(f"{step.name!r:.100} needs {missing}, which no earlier step gives, or has the name of another")
             known.add(step.name)
         if not steps:
             raise ValueError("a model needs at least one step")

@@ -1,37 +1,38 @@
-"""fastlstm inside PyTorch: modules in the place of ``torch.nn.LSTM`` and ``torch.nn.LSTMCell``, on CPUs.
+"""fastlstm inside PyTorch: drop-in replacements for ``torch.nn.LSTM`` and ``torch.nn.LSTMCell`` on CPUs.
 
 >>> import fastlstm.torch
 >>> fastlstm.torch.replace(model)                    # every LSTM of a model, where it stands; optimisers go on working
 >>> lstm = fastlstm.torch.LSTM(64, 128, num_layers=2)  # or a fresh one: the same arguments, parameters and calls as nn.LSTM
 >>> fastlstm.torch.restore(model)                    # and back, for what knows torch.nn alone, as torch.onnx.export does
 
-*What is shared.* Inputs, outputs, states and gradients are tensors over the engine's own memory: nothing is copied but an input
-whose last axis is not contiguous, and packed sequences, which are spread out and gathered again (their padding is not computed).
-PyTorch cannot resize what comes out (``resize_``, ``out=``), as all tensors over others' memory; what goes in stays as it was.
-The parameters are ordinary ``torch.nn.Parameter``; the module keeps nothing else.
+*Memory.* Tensors share their memory with the engine: inputs, outputs, states and gradients are not copied, except an input
+whose last axis is not contiguous, and packed sequences, which are unpacked and packed again (their padding is not computed). As
+with any tensor over foreign memory, outputs cannot be resized (``resize_``, ``out=``). Parameters are ordinary
+``torch.nn.Parameter`` objects; the module stores nothing else.
 
-*When weights are repacked.* The engine reads weights in an order of its own. They are packed at the first call, and again when a
-call finds that a parameter no longer has the bytes that were packed. So every change counts, also those that PyTorch's version
-counters miss (``p.data.copy_(...)``, ``p.numpy()[...] = ...``). Looking takes one reading of the weights, which is felt where a
-call is a single step of few rows: inside ``with fastlstm.torch.frozen():`` nothing is compared. What is packed goes when the
-memory of the first parameter goes.
+*Repacking.* The engine stores weights in its own order. They are packed at the first call, and again whenever a call finds that
+the bytes of a parameter have changed. So every change is noticed, including those that PyTorch's version counters miss
+(``p.data.copy_(...)``, ``p.numpy()[...] = ...``). The check reads all weights once, which is noticeable if a call is a single
+step with few rows; inside ``with fastlstm.torch.frozen():`` it is skipped. Packed weights are freed with the memory of the first
+parameter.
 
-*Autograd.* A call that needs gradients keeps a :class:`fastlstm.Tape`, which has copies of all it needs: inputs, outputs and
-parameters may be changed in place before ``backward()``. With ``retain_graph=True`` gradients are taken from a copy of the tape.
+*Autograd.* A call that needs gradients keeps a :class:`fastlstm.Tape` with copies of everything it needs, so inputs, outputs and
+parameters may be modified in place before ``backward()``. With ``retain_graph=True`` gradients come from a copy of the tape.
 
-*Second derivatives.* There are none: who asks for gradients of gradients (``create_graph=True``), by whatever stands before or
-behind an LSTM, gets an error. What ``torch.compile`` makes refuses them for all of its graph, as PyTorch does, with one gap:
-asked for by an input or a parameter alone (``torch.autograd.grad(d_x.sum(), x)``) PyTorch takes them for missing.
+*Second derivatives* are not supported: gradients of gradients (``create_graph=True``) through an LSTM raise an error, also if
+they are requested through the layers before or after it. A graph made by ``torch.compile`` refuses them as a whole, as PyTorch
+does, with one gap: requested for an input or a parameter alone (``torch.autograd.grad(d_x.sum(), x)``), PyTorch treats them as
+missing.
 
-*Threads.* At most ``fastlstm.get_num_threads()``, and at most ``torch.get_num_threads()``. The interpreter is free meanwhile.
+*Threads.* A call uses at most ``fastlstm.get_num_threads()`` and ``torch.get_num_threads()`` threads, and releases the GIL.
 
-*torch.func.* ``grad``, ``vjp``, ``jacrev``, ``vmap`` and ``is_grads_batched=True`` work, also inside each other. What is mapped
-over is called once for each of its parts. ``torch.compile`` breaks its graph at a call inside them, as at ``torch.nn.LSTM``.
+*torch.func.* ``grad``, ``vjp``, ``jacrev``, ``vmap`` and ``is_grads_batched=True`` work, also nested. A mapped call runs once for
+each element of the mapped axis. ``torch.compile`` breaks its graph at a call inside these, as it does at ``torch.nn.LSTM``.
 
-*Operators.* The calls are custom operators without side effects, ``fastlstm::lstm`` and ``fastlstm::lstm_backward``, wherever
-something but autograd looks at them. ``torch.compile`` keeps them whole: no graph break, nothing unrolled. What
-``torch.jit.trace`` and ``torch.export`` make keeps a tape at every call if a parameter needed gradients when it was made
-(``module.requires_grad_(False)`` before).
+*Operators.* Where more than autograd is involved, calls go through custom operators without side effects, ``fastlstm::lstm``
+and ``fastlstm::lstm_backward``. ``torch.compile`` keeps them whole: no graph break, nothing unrolled. Models made by
+``torch.jit.trace`` and ``torch.export`` keep a tape at every call if a parameter required gradients when they were made; to
+avoid that, call ``module.requires_grad_(False)`` first.
 """
 
 try:

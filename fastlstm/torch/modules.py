@@ -17,7 +17,7 @@ State = tuple[Tensor, Tensor]
 
 def _refuse_scripting(module: Any) -> NoReturn:
     raise RuntimeError(
-        "torch.jit.script compiles PyTorch's own modules alone: call fastlstm.torch.restore(model) before, or torch.jit.trace"
+        "torch.jit.script supports only PyTorch's own modules: call fastlstm.torch.restore(model) first, or use torch.jit.trace"
     )
 
 
@@ -294,7 +294,7 @@ def _check_weights(names: list[str], weights: list[Tensor]) -> Any:
             raise TypeError(f"{name} is on {weight.device}; fastlstm runs on CPUs: call module.cpu(), or use torch.nn.LSTM")
     if torch.is_autocast_enabled("cpu"):
         raise TypeError(
-            "autocast is on, which would compute in another dtype; call this module with tensors of its own dtype "
+            "autocast is on, and this module computes in its own dtype only; call it with tensors of that dtype "
             "inside torch.autocast('cpu', enabled=False)"
         )
     return dtype

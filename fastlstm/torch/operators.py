@@ -124,7 +124,7 @@ def run_backward(
     """
     kept = recall(tape)
     if kept.used:
-        raise RuntimeError("the gradients of this LSTM call were taken before; the first time needs retain_graph=True")
+        raise RuntimeError("the gradients of this LSTM call were already taken; pass retain_graph=True the first time")
     recorded, ragged = kept.tape, kept.ragged
     if again or graph_is_retained():
         recorded = copy.copy(recorded)

@@ -109,10 +109,10 @@ def allowance() -> int | None:
 
 @contextlib.contextmanager
 def frozen() -> Iterator[None]:
-    """Your word that no parameter changes inside: what is packed is used without comparing it with the parameters.
+    """Promise that no parameter changes inside: packed weights are used without comparing them with the parameters.
 
-    It holds for the calls of this thread. Parameters that were moved, replaced or never packed are compared and packed as ever.
-    A change is seen by the next call outside. Inside of what ``torch.compile`` compiles it does nothing: put it around the call.
+    Applies to calls of this thread. Parameters that were moved, replaced or never packed are still compared and packed. A change
+    made inside is noticed by the next call outside. Has no effect in code compiled by ``torch.compile``: put it around the call.
 
     Examples
     --------

@@ -46,9 +46,9 @@ def replace(model: Any) -> Replaced:
     Returns
     -------
     Replaced
-        What was swapped, and what was left and why: subclasses, whose calls may differ; quantised, scripted and compiled modules;
-        a ``forward`` of the module's own; sizes of 0; parameters that are on another device than the CPU, of several dtypes, or
-        neither float32 nor float64. Modules on "meta", whose values are still to come, are swapped.
+        What was swapped, and what was left and why. Left are subclasses, whose calls may differ; quantised, scripted and
+        compiled modules; modules whose own ``forward`` was set; sizes of 0; and parameters that are not on the CPU, have several
+        dtypes, or are neither float32 nor float64. Modules on the "meta" device, whose values are yet to come, are swapped.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def _reason_to_leave(module: Any) -> str:
     kind = type(module)
     if kind not in (torch.nn.LSTM, torch.nn.LSTMCell):
         if isinstance(module, torch.jit.ScriptModule):
-            return "scripted, which fastlstm's modules cannot be: replace the LSTMs of the model it was made of"
+            return "scripted, which fastlstm does not support: replace the LSTMs of the original, unscripted model"
         if ".quantiz" in kind.__module__ or ".ao." in kind.__module__:
             return f"quantised ({kind.__module__}.{kind.__qualname__})"
         return f"{kind.__module__}.{kind.__qualname__} is not torch.nn's own class: its calls may differ"

@@ -87,7 +87,7 @@ class _Transformed(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         if info.batch_size == 0:
-            raise ValueError("fastlstm's LSTM cannot be mapped over an axis of size 0, whose results have no known shape")
+            raise ValueError("fastlstm's LSTM cannot be mapped over an axis of size 0: the shape of the results is not known")
         results = [_Transformed.apply(*part) for part in _parts(info.batch_size, in_dims, arguments)]
         *outputs, tapes = zip(*results, strict=True)
         return (*map(torch.stack, outputs), _together(list(tapes))), (0, 0, 0, 0)

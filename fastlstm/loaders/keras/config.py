@@ -245,7 +245,7 @@ def _bidirectional(config: Mapping[str, Any], version: int | None) -> Plan:
     forward = plan(layer, version)
     backward = plan(backward_layer, version) if backward_layer else forward
     if forward.backwards or (backward_layer and not backward.backwards):
-        raise FormatError("expected go_backwards False in its layer and True in its backward_layer, got the reverse")
+        raise FormatError("go_backwards must be False in its layer and True in its backward_layer")
     if len(forward.cells) != 1 or len(backward.cells) != 1:
         raise FormatError(STACKS)
     if forward.batch_first != backward.batch_first:

@@ -90,7 +90,7 @@ def _pending(file: SourceFile) -> keras_model.Pending:
     tree, weights = _hdf5(file)
     described, version = keras_legacy.described(tree, weights, file.objects_limit)
     if described is None:
-        raise FormatError("the file holds weights and not how a whole model is made of them")
+        raise FormatError("the file holds weights but does not describe a whole model")
     return keras_model.read(described, version, keras_legacy.LegacyModel(weights), file.weights_limit)
 
 
