@@ -505,8 +505,8 @@ class Network(Generic[S]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters under PyTorch's names, and whether the network is batch-first, as a safetensors or npz file.
 
-        :func:`fastlstm.load` reads the files of an LSTM. PyTorch's ``load_state_dict`` accepts what the safetensors library reads
-        from the files of an LSTM or an RNN.
+        :func:`fastlstm.load` reads the files of an LSTM, :meth:`RNN.load` those of an RNN. PyTorch's ``load_state_dict`` accepts
+        what the safetensors library reads from either.
 
         Parameters
         ----------

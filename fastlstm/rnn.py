@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 from fastlstm.arrays import Array
@@ -85,6 +86,40 @@ class RNN(Network[Array]):
             seed=seed,
             dropout=dropout,
         )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, batch_first: bool | None = None, allow_nonfinite: bool = False) -> RNN:
+        """Load what :meth:`save` wrote.
+
+        Other files of plain RNNs do not say which nonlinearity they are for: make one with it, and give it their tensors by
+        :meth:`load_state_dict`.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+        batch_first : bool, optional
+            Whether inputs are ``(B, T, ...)``; by default as it was saved.
+        allow_nonfinite : bool
+            Accept NaN and infinity among the weights.
+
+        Returns
+        -------
+        RNN
+
+        Raises
+        ------
+        FormatError
+            If the file cannot be read or is not such a file; the message names it. A ``ValueError``.
+        TypeError
+            If an argument has another type.
+        OSError
+            If the system refuses.
+        """
+        from fastlstm.loaders import reading
+
+        chosen = reading.flag_or_none("batch_first", batch_first)
+        weights, saved = reading.read_rnn(path, allow_nonfinite)
+        return cls.from_weights(weights, saved if chosen is None else chosen)
 
     @property
     def nonlinearity(self) -> Literal["tanh", "relu"]:

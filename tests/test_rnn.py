@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import pickle
 import zlib
 from dataclasses import dataclass
@@ -447,12 +448,49 @@ def test_save(tmp_path: Path) -> None:
 
     tensors = load_file(tmp_path / "rnn.safetensors")
     assert {name: a.tobytes() for name, a in tensors.items()} == {name: a.tobytes() for name, a in rnn.state_dict().items()}
-    with pytest.raises(fastlstm.FormatError, match="a plain RNN"):
+    with pytest.raises(fastlstm.FormatError, match=r"a plain RNN, not an LSTM: fastlstm\.RNN\.load reads it"):
         fastlstm.load(tmp_path / "rnn.safetensors")
     other = fastlstm.RNN(3, 4, 2, seed=1)
     other.load_state_dict(tensors)
     x = np.ones((5, 2, 3), np.float32)
     assert other(x)[0].tobytes() == rnn(x)[0].tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+@pytest.mark.parametrize("weight_dtype", [None, "float16", "int8"])
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_save_and_load(nonlinearity: Any, weight_dtype: str | None, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rnn{suffix}"
+    rnn = fastlstm.RNN(3, 4, 2, nonlinearity=nonlinearity, bidirectional=True, batch_first=True, bias=not weight_dtype, seed=0)
+    rnn = rnn.to(weight_dtype=weight_dtype) if weight_dtype else rnn
+    rnn.save(path)
+    loaded = fastlstm.RNN.load(path)
+    assert repr(loaded) == repr(rnn)
+    x = np.random.default_rng(0).standard_normal((5, 2, 3), np.float32)
+    assert loaded(x)[0].tobytes() == rnn(x)[0].tobytes()
+    assert not fastlstm.RNN.load(path, batch_first=False).batch_first
+    assert fastlstm.scan(path) == []
+
+
+def test_files_that_are_not_of_an_rnn(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    fastlstm.LSTM(3, 4, seed=0).save(path)
+    with pytest.raises(fastlstm.FormatError, match=r"not what RNN\.save writes: .*; for an LSTM: fastlstm\.load"):
+        fastlstm.RNN.load(path)
+    tensors = {name: np.full_like(tensor, np.nan) for name, tensor in fastlstm.RNN(3, 4).state_dict().items()}
+    np.savez(path, **tensors)
+    with pytest.raises(fastlstm.FormatError, match=r"not what RNN\.save writes"):
+        fastlstm.RNN.load(path)
+    rnn = fastlstm.RNN(3, 4)
+    rnn.load_state_dict(tensors)
+    rnn.save(path)
+    with pytest.raises(fastlstm.FormatError, match="holds 12 NaN or infinite values"):
+        fastlstm.RNN.load(path)
+    assert np.isnan(fastlstm.RNN.load(path, allow_nonfinite=True).state_dict()["weight_ih_l0"]).all()
+    ours = {"batch_first": False, "cells": [{}], "nonlinearity": "gelu"}
+    np.savez(path, fastlstm=np.array(json.dumps(ours)), **tensors)
+    with pytest.raises(fastlstm.FormatError, match="nonlinearity must be 'tanh' or 'relu', got 'gelu'"):
+        fastlstm.RNN.load(path)
 
 
 def test_refusals() -> None:

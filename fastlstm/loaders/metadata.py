@@ -2,8 +2,8 @@
 
 ``batch_first`` alone for a network that PyTorch has too; such a file is read like any other. A variant also has ``cells``, one
 object for each layer and direction or one for all, and may have ``reverse``, ``flipped``, ``merge_mode`` and ``weight_dtype``
-(the tensors are float32 all the same): see ``fastlstm.Weights``. A cell names what differs from PyTorch's; an activation is a
-list of its name and its parameters. Anything else is refused.
+(the tensors are float32 all the same): see ``fastlstm.Weights``. So has a plain RNN, with its ``nonlinearity``. A cell names what
+differs from PyTorch's; an activation is a list of its name and its parameters. Anything else is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class Ours:
     flipped: bool = False
     merge_mode: str | None = "concat"
     weight_dtype: str | None = None
+    nonlinearity: Literal["tanh", "relu"] | None = None
 
 
 # ---- Writing -------------------------------------------------------------------------------------------------------------------
@@ -56,7 +57,7 @@ def text_of(weights: Weights, batch_first: bool) -> str:
         If its cells are too many and too different for a file.
     """
     ours: dict[str, Any] = {"batch_first": bool(batch_first)}
-    if weights.is_variant or weights.merge_mode != "concat" or weights.weight_dtype:
+    if weights.is_variant or weights.merge_mode != "concat" or weights.weight_dtype or weights.nonlinearity:
         cells = [_from_cell(layer.cell) for layer in weights.layers]
         ours["cells"] = cells[:1] if all(cell == cells[0] for cell in cells) else cells
         ours |= {name: True for name in ("reverse", "flipped") if getattr(weights, name)}
@@ -64,6 +65,8 @@ def text_of(weights: Weights, batch_first: bool) -> str:
             ours["merge_mode"] = weights.merge_mode
         if weights.weight_dtype:
             ours["weight_dtype"] = weights.weight_dtype
+        if weights.nonlinearity:
+            ours["nonlinearity"] = weights.nonlinearity
     text = json.dumps(ours)
     if len(text) > MAX_TEXT:
         raise ValueError(f"the cells of {len(weights.layers)} layers take {len(text)} characters, a file holds {MAX_TEXT}")
@@ -97,7 +100,7 @@ def parse(text: object) -> Ours:
         if not isinstance(ours, dict) or "batch_first" not in ours:
             raise ValueError("an object with batch_first expected")
         for key, value in ours.items():
-            if key not in (*FLAGS, "merge_mode", "weight_dtype", "cells"):
+            if key not in (*FLAGS, "merge_mode", "weight_dtype", "nonlinearity", "cells"):
                 raise ValueError(f"{quoted(key)} is not understood")
             if key in FLAGS and not isinstance(value, bool):
                 raise ValueError(f"{key} must be true or false, got {value!r:.100}")
@@ -105,9 +108,11 @@ def parse(text: object) -> Ours:
             raise ValueError(f"merge_mode must be 'sum', 'mul', 'ave' or null, got {ours['merge_mode']!r:.100}")
         if ours.get("weight_dtype", "int8") not in TYPES:
             raise ValueError(f"weight_dtype must be one of {', '.join(TYPES)}, got {ours['weight_dtype']!r:.100}")
+        if ours.get("nonlinearity", "tanh") not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {ours['nonlinearity']!r:.100}")
         if "cells" not in ours:
             if ours.keys() != {"batch_first"}:
-                raise ValueError("reverse, flipped, merge_mode and weight_dtype need cells")
+                raise ValueError("reverse, flipped, merge_mode, weight_dtype and nonlinearity need cells")
             return Ours(**ours)
         cells = ours.pop("cells")
         if not isinstance(cells, list) or not cells:
@@ -178,7 +183,7 @@ def find(ours: Ours, tensors: Mapping[str, LazyTensor], read: Reader, limit: flo
 
     def made(arrays: Mapping[str, Array]) -> Weights:
         try:
-            weights = Weights.from_named_tensors(arrays)
+            weights = Weights.from_named_tensors(arrays, ours.nonlinearity)
             count, cells = len(weights.layers), ours.cells or ()
             if len(cells) not in (1, count):
                 raise ValueError(f"{len(cells)} cells for {count} records of layers and directions")
@@ -215,4 +220,6 @@ def find(ours: Ours, tensors: Mapping[str, LazyTensor], read: Reader, limit: flo
         dtype="+".join(sorted({tensor.dtype for tensor in tensors.values()})),
         batch_first=ours.batch_first,
     )
+    if ours.nonlinearity:
+        return [Found("", info, load, problem="this is a plain RNN, not an LSTM: fastlstm.RNN.load reads it", is_lstm=False)]
     return [Found("", info, load)]

@@ -39,6 +39,7 @@ __all__ = [
     "format_of",
     "made",
     "read",
+    "read_rnn",
     "summary",
     "told",
     "weights_of",
@@ -118,6 +119,20 @@ def read(
     del file, found
     return_freed(size)
     return weights, info
+
+
+def read_rnn(path: str | os.PathLike[str], allow_nonfinite: bool) -> tuple[Weights, bool]:
+    """What :meth:`RNN.save` wrote, and whether it is batch-first."""
+    from fastlstm.loaders.source import opened
+
+    allow_nonfinite = as_flag("allow_nonfinite", allow_nonfinite)
+    with opened(path) as file:
+        contents = contents_of(file)
+        found = [item for item in contents.found if item.read and not item.is_lstm]
+        if len(found) != 1:
+            raise FormatError(f"not what RNN.save writes: {contents.summary}; for an LSTM: fastlstm.load")
+        weights, info = weights_of(found[0], allow_nonfinite), found[0].info
+    return weights, bool(info and info.batch_first)
 
 
 def weights_of(found: Found, allow_nonfinite: bool = False) -> Weights:
