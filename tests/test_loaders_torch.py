@@ -799,6 +799,30 @@ def test_live_weight_norm(spelling: str, dim: int | None) -> None:
     assert_same_weights(from_torch(module.state_dict()).weights, dict(from_torch(module).weights.named_tensors()))
 
 
+@pytest.mark.parametrize("prefix", ["", "encoder.rnn."])
+def test_an_lstm_in_several_files_is_not_taken_for_a_part_of_it(prefix: str, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    tensors = {f"{prefix}{name}": tensor for name, tensor in fastlstm.LSTM(3, 5, 2, seed=0).state_dict().items()}
+    other = {f"decoder.{name}": tensor for name, tensor in fastlstm.LSTM(3, 5, seed=1).state_dict().items()}
+    files = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    lower = {name: tensor for name, tensor in tensors.items() if "_l0" in name}
+    upper = {name: tensor for name, tensor in tensors.items() if "_l1" in name}
+    save_file(lower, tmp_path / files[0])
+    save_file(upper | other, tmp_path / files[1])
+    places = dict.fromkeys(lower, files[0]) | dict.fromkeys(upper | other, files[1])
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    refused(lambda: load(tmp_path / files[0]), f"'{prefix}weight_ih_l1' of this LSTM is in another file of the checkpoint")
+    assert load(tmp_path / files[1], name="decoder").hidden_size == 5
+    refused(lambda: load(index), "load the one that holds the whole LSTM")
+    index.write_text("{")
+    refused(lambda: load(tmp_path / files[0]), "model.safetensors.index.json': broken JSON")
+    for text in ("[]", "{}", '{"weight_map": [1]}'):
+        index.write_text(text)
+        assert load(tmp_path / files[0]).num_layers == 1, "nobody says that there is more"
+
+
 def test_live_initial_state_is_refused() -> None:
     torch = required("torch")
 

@@ -17,6 +17,7 @@ import numpy as np
 from fastlstm.arrays import as_flag
 from fastlstm.errors import FormatError
 from fastlstm.files import as_path
+from fastlstm.loaders import shards
 from fastlstm.loaders.found import Contents, Found, LSTMInfo, listing, quoted
 from fastlstm.weights import Weights
 
@@ -93,7 +94,7 @@ def format_of(file: SourceFile) -> Format:
 
 
 def contents_of(file: SourceFile) -> Contents:
-    return format_of(file).find(file)
+    return shards.checked(format_of(file).find(file), file.path)
 
 
 def read(

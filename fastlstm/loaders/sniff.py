@@ -53,7 +53,7 @@ def describe(file: SourceFile) -> str:
             once = "save them in one file, model.save_weights('x.weights.h5') without max_shard_size"
             return f"this is the index of Keras' weights in shards, {listing(shards, 5)}: {once}, or load one with a whole LSTM"
         if shards:
-            return f"this is an index of weights in other files, {listing(shards, 5)}: load the one that holds the LSTM"
+            return f"this is an index of weights in other files, {listing(shards, 5)}: load the one that holds the whole LSTM"
         if isinstance(file.json, dict) and "class_name" in file.json:
             return "this is the configuration of a Keras model, without its weights"
         return "this is JSON text, not of Neural Amp Modeler, GuitarML or RTNeural"
