@@ -752,6 +752,12 @@ def lstm_nodes(count: int) -> bytes:
     return b"".join(field(1, node) for node in nodes)
 
 
+def many_graphs(*attributes: bytes) -> bytes:
+    """A node with a long name, which is in the path of each graph in its attributes."""
+    given = b"".join(field(5, attribute) for attribute in attributes)
+    return mutate.onnx(field(1, field(3, "n" * 950) + field(4, "If") + given))
+
+
 def number_tensor(name: str, *numbers: int) -> bytes:
     return field(5, mutate.onnx_tensor(name, (len(numbers),), struct.pack(f"<{len(numbers)}q", *numbers), 7))
 
@@ -1063,6 +1069,9 @@ BOMBS: dict[str, tuple[Build, bool]] = {
     "ONNX: nodes": (lambda: mutate.onnx(field(1, b"") * (COUNT // 2)), False),
     "ONNX: attributes": (lambda: mutate.onnx(field(1, field(5, b"") * (COUNT // 2))), False),
     "ONNX: subgraphs": (lambda: mutate.onnx(field(1, field(5, field(6, b"")) * (COUNT // 4))), False),
+    "ONNX: subgraphs of one node": (lambda: many_graphs(field(11, b"") * (COUNT // 10) + field(20, 10)), False),
+    "ONNX: subgraphs, as many as there may be": (lambda: many_graphs(field(11, b"") * 18_000 + field(20, 10)), True),
+    "ONNX: attributes with a subgraph": (lambda: many_graphs(*[field(6, b"")] * (COUNT // 40)), False),
     "ONNX: initializers": (lambda: mutate.onnx(b"".join(field(5, field(8, f"{n:x}")) for n in range(COUNT // 9))), False),
     "ONNX: outputs": (lambda: mutate.onnx(field(1, b"".join(field(2, f"{n:x}") for n in range(COUNT // 7)))), False),
     "ONNX: outputs, fewer": (lambda: mutate.onnx(field(1, b"".join(field(2, f"{n:x}") for n in range(200_000)))), True),

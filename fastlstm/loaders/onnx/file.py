@@ -42,8 +42,9 @@ IR_VERSION = 1 << 3
 FIELDS = {2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 
 # Bytes that one part takes, by measurement rounded up: a message of protobuf (35 to 200), and for a node also what is noted here
-# of it and of its names; a text of a list, as bytes there and as text here.
-MESSAGE, NODE, TEXT, NUMBER = 200, 900, 150, 16
+# of it and of its names; a graph with the tables of its names and its path; a text of a list, as bytes there and as text here.
+MESSAGE, TEXT, NUMBER = 200, 150, 16
+COSTS = {"NodeProto": 900, "GraphProto": 2200}
 WIDE = 4  # of each byte of a text that is not ASCII, in Python's memory
 UNKNOWN = 0, 4, None  # kept by protobuf, in pieces that grow
 MAX_FIELDS = 2_000_000  # a second of counting
@@ -138,7 +139,7 @@ def _fields(descriptor: Any) -> dict[int, tuple[int, int, Any]]:
     for number, field in descriptor.fields_by_number.items():
         inner = field.message_type
         if inner is not None:
-            table[number] = NODE if inner.name == "NodeProto" else MESSAGE, 0, inner
+            table[number] = COSTS.get(inner.name, MESSAGE), 0, inner
         elif field.type in (field.TYPE_STRING, field.TYPE_BYTES):
             table[number] = TEXT, 0, str if field.type == field.TYPE_STRING else None
         else:  # lists of floats take as much memory as in the file, integers up to 16 times as much
