@@ -752,6 +752,17 @@ def lstm_nodes(count: int) -> bytes:
     return b"".join(field(1, node) for node in nodes)
 
 
+def model_of_8_bits(I: int, H: int) -> bytes:
+    """As ONNX Runtime quantizes an LSTM: four bytes of memory for each of the file, and four more when it is packed."""
+    tensors = [mutate.onnx_tensor(name, (1, n, 4 * H), bytes(4 * H * n), 3) for name, n in (("W", I), ("R", H))]
+    tensors += [mutate.onnx_tensor(f"{name}_scale", (1,), struct.pack("<f", 1)) for name in "WR"]
+    tensors += [mutate.onnx_tensor(f"{name}_zero", (1,), bytes(1), 3) for name in "WR"]
+    words = "X W R - - - - - W_scale W_zero R_scale R_zero"
+    node = mutate.onnx_node("DynamicQuantizeLSTM", words, "Y", "a", hidden_size=H) + field(7, "com.microsoft")
+    given = field(11, mutate.onnx_value("X", 1, "T", "B", I)) + field(12, mutate.onnx_value("Y", 1, "T", 1, "B", H))
+    return mutate.onnx_model(field(1, node) + b"".join(field(5, each) for each in tensors) + given)
+
+
 def many_graphs(*attributes: bytes) -> bytes:
     """A node with a long name, which is in the path of each graph in its attributes."""
     given = b"".join(field(5, attribute) for attribute in attributes)
@@ -1100,6 +1111,10 @@ BOMBS: dict[str, tuple[Build, bool]] = {
     "ONNX: split into 500 and joined": (lambda: split_model(500), True),
     "ONNX: split into 20,000 and joined": (lambda: split_model(20_000), False),
     "ONNX: float16": (lambda: wide_model(10), True),
+    "ONNX: 8 bits, 3 MB": (lambda: model_of_8_bits(640, 640), True),
+    "ONNX: 8 bits, 13 MB": (lambda: model_of_8_bits(1280, 1280), True),
+    "ONNX: 8 bits, 13 MB in one matrix": (lambda: model_of_8_bits(1, 1800), True),
+    "ONNX: 8 bits, 32 MB": (lambda: model_of_8_bits(2048, 2048), False),
     "ONNX: 40 MB": (lambda: wide_model(1), True),
     "Keras weights of 16 bits, 64 MB": (lambda: keras_weights(2048), True),
     "Keras archive, weights of 16 bits, 64 MB": (lambda: keras_archive(keras_weights(2048)), True),

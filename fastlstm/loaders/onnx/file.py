@@ -48,6 +48,9 @@ COSTS = {"NodeProto": 900, "GraphProto": 2200}
 WIDE = 4  # of each byte of a text that is not ASCII, in Python's memory
 UNKNOWN = 0, 4, None  # kept by protobuf, in pieces that grow
 MAX_FIELDS = 2_000_000  # a second of counting
+# Weights of 8 bits take four times their file as float32, and as much once more when they are packed: twice WEIGHTS_FLOOR and
+# this leave 8 MB of the 64 MB for all else
+SPARE = 12 << 20
 WIRE_NUMBERS = {1: 8, 5: 4}  # wire types of fixed size
 
 
@@ -73,7 +76,8 @@ def find(file: SourceFile) -> Contents:
     ImportError
         If the onnx package is missing.
     """
-    return _contents(_parsed(file), file.size, _folder(file))
+    message, spare = _parsed(file)
+    return _contents(message, file.size, spare, _folder(file))
 
 
 def model(file: SourceFile) -> Graph:
@@ -89,7 +93,9 @@ def model(file: SourceFile) -> Graph:
     from fastlstm.loaders.onnx import model as onnx_model
 
     try:
-        pending = onnx_model.read(_parsed(file), file.size, _folder(file))
+        message, spare = _parsed(file)
+        pending = onnx_model.read(message, file.size, spare, _folder(file))
+        del message
         return_freed(file.size)  # the model has gone
         return pending.graph()
     except FormatError as error:
@@ -101,21 +107,21 @@ def _folder(file: SourceFile) -> Folder | None:
     return Folder(file.path) if file.external_data else None
 
 
-def _parsed(file: SourceFile) -> Any:
-    """The ModelProto."""
+def _parsed(file: SourceFile) -> tuple[Any, int]:
+    """The ModelProto, and the bytes that its weights may take beyond ``weights_limit``, as its other parts take so few."""
     onnx = import_onnx()
     if file.size > MAX_SIZE:
         raise FormatError(f"an ONNX model of {file.size} bytes; protobuf allows {MAX_SIZE}")
     data = file.read(0, file.size)
     try:
-        _count(data, onnx.ModelProto.DESCRIPTOR, file.objects_limit)
+        size = _count(data, onnx.ModelProto.DESCRIPTOR, file.objects_limit)
         message = onnx.ModelProto()
         message.ParseFromString(data)
     except MemoryError:
         raise
     except Exception as error:  # DecodeError of protobuf, which has moved between its versions
         raise FormatError(f"broken ONNX model: {str(error)[:200]}") from None
-    return message
+    return message, min(SPARE, file.objects_limit - size)
 
 
 def find_live(model: Any) -> Contents:
@@ -129,7 +135,7 @@ def find_live(model: Any) -> Contents:
     onnx = import_onnx()
     if not isinstance(model, onnx.ModelProto):
         raise TypeError(f"an onnx.ModelProto or a path expected, got {type(model).__name__}")
-    return _contents(model, model.ByteSize())
+    return _contents(model, model.ByteSize(), SPARE)
 
 
 @cache
@@ -147,8 +153,8 @@ def _fields(descriptor: Any) -> dict[int, tuple[int, int, Any]]:
     return table
 
 
-def _count(data: bytes, descriptor: Any, limit: int) -> None:
-    """Refuse a message that would take more than ``limit`` bytes besides the texts and numbers in it, or is cut off."""
+def _count(data: bytes, descriptor: Any, limit: int) -> int:
+    """The bytes that a message takes besides the texts and numbers in it; refuse one of more than ``limit``, or cut off."""
     waiting = [(0, len(data), _fields(descriptor))]
     size = count = 0
     while waiting:
@@ -182,6 +188,7 @@ def _count(data: bytes, descriptor: Any, limit: int) -> None:
                 raise FormatError(f"truncated: a field ends at byte {position}, what holds it at byte {end}")
             if size > limit or count > MAX_FIELDS:
                 raise FormatError(f"it holds more parts than a model of {len(data)} bytes may")
+    return size
 
 
 def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
@@ -226,8 +233,11 @@ class Item:
         return label(self.node), self.path + label(self.node), self.path + output
 
 
-def _contents(model: Any, size: int, folder: Folder | None = None) -> Contents:
-    """List the LSTMs of a model of so many bytes, with tensors in other files if their folder is given."""
+def _contents(model: Any, size: int, spare: int, folder: Folder | None = None) -> Contents:
+    """List the LSTMs of a model of so many bytes, with tensors in other files if their folder is given.
+
+    Weights may take ``spare`` bytes more than such a file allows.
+    """
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     constants = Constants(FOLDING, folder)
     states = States(constants)
@@ -236,7 +246,8 @@ def _contents(model: Any, size: int, folder: Folder | None = None) -> Contents:
     items += [_in_function(node, function) for function in model.functions for node in function.node if _kind(node)]
 
     total = size + (folder.total if folder else 0)
-    limit, room = weights_limit(total), weights_limit(total) + total
+    limit = weights_limit(total) + spare
+    room = limit + total
     layers = [layer for item in items for layer in item.layers]
     chains = {id(chain[0]): chain for chain in onnx_lstm.chains(layers, constants)}
     items = [

@@ -77,13 +77,15 @@ class Pending:
         return Graph(self.inputs, self.outputs, steps, growth=self.growth)
 
 
-def read(message: Any, size: int, folder: Folder | None = None) -> Pending:
+def read(message: Any, size: int, spare: int = 0, folder: Folder | None = None) -> Pending:
     """Read the graph of a model of so many bytes.
 
     Parameters
     ----------
     message : onnx.ModelProto
     size : int
+    spare : int
+        Bytes that constants may take beyond what such a file allows.
     folder : Folder, optional
         Where tensors may be that are in other files.
 
@@ -99,14 +101,14 @@ def read(message: Any, size: int, folder: Folder | None = None) -> Pending:
     opset = max((entry.version for entry in message.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < OLDEST:
         raise FormatError(f"the graph is of operator set {opset}: convert it to {OLDEST} or newer with onnx.version_converter")
-    return _Reader(message.graph, opset, size, folder).read()
+    return _Reader(message.graph, opset, size, spare, folder).read()
 
 
 class _Reader:
     """Reads one graph; what all its constants take together is limited."""
 
-    def __init__(self, proto: Any, opset: int, size: int, folder: Folder | None) -> None:
-        self.proto, self.opset, self.stored, self.folder = proto, opset, size, folder
+    def __init__(self, proto: Any, opset: int, size: int, spare: int, folder: Folder | None) -> None:
+        self.proto, self.opset, self.stored, self.spare, self.folder = proto, opset, size, spare, folder
         self.scope, self.constants = Scope(proto), Constants(FOLDING, folder)
         self.spent = self.effort = 0
         self.steps: list[Constant | Node | PendingLSTM] = []
@@ -140,6 +142,16 @@ class _Reader:
     def size(self) -> int:
         """Bytes of the file, and of those in other files that were asked for so far."""
         return self.stored + (self.folder.total if self.folder else 0)
+
+    @property
+    def limit(self) -> int:
+        """Bytes that all constants may take."""
+        return weights_limit(self.size) + self.spare
+
+    @property
+    def room(self) -> int:
+        """Bytes that computing one may take, beside those there are."""
+        return self.limit + self.size - self.spent
 
     def input(self, value: Any) -> GraphInput:
         name, kind = value.name, value.type.tensor_type
@@ -191,7 +203,7 @@ class _Reader:
         check_inside(value)
         size = value.nbytes * (2 if value.dtype in ("float16", "bfloat16") else 1)
         self.spend(size, name, value)
-        stored = compute(value, weights_limit(self.size) + self.size)
+        stored = compute(value, self.room + (0 if value.copies else value.nbytes))
         array: Array = to_floats(stored, value.dtype) if value.dtype in STORED else np.array(stored, DTYPES[value.dtype])
         array.flags.writeable = False
         return array
@@ -201,8 +213,8 @@ class _Reader:
         if self.effort > EFFORT_FLOOR + EFFORT * self.size:
             raise FormatError(f"with {quoted(name)} the constants take too long to compute: many of the same parts; {FOLD}")
         self.spent += size
-        if self.spent > weights_limit(self.size):
-            raise FormatError(f"with {quoted(name)} the constants take more than {weights_limit(self.size)} bytes")
+        if self.spent > self.limit:
+            raise FormatError(f"with {quoted(name)} the constants take more than {self.limit} bytes")
 
     def node(self, node: Any) -> Node:
         kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
@@ -240,7 +252,7 @@ class _Reader:
         if not x:
             raise ValueError("lacks X")
         if layer.identity not in self.places:
-            found = onnx_lstm.found([layer], layer.name, (), weights_limit(self.size), weights_limit(self.size) + self.size)
+            found = onnx_lstm.found([layer], layer.name, (), self.limit, self.room)
             if found.read is None:
                 raise FormatError(found.problem)
             self.spend(0, layer.name, *layer.weights)
