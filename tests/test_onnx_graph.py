@@ -917,6 +917,22 @@ BAD: dict[str, tuple[Any, tuple[str, ...]]] = {
         after(node("Add", "y n", "z"), n=np.float32(np.nan)),
         ("n.value holds 1 values that are NaN", "allow_nonfinite=True"),
     ),
+    "infinity in a product": (
+        after(node("MatMul", "y n", "z"), n=np.full((H, 1), np.inf, np.float32)),
+        ("n.value holds 4 values that are NaN or infinite",),
+    ),
+    "infinity among numbers": (
+        after(node("Add", "y n", "z"), n=np.float32([1, np.inf, 0, 1])),
+        ("n.value holds 1 values that are NaN or infinite",),
+    ),
+    "infinity as a state": (
+        model(
+            [node("LSTM", "x W R B - h", "y", "rnn", hidden_size=H), node("Add", "y h", "z")],
+            {"x": X},
+            lstm_constants() | {"h": np.full((1, B, H), np.inf, np.float32)},
+        ),
+        ("h.value holds",),
+    ),
     "large constants": (
         after(
             *(node("Expand", f"one{n} s", f"e{n}") for n in range(9)),
@@ -953,8 +969,23 @@ def test_which_lstms_can_be_loaded_alone(tmp_path: Path) -> None:
 
 def test_nonfinite_constants_if_asked(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    onnx.save(model([node("Add", "x n")], {"x": X}, {"n": np.float32(np.inf)}), path)
+    onnx.save(model([node("Mul", "x n")], {"x": X}, {"n": np.float32(np.inf)}), path)
     assert np.isinf(load_model(path, allow_nonfinite=True)(X)).all()
+
+
+MASKS = {"scalar": np.float32(-np.inf), "causal": np.triu(np.full((T, T), -np.inf, np.float32), 1)}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_masks_of_attention(mask: np.ndarray, tmp_path: Path) -> None:
+    """Where a score is masked, softmax gives 0."""
+    allowed = np.tril(np.ones((T, T), bool))
+    nodes = [node("Where", "allowed x mask", "s")] if mask.ndim == 0 else [node("Add", "x mask", "s")]
+    scores = numbers(B, T, T)
+    proto = model([*nodes, node("Softmax", "s", axis=-1)], {"x": scores}, {"allowed": allowed, "mask": mask})
+    result = loaded(proto, tmp_path)(scores)
+    assert_equal(result, runtime(proto, {"x": scores}))
+    assert not result[:, ~allowed].any()
 
 
 def test_a_tile_takes_no_more_than_its_result() -> None:

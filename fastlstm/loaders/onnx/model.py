@@ -8,7 +8,7 @@ https://github.com/onnx/onnx/blob/main/docs/IR.md
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,9 @@ FOREIGN = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # domains in which no 
 LSTMS = {("", "LSTM"), ("ai.onnx", "LSTM"), ("com.microsoft", "DynamicQuantizeLSTM")}
 OLDEST = 7  # operator set
 MAX_RANK = 16
+# What takes a mask, or a bound, with infinity in it
+TAKES_MASKS = ("Add", "Clip", "Concat", "Equal", "Expand", "Max", "Min", "ScatterND", "Sub", "Where")
+MAX_MASK = 1 << 20  # elements
 # Bytes that computing constants may write: a part that many of them have is computed for each
 EFFORT_FLOOR = 1 << 30
 EFFORT = 400  # times the size of the model
@@ -136,7 +139,12 @@ class _Reader:
             self.made.update(filter(None, node.output))
         for name in outputs:
             self.take(name)
-        return Pending(inputs, outputs, self.steps, self.weights, self.size)
+        weights = {name for step in self.steps if not _takes_masks(step) for name in step.inputs}
+        steps = [
+            replace(step, is_mask=_is_mask(step.value)) if isinstance(step, Constant) and step.name not in weights else step
+            for step in self.steps
+        ]
+        return Pending(inputs, outputs, steps, self.weights, self.size)
 
     @property
     def size(self) -> int:
@@ -273,6 +281,15 @@ def attributes_of(node: Any, known: Any, needs: tuple[str, ...]) -> dict[str, An
     if missing:
         raise ValueError(f"lacks the attribute {missing[0]}")
     return given
+
+
+def _takes_masks(step: Constant | Node | PendingLSTM) -> bool:
+    return isinstance(step, Node) and step.kind in TAKES_MASKS
+
+
+def _is_mask(value: Array) -> bool:
+    """Whether there is nothing in it but zeros and infinity."""
+    return value.dtype.kind == "f" and value.size <= MAX_MASK and not value[~np.isinf(value)].any()
 
 
 def _run_as(dtype: str) -> np.dtype[Any]:
