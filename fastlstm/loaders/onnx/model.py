@@ -37,7 +37,7 @@ LSTMS = {("", "LSTM"), ("ai.onnx", "LSTM"), ("com.microsoft", "DynamicQuantizeLS
 OLDEST = 7  # operator set
 MAX_RANK = 16
 # What takes a mask, or a bound, with infinity in it
-TAKES_MASKS = ("Add", "Clip", "Concat", "Equal", "Expand", "Max", "Min", "ScatterND", "Sub", "Where")
+TAKES_MASKS = ("Add", "Clip", "Concat", "Equal", "Expand", "Max", "Min", "ScatterND", "Sub", "Trilu", "Where")
 MAX_MASK = 1 << 20  # elements
 # Bytes that computing constants may write: a part that many of them have is computed for each
 EFFORT_FLOOR = 1 << 30
