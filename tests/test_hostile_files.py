@@ -758,6 +758,23 @@ def lstm_nodes(count: int) -> bytes:
     return b"".join(field(1, node) for node in nodes)
 
 
+def model_of_8_bits(I: int, H: int) -> bytes:
+    """As ONNX Runtime quantizes an LSTM: four bytes of memory for each of the file, and four more when it is packed."""
+    tensors = [mutate.onnx_tensor(name, (1, n, 4 * H), bytes(4 * H * n), 3) for name, n in (("W", I), ("R", H))]
+    tensors += [mutate.onnx_tensor(f"{name}_scale", (1,), struct.pack("<f", 1)) for name in "WR"]
+    tensors += [mutate.onnx_tensor(f"{name}_zero", (1,), bytes(1), 3) for name in "WR"]
+    words = "X W R - - - - - W_scale W_zero R_scale R_zero"
+    node = mutate.onnx_node("DynamicQuantizeLSTM", words, "Y", "a", hidden_size=H) + field(7, "com.microsoft")
+    given = field(11, mutate.onnx_value("X", 1, "T", "B", I)) + field(12, mutate.onnx_value("Y", 1, "T", 1, "B", H))
+    return mutate.onnx_model(field(1, node) + b"".join(field(5, each) for each in tensors) + given)
+
+
+def many_graphs(*attributes: bytes) -> bytes:
+    """A node with a long name, which is in the path of each graph in its attributes."""
+    given = b"".join(field(5, attribute) for attribute in attributes)
+    return mutate.onnx(field(1, field(3, "n" * 950) + field(4, "If") + given))
+
+
 def number_tensor(name: str, *numbers: int) -> bytes:
     return field(5, mutate.onnx_tensor(name, (len(numbers),), struct.pack(f"<{len(numbers)}q", *numbers), 7))
 
@@ -1069,6 +1086,9 @@ BOMBS: dict[str, tuple[Build, bool]] = {
     "ONNX: nodes": (lambda: mutate.onnx(field(1, b"") * (COUNT // 2)), False),
     "ONNX: attributes": (lambda: mutate.onnx(field(1, field(5, b"") * (COUNT // 2))), False),
     "ONNX: subgraphs": (lambda: mutate.onnx(field(1, field(5, field(6, b"")) * (COUNT // 4))), False),
+    "ONNX: subgraphs of one node": (lambda: many_graphs(field(11, b"") * (COUNT // 10) + field(20, 10)), False),
+    "ONNX: subgraphs, as many as there may be": (lambda: many_graphs(field(11, b"") * 18_000 + field(20, 10)), True),
+    "ONNX: attributes with a subgraph": (lambda: many_graphs(*[field(6, b"")] * (COUNT // 40)), False),
     "ONNX: initializers": (lambda: mutate.onnx(b"".join(field(5, field(8, f"{n:x}")) for n in range(COUNT // 9))), False),
     "ONNX: outputs": (lambda: mutate.onnx(field(1, b"".join(field(2, f"{n:x}") for n in range(COUNT // 7)))), False),
     "ONNX: outputs, fewer": (lambda: mutate.onnx(field(1, b"".join(field(2, f"{n:x}") for n in range(200_000)))), True),
@@ -1097,6 +1117,10 @@ BOMBS: dict[str, tuple[Build, bool]] = {
     "ONNX: split into 500 and joined": (lambda: split_model(500), True),
     "ONNX: split into 20,000 and joined": (lambda: split_model(20_000), False),
     "ONNX: float16": (lambda: wide_model(10), True),
+    "ONNX: 8 bits, 3 MB": (lambda: model_of_8_bits(640, 640), True),
+    "ONNX: 8 bits, 13 MB": (lambda: model_of_8_bits(1280, 1280), True),
+    "ONNX: 8 bits, 13 MB in one matrix": (lambda: model_of_8_bits(1, 1800), True),
+    "ONNX: 8 bits, 32 MB": (lambda: model_of_8_bits(2048, 2048), False),
     "ONNX: 40 MB": (lambda: wide_model(1), True),
     "Keras weights of 16 bits, 64 MB": (lambda: keras_weights(2048), True),
     "Keras archive, weights of 16 bits, 64 MB": (lambda: keras_archive(keras_weights(2048)), True),

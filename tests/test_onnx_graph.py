@@ -210,6 +210,7 @@ def test_random_exports(seed: int, dynamo: bool, tmp_path: Path) -> None:
 
 X, Y = numbers(2, 3, 4), numbers(2, 3, 4, seed=1)
 INTEGERS = np.array([[7, -7, 5], [-5, 3, -9]])
+ENDLESS = np.float32([1, np.inf, -np.inf, np.nan])
 BYTES = np.array([[0, 200, 255], [7, 100, 128]], np.uint8)
 CHANNELS = numbers(3, 3, seed=2)  # of X
 ints = np.array
@@ -343,6 +344,32 @@ OPERATORS: dict[str, tuple[str, list[Any], dict[str, Any], int]] = {
     "ReduceLogSumExp": ("ReduceLogSumExp", [100 * X, ints([1])], {}, 20),
     "ReduceMin": ("ReduceMin", [X, ints([1])], {"keepdims": 0}, 20),
     "ReduceProd": ("ReduceProd", [INTEGERS, ints([1])], {}, 20),
+    "ArgMin": ("ArgMin", [np.round(X)], {"axis": 1, "select_last_index": 1}, 20),
+    "Ceil": ("Ceil", [3 * X], {}, 20),
+    "Celu": ("Celu", [X], {"alpha": 0.5}, 20),
+    "Cos": ("Cos", [X], {}, 20),
+    "Einsum": ("Einsum", [X, Y], {"equation": "bid, bjd -> bij"}, 20),
+    "Einsum, implicit": ("Einsum", [X, Y[0]], {"equation": "...ji,ki"}, 20),
+    "Einsum of a diagonal": ("Einsum", [X[:, :3, :3]], {"equation": "...ii->...i"}, 20),
+    "Einsum of one sum": ("Einsum", [X, Y], {"equation": "abc,abc->"}, 20),
+    "Floor": ("Floor", [3 * X], {}, 20),
+    "IsInf": ("IsInf", [ENDLESS], {}, 20),
+    "IsInf above": ("IsInf", [ENDLESS], {"detect_negative": 0}, 20),
+    "IsInf below": ("IsInf", [ENDLESS], {"detect_positive": 0}, 20),
+    "IsNaN": ("IsNaN", [ENDLESS], {}, 20),
+    "Mean": ("Mean", [X, Y, X[0]], {}, 20),
+    "Mish": ("Mish", [3 * X], {}, 20),
+    "ScatterElements": ("ScatterElements", [X, ints([[[1, -1, 0], [0, 0, 1]]]), Y[:1, :2, :3]], {"axis": 2}, 20),
+    "ScatterElements, old": ("ScatterElements", [X[0], ints([[2, -1]]), Y[0, :1, :2]], {}, 11),
+    "ScatterND": ("ScatterND", [X, ints([[0, 1], [-1, 2]]), Y[0, :2]], {}, 20),
+    "ScatterND of numbers": ("ScatterND", [X, ints([[[0, 1, 2]], [[1, -1, 0]]]), Y[0, :2, :1]], {"reduction": "none"}, 20),
+    "Sign": ("Sign", [np.round(X)], {}, 20),
+    "Sign of integers": ("Sign", [INTEGERS], {}, 20),
+    "Sin": ("Sin", [X], {}, 20),
+    "Trilu": ("Trilu", [X], {}, 20),
+    "Trilu below": ("Trilu", [X, ints(-1)], {"upper": 0}, 20),
+    "Trilu far away": ("Trilu", [X, ints(2**62)], {}, 20),
+    "Xor": ("Xor", [X > 0, Y > 0], {}, 20),
     "Round": ("Round", [np.float32([0.5, 1.5, -2.5, -0.4])], {}, 20),
 }
 
@@ -372,7 +399,12 @@ def test_dynamic_quantization(x: np.ndarray, tmp_path: Path) -> None:
 CONTRIB: dict[str, tuple[str, list[Any], dict[str, Any], str]] = {
     "FusedGemm": ("FusedGemm", [X[0], Y[0], Y[0, 0, :3]], {"transB": 1, "alpha": 0.5, "activation": "Relu"}, "y"),
     "FusedGemm by LeakyRelu": ("FusedGemm", [X[0], Y[0].T], {"activation": "LeakyRelu", "activation_alpha": 0.3}, "y"),
+    "FusedMatMul": ("FusedMatMul", [X, Y], {"transB": 1, "alpha": 0.5}, "y"),
+    "FusedMatMul, turned": ("FusedMatMul", [X, Y[0]], {"transA": 1, "transBatchA": 0}, "y"),
+    "FusedMatMul of a vector": ("FusedMatMul", [X[0, :, 0], Y[0]], {"transA": 1}, "y"),
     "Gelu": ("Gelu", [X], {}, "y"),
+    "QuickGelu": ("QuickGelu", [X], {}, "y"),
+    "QuickGelu of another slope": ("QuickGelu", [X], {"alpha": 1.5}, "y"),
     "SkipLayerNormalization": ("SkipLayerNormalization", [X, Y, *Y[0]], {"epsilon": 0.01}, "y"),
     "SkipLayerNormalization and the sum": ("SkipLayerNormalization", [X, Y, Y[0, 0]], {}, "y - - sum"),
 }
@@ -788,6 +820,36 @@ CALLS: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any], type[Exception
         ValueError,
         ("(Gather)", "elements"),
     ),
+    "an outer product by Einsum": (
+        [node("Expand", "x s", "x1"), node("Einsum", "x1 x1", equation="i,j->ij")],
+        {"x": ONE},
+        {"s": ints([2**13])},
+        ValueError,
+        ("(Einsum)", "elements"),
+    ),
+    "an equation of other letters": ([node("Einsum", "x", equation="ij->k")], {"x": X[0]}, {}, ValueError, ("(Einsum)", "'k'")),
+    "an index beyond": (
+        [node("ScatterElements", "x i x")],
+        {"x": X, "i": np.full(X.shape, 3)},
+        {},
+        ValueError,
+        ("(ScatterElements)", "out of bounds"),
+    ),
+    "fewer updates than places": (
+        [node("ScatterND", "x i u")],
+        {"x": X, "i": ints([[0], [1]]), "u": X[:1]},
+        {},
+        ValueError,
+        ("(ScatterND): updates of float32 and shape (2, 3, 4) expected",),
+    ),
+    "updates of another type": (
+        [node("ScatterElements", "x i u")],
+        {"x": X, "i": np.zeros(X.shape, np.int64), "u": X.astype(np.float64)},
+        {},
+        ValueError,
+        ("(ScatterElements): updates of float32", "got float64"),
+    ),
+    "a triangle of a vector": ([node("Trilu", "x")], {"x": X[0, 0]}, {}, ValueError, ("(Trilu): matrices expected",)),
     "a long sequence": (
         [node("Expand", "x s", "x1"), node("LSTM", "x1 W R B", hidden_size=H)],
         {"x": ONE},
@@ -913,9 +975,32 @@ BAD: dict[str, tuple[Any, tuple[str, ...]]] = {
         model([LSTM], {"x": X, "W": numbers(1, 16, 3)}, {k: v for k, v in lstm_constants().items() if k != "W"}),
         ("LSTM node 'rnn' has no constant W",),
     ),
+    "an equation": (after(node("Einsum", "y y", "z", equation="i..j,k->")), ("'i..j,k->'", "letters and dots")),
+    "an equation of three": (after(node("Einsum", "y y y", "z", equation="i,j,k->")), ("has 3 inputs; expected 1 to 2",)),
+    "a reduction": (after(node("ScatterND", "y i y", "z", reduction="add"), i=ints([[0]])), ("reduction must be none",)),
+    "batches turned": (
+        after(node("FusedMatMul", "y y", "z", domain="com.microsoft", transBatchA=1)),
+        ("transBatchA and transBatchB must be 0",),
+    ),
     "NaN": (
         after(node("Add", "y n", "z"), n=np.float32(np.nan)),
         ("n.value holds 1 NaN", "allow_nonfinite=True"),
+    ),
+    "infinity in a product": (
+        after(node("MatMul", "y n", "z"), n=np.full((H, 1), np.inf, np.float32)),
+        ("n.value holds 4 values that are NaN or infinite",),
+    ),
+    "infinity among numbers": (
+        after(node("Add", "y n", "z"), n=np.float32([1, np.inf, 0, 1])),
+        ("n.value holds 1 values that are NaN or infinite",),
+    ),
+    "infinity as a state": (
+        model(
+            [node("LSTM", "x W R B - h", "y", "rnn", hidden_size=H), node("Add", "y h", "z")],
+            {"x": X},
+            lstm_constants() | {"h": np.full((1, B, H), np.inf, np.float32)},
+        ),
+        ("h.value holds",),
     ),
     "large constants": (
         after(
@@ -953,8 +1038,23 @@ def test_which_lstms_can_be_loaded_alone(tmp_path: Path) -> None:
 
 def test_nonfinite_constants_if_asked(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    onnx.save(model([node("Add", "x n")], {"x": X}, {"n": np.float32(np.inf)}), path)
+    onnx.save(model([node("Mul", "x n")], {"x": X}, {"n": np.float32(np.inf)}), path)
     assert np.isinf(load_model(path, allow_nonfinite=True)(X)).all()
+
+
+MASKS = {"scalar": np.float32(-np.inf), "causal": np.triu(np.full((T, T), -np.inf, np.float32), 1)}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_masks_of_attention(mask: np.ndarray, tmp_path: Path) -> None:
+    """Where a score is masked, softmax gives 0."""
+    allowed = np.tril(np.ones((T, T), bool))
+    nodes = [node("Where", "allowed x mask", "s")] if mask.ndim == 0 else [node("Add", "x mask", "s")]
+    scores = numbers(B, T, T)
+    proto = model([*nodes, node("Softmax", "s", axis=-1)], {"x": scores}, {"allowed": allowed, "mask": mask})
+    result = loaded(proto, tmp_path)(scores)
+    assert_equal(result, runtime(proto, {"x": scores}))
+    assert not result[:, ~allowed].any()
 
 
 def test_a_tile_takes_no_more_than_its_result() -> None:

@@ -206,7 +206,8 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
         A file of Neural Amp Modeler, GuitarML or RTNeural, a sequential or functional model of Keras 2 or 3 (``.keras``,
         ``.h5``), or an ONNX model; the content decides, not the suffix.
     allow_nonfinite : bool
-        Accept NaN and infinity among the weights.
+        Accept NaN and infinity among the weights. The masks of an ONNX model, constants of zeros and infinity that are added or
+        chosen, are no weights.
     external_data : bool
         Of an ONNX model: read weights that lie in other files, as :func:`from_onnx` does.
 

@@ -81,9 +81,17 @@ class GraphInput:
 
 @dataclass(frozen=True, eq=False)
 class Constant(Step):
-    """A tensor of the file."""
+    """A tensor of the file.
+
+    Attributes
+    ----------
+    value : array
+    is_mask : bool
+        Whether infinity in it is meant: no weight.
+    """
 
     value: Array
+    is_mask: bool = False
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -91,6 +99,9 @@ class Constant(Step):
 
     def run(self, *values: Array) -> Array:
         return self.value
+
+    def arrays(self) -> Iterator[tuple[str, Array]]:
+        return iter(()) if self.is_mask else super().arrays()
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -51,6 +52,58 @@ def gemm(
     if c is None or beta == 0:
         return y
     return np.asarray(y + np.broadcast_to(c if beta == 1 else c * y.dtype.type(beta), y.shape))
+
+
+def _turned(a: Array, b: Array, transA: int = 0, transB: int = 0) -> tuple[Array, Array]:
+    """The last two axes; a vector has no other."""
+    a, b = (x.swapaxes(-1, -2) if turn and x.ndim > 1 else x for x, turn in ((a, transA), (b, transB)))
+    return a, b
+
+
+def fused_product_size(a: Array, b: Array, alpha: float = 1.0, **turns: int) -> int:
+    return product_size(*_turned(a, b, **turns))
+
+
+def fused_product(a: Array, b: Array, alpha: float = 1.0, **turns: int) -> Array:
+    return np.asarray(product(*_turned(a, b, **turns)) * a.dtype.type(alpha))
+
+
+def fused_product_of(given: Given, opset: int, outputs: int) -> Given:
+    if given.pop("transBatchA", 0) or given.pop("transBatchB", 0):
+        raise ValueError("transBatchA and transBatchB must be 0")
+    return given
+
+
+MAX_EQUATION = 100  # characters: the pattern takes their square
+TERM = r"[A-Za-z]*(\.\.\.)?[A-Za-z]*"
+
+
+def einsum_of(given: Given, opset: int, outputs: int) -> Given:
+    """The equation with what it gives, also where that follows from what it takes."""
+    equation = given["equation"].decode("ascii", "replace").replace(" ", "")
+    if len(equation) > MAX_EQUATION or not re.fullmatch(f"{TERM}(,{TERM})?(->{TERM})?", equation):
+        raise ValueError(f"equation {equation!r:.100}: letters and dots of one or two inputs expected")
+    if "->" not in equation:
+        once = sorted(letter for letter in set(equation) - set(",.") if equation.count(letter) == 1)
+        equation += "->" + "..." * ("." in equation) + "".join(once)
+    return {"equation": equation}
+
+
+def einsum_size(*inputs: Array, equation: str) -> int:
+    terms, _, result = equation.partition("->")
+    sizes: dict[str, int] = {}
+    rest: tuple[int, ...] = ()
+    for term, x in zip(terms.split(","), inputs, strict=True):
+        before, _, after = term.partition("...")
+        end = x.ndim - len(after)
+        for letter, size in (*zip(before, x.shape, strict=False), *zip(after, x.shape[max(0, end) :], strict=False)):
+            sizes[letter] = max(size, sizes.get(letter, 0))
+        rest = np.broadcast_shapes(rest, x.shape[len(before) : max(0, end)])
+    return math.prod((*(sizes[letter] for letter in result if letter != "."), *rest))
+
+
+def einsum(*inputs: Array, equation: str) -> Array:
+    return np.asarray(np.einsum(equation, *inputs))
 
 
 # What a product may end with, as ONNX Runtime's optimizers write it
@@ -167,7 +220,20 @@ def cumulated(x: Array, axis: Array, exclusive: int = 0, reverse: int = 0) -> Ar
     return np.flip(back, along) if reverse else back
 
 
-def argmax(x: Array, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Array:
-    axis = axis_of(axis, x.ndim)
-    at = x.shape[axis] - 1 - np.flip(x, axis).argmax(axis) if select_last_index else x.argmax(axis)
-    return np.expand_dims(at, axis) if keepdims else np.asarray(at)
+def place_of(function: Callable[[Array, int], Array]) -> Callable[..., Array]:
+    """Of the largest or smallest along an axis."""
+
+    def run(x: Array, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Array:
+        axis = axis_of(axis, x.ndim)
+        at = x.shape[axis] - 1 - function(np.flip(x, axis), axis) if select_last_index else function(x, axis)
+        return np.expand_dims(at, axis) if keepdims else np.asarray(at)
+
+    return run
+
+
+def mean_of(*inputs: Array) -> Array:
+    return np.asarray(folded(np.add)(*inputs) / inputs[0].dtype.type(len(inputs)))
+
+
+def is_infinite(x: Array, detect_negative: int = 1, detect_positive: int = 1) -> Array:
+    return np.asarray(np.isinf(x) & (x < 0 if not detect_positive else True) & (x > 0 if not detect_negative else True))

@@ -21,7 +21,11 @@ __all__ = [
     "pad_size",
     "range_of",
     "range_size",
+    "scatter_elements",
+    "scatter_nd",
+    "scatter_of",
     "top_k",
+    "triangle",
 ]
 
 
@@ -30,13 +34,53 @@ def _check_indices(indices: Array) -> None:
         raise ValueError(f"indices must be integers, got {indices.dtype}")
 
 
-def gather_elements(x: Array, indices: Array, axis: int = 0) -> Array:
+def _lines(x: Array, indices: Array, axis: int) -> Array:
+    """What the indices are into: a view of the lines along the axis that they are for."""
     _check_indices(indices)
-    axis = axis_of(axis, x.ndim)
     if indices.ndim != x.ndim or any(m > n for at, (m, n) in enumerate(zip(indices.shape, x.shape, strict=True)) if at != axis):
         raise ValueError(f"indices of shape {indices.shape} into a tensor of shape {x.shape}")
-    where = tuple(slice(None) if at == axis else slice(size) for at, size in enumerate(indices.shape))
-    return np.take_along_axis(x[where], indices, axis)
+    return x[tuple(slice(None) if at == axis else slice(size) for at, size in enumerate(indices.shape))]
+
+
+def gather_elements(x: Array, indices: Array, axis: int = 0) -> Array:
+    axis = axis_of(axis, x.ndim)
+    return np.take_along_axis(_lines(x, indices, axis), indices, axis)
+
+
+def scatter_of(given: dict[str, Any], opset: int, outputs: int) -> dict[str, Any]:
+    if given.pop("reduction", b"none") != b"none":
+        raise ValueError("reduction must be none")
+    return given
+
+
+def _check_updates(x: Array, updates: Array, shape: tuple[int, ...]) -> None:
+    if updates.dtype != x.dtype or updates.shape != shape:
+        raise ValueError(f"updates of {x.dtype} and shape {shape} expected, got {updates.dtype} of shape {updates.shape}")
+
+
+def scatter_elements(x: Array, indices: Array, updates: Array, axis: int = 0) -> Array:
+    axis, result = axis_of(axis, x.ndim), np.array(x)
+    _check_updates(x, updates, indices.shape)
+    np.put_along_axis(_lines(result, indices, axis), indices, updates, axis)
+    return result
+
+
+def scatter_nd(x: Array, indices: Array, updates: Array) -> Array:
+    _check_indices(indices)
+    if not indices.ndim or not 1 <= indices.shape[-1] <= x.ndim:
+        raise ValueError(f"indices of shape {indices.shape} into a tensor of shape {x.shape}")
+    _check_updates(x, updates, indices.shape[:-1] + x.shape[indices.shape[-1] :])
+    result: Array = np.array(x)
+    result[tuple(np.moveaxis(indices, -1, 0))] = updates
+    return result
+
+
+def triangle(x: Array, k: Array | None = None, upper: int = 1) -> Array:
+    if x.ndim < 2:
+        raise ValueError(f"matrices expected, got shape {x.shape}")
+    furthest = max(x.shape)
+    diagonal = 0 if k is None else max(-furthest, min(furthest, number_of(k, "k")))
+    return np.triu(x, diagonal) if upper else np.tril(x, diagonal)
 
 
 def gather_nd_size(x: Array, indices: Array, batch_dims: int = 0) -> int:

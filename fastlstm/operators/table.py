@@ -85,6 +85,10 @@ def _over_axes(function: Callable[..., Array], floats: bool = False) -> Operator
     )
 
 
+def _place(function: Callable[[Array, int], Array]) -> Operator:
+    return Operator(arithmetic.place_of(function), attributes={"axis": "i", "keepdims": "i", "select_last_index": "i"})
+
+
 def _softmax(function: Callable[[Array], Array]) -> Operator:
     return Operator(activations.along_axis(function), attributes={"axis": "i"}, prepare=activations.softmax_axis, floats=True)
 
@@ -111,6 +115,10 @@ OPERATORS: dict[str, Operator] = {
     ),
     "Range": Operator(selection.range_of, (3, 3), elements=selection.range_size, alike=True),
     "Reshape": Operator(layout.reshape, (2, 2), {"allowzero": "i"}),
+    "ScatterElements": Operator(
+        selection.scatter_elements, (3, 3), {"axis": "i", "reduction": "s"}, prepare=selection.scatter_of
+    ),
+    "ScatterND": Operator(selection.scatter_nd, (3, 3), {"reduction": "s"}, prepare=selection.scatter_of),
     "Shape": Operator(layout.shape_of, attributes={"start": "i", "end": "i"}, elements=lambda x, **_: x.ndim),
     "Size": Operator(lambda x: np.array(x.size, np.int64), elements=lambda x: 1),
     "Slice": Operator(layout.slice_of, (1, 5), {"starts": "ints", "ends": "ints", "axes": "ints"}),
@@ -127,12 +135,14 @@ OPERATORS: dict[str, Operator] = {
         outputs=2,
     ),
     "Transpose": Operator(layout.transpose, attributes={"perm": "ints"}),
+    "Trilu": Operator(selection.triangle, (1, 2), {"upper": "i"}),
     "Unsqueeze": Operator(layout.unsqueeze, (1, 2), {"axes": "ints"}),
     # Arithmetic
     "Abs": _unary(np.abs, floats=False),
     "Add": _pair(np.add),
     "And": Operator(arithmetic.logical(np.logical_and), (2, 2), elements=arithmetic.broadcast_size),
-    "ArgMax": Operator(arithmetic.argmax, attributes={"axis": "i", "keepdims": "i", "select_last_index": "i"}),
+    "ArgMax": _place(np.argmax),
+    "ArgMin": _place(np.argmin),
     "BatchNormalization": Operator(
         normalizations.batch_normalization,
         (5, 5),
@@ -140,16 +150,28 @@ OPERATORS: dict[str, Operator] = {
         prepare=normalizations.batch_normalization_of,
         floats=True,
     ),
+    "Ceil": _unary(np.ceil),
     "Clip": Operator(arithmetic.clip, (1, 3), {"min": "f", "max": "f"}, alike=True, elements=arithmetic.broadcast_size),
+    "Cos": _unary(np.cos),
     "CumSum": Operator(arithmetic.cumulated, (2, 2), {"exclusive": "i", "reverse": "i"}),
     "DequantizeLinear": Operator(
         quantized.dequantize, (2, 3), {"axis": "i", "block_size": "i", "output_dtype": "i"}, prepare=quantized.quantize_of
     ),
     "Div": _pair(arithmetic.divide),
     "DynamicQuantizeLinear": Operator(quantized.dynamic_quantize, outputs=3, elements=lambda x: x.size + 2),
+    "Einsum": Operator(
+        arithmetic.einsum,
+        (1, 2),
+        {"equation": "s"},
+        needs=("equation",),
+        elements=arithmetic.einsum_size,
+        prepare=arithmetic.einsum_of,
+        alike=True,
+    ),
     "Equal": _pair(np.equal),
     "Erf": _unary(activations.erf),
     "Exp": _unary(np.exp),
+    "Floor": _unary(np.floor),
     "Gemm": Operator(
         arithmetic.gemm,
         (2, 3),
@@ -175,6 +197,8 @@ OPERATORS: dict[str, Operator] = {
     "LayerNormalization": Operator(
         normalizations.layer_normalization, (2, 3), {"axis": "i", "epsilon": "f", "stash_type": "i"}, alike=True, floats=True
     ),
+    "IsInf": _unary(arithmetic.is_infinite, floats=False, detect_negative="i", detect_positive="i"),
+    "IsNaN": _unary(np.isnan, floats=False),
     "Less": _pair(np.less),
     "LessOrEqual": _pair(np.less_equal),
     "Log": _unary(np.log),
@@ -183,6 +207,7 @@ OPERATORS: dict[str, Operator] = {
         quantized.matmul_integer, (2, 4), elements=lambda a, b, *_: arithmetic.product_size(a, b) + 2 * (a.size + b.size)
     ),
     "Max": _many(np.maximum),
+    "Mean": Operator(arithmetic.mean_of, (1, ANY_NUMBER), elements=arithmetic.broadcast_size, alike=True, floats=True),
     "Min": _many(np.minimum),
     "Mod": Operator(arithmetic.mod, (2, 2), {"fmod": "i"}, elements=arithmetic.broadcast_size, alike=True),
     "Mul": _pair(np.multiply),
@@ -205,17 +230,22 @@ OPERATORS: dict[str, Operator] = {
     "ReduceProd": _over_axes(np.prod),
     "ReduceSum": _over_axes(np.sum),
     "Round": _unary(np.rint),
+    "Sign": _unary(np.sign, floats=False),
+    "Sin": _unary(np.sin),
     "Sqrt": _unary(np.sqrt),
     "Sub": _pair(np.subtract),
     "Sum": _many(np.add),
     "Where": Operator(arithmetic.where, (3, 3), elements=arithmetic.broadcast_size),
+    "Xor": Operator(arithmetic.logical(np.logical_xor), (2, 2), elements=arithmetic.broadcast_size),
     # Activations
+    "Celu": _unary(activations.celu, alpha="f"),
     "Elu": _unary(activations.elu, alpha="f"),
     "Gelu": Operator(activations.gelu, attributes={"approximate": "s"}, prepare=activations.gelu_kind, floats=True),
     "HardSigmoid": _unary(activations.hard_sigmoid, alpha="f", beta="f"),
     "HardSwish": _unary(activations.hard_swish),
     "LeakyRelu": _unary(activations.leaky_relu, alpha="f"),
     "LogSoftmax": _softmax(ACTIVATIONS["log_softmax"]),
+    "Mish": _unary(activations.mish),
     "PRelu": Operator(activations.prelu, (2, 2), alike=True, floats=True),
     "Relu": _unary(ACTIVATIONS["relu"], floats=False),
     "Selu": _unary(activations.selu, alpha="f", gamma="f"),
@@ -237,7 +267,17 @@ OPERATORS: dict[str, Operator] = {
         alike=True,
         floats=True,
     ),
+    "com.microsoft.FusedMatMul": Operator(
+        arithmetic.fused_product,
+        (2, 2),
+        {"alpha": "f", "transA": "i", "transB": "i", "transBatchA": "i", "transBatchB": "i"},
+        elements=arithmetic.fused_product_size,
+        prepare=arithmetic.fused_product_of,
+        alike=True,
+        floats=True,
+    ),
     "com.microsoft.Gelu": _unary(activations.gelu),
+    "com.microsoft.QuickGelu": _unary(activations.quick_gelu, alpha="f"),
     "com.microsoft.SkipLayerNormalization": Operator(
         normalizations.skip_layer_normalization,
         (3, 5),

@@ -107,7 +107,8 @@ def read(value: Value, limit: int) -> Array:
         If that takes more than ``limit`` bytes, or numbers in another file; before anything is computed.
     """
     check_inside(value)
-    size = value.nbytes + sum(part.nbytes for part in _parts(value) if part.copies and part is not value)
+    # A view takes nothing; but whoever reads one that repeats what it is a view of goes over all of it
+    size = max(value.nbytes, sum(part.nbytes for part in _parts(value) if part.copies))
     if size > limit:
         raise FormatError(f"takes {size} bytes to compute, more than {limit} for this file")
     with np.errstate(all="ignore"):

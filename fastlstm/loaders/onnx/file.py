@@ -42,11 +42,15 @@ IR_VERSION = 1 << 3
 FIELDS = {2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 
 # Bytes that one part takes, by measurement rounded up: a message of protobuf (35 to 200), and for a node also what is noted here
-# of it and of its names; a text of a list, as bytes there and as text here.
-MESSAGE, NODE, TEXT, NUMBER = 200, 900, 150, 16
+# of it and of its names; a graph with the tables of its names and its path; a text of a list, as bytes there and as text here.
+MESSAGE, TEXT, NUMBER = 200, 150, 16
+COSTS = {"NodeProto": 900, "GraphProto": 2200}
 WIDE = 4  # of each byte of a text that is not ASCII, in Python's memory
 UNKNOWN = 0, 4, None  # kept by protobuf, in pieces that grow
 MAX_FIELDS = 2_000_000  # a second of counting
+# Weights of 8 bits take four times their file as float32, and as much once more when they are packed: twice WEIGHTS_FLOOR and
+# this leave 8 MB of the 64 MB for all else
+SPARE = 12 << 20
 WIRE_NUMBERS = {1: 8, 5: 4}  # wire types of fixed size
 
 
@@ -72,7 +76,8 @@ def find(file: SourceFile) -> Contents:
     ImportError
         If the onnx package is missing.
     """
-    return _contents(_parsed(file), file.size, _folder(file))
+    message, spare = _parsed(file)
+    return _contents(message, file.size, spare, _folder(file))
 
 
 def model(file: SourceFile) -> Graph:
@@ -88,7 +93,9 @@ def model(file: SourceFile) -> Graph:
     from fastlstm.loaders.onnx import model as onnx_model
 
     try:
-        pending = onnx_model.read(_parsed(file), file.size, _folder(file))
+        message, spare = _parsed(file)
+        pending = onnx_model.read(message, file.size, spare, _folder(file))
+        del message
         return_freed(file.size)  # the model has gone
         return pending.graph()
     except FormatError as error:
@@ -100,21 +107,21 @@ def _folder(file: SourceFile) -> Folder | None:
     return Folder(file.path) if file.external_data else None
 
 
-def _parsed(file: SourceFile) -> Any:
-    """The ModelProto."""
+def _parsed(file: SourceFile) -> tuple[Any, int]:
+    """The ModelProto, and the bytes that its weights may take beyond ``weights_limit``, as its other parts take so few."""
     onnx = import_onnx()
     if file.size > MAX_SIZE:
         raise FormatError(f"an ONNX model of {file.size} bytes; protobuf allows {MAX_SIZE}")
     data = file.read(0, file.size)
     try:
-        _count(data, onnx.ModelProto.DESCRIPTOR, file.objects_limit)
+        size = _count(data, onnx.ModelProto.DESCRIPTOR, file.objects_limit)
         message = onnx.ModelProto()
         message.ParseFromString(data)
     except MemoryError:
         raise
     except Exception as error:  # DecodeError of protobuf, which has moved between its versions
         raise FormatError(f"broken ONNX model: {str(error)[:200]}") from None
-    return message
+    return message, min(SPARE, file.objects_limit - size)
 
 
 def find_live(model: Any) -> Contents:
@@ -128,7 +135,7 @@ def find_live(model: Any) -> Contents:
     onnx = import_onnx()
     if not isinstance(model, onnx.ModelProto):
         raise TypeError(f"an onnx.ModelProto or a path expected, got {type(model).__name__}")
-    return _contents(model, model.ByteSize())
+    return _contents(model, model.ByteSize(), SPARE)
 
 
 @cache
@@ -138,7 +145,7 @@ def _fields(descriptor: Any) -> dict[int, tuple[int, int, Any]]:
     for number, field in descriptor.fields_by_number.items():
         inner = field.message_type
         if inner is not None:
-            table[number] = NODE if inner.name == "NodeProto" else MESSAGE, 0, inner
+            table[number] = COSTS.get(inner.name, MESSAGE), 0, inner
         elif field.type in (field.TYPE_STRING, field.TYPE_BYTES):
             table[number] = TEXT, 0, str if field.type == field.TYPE_STRING else None
         else:  # lists of floats take as much memory as in the file, integers up to 16 times as much
@@ -146,8 +153,8 @@ def _fields(descriptor: Any) -> dict[int, tuple[int, int, Any]]:
     return table
 
 
-def _count(data: bytes, descriptor: Any, limit: int) -> None:
-    """Refuse a message that would take more than ``limit`` bytes besides the texts and numbers in it, or is cut off."""
+def _count(data: bytes, descriptor: Any, limit: int) -> int:
+    """The bytes that a message takes besides the texts and numbers in it; refuse one of more than ``limit``, or cut off."""
     waiting = [(0, len(data), _fields(descriptor))]
     size = count = 0
     while waiting:
@@ -181,6 +188,7 @@ def _count(data: bytes, descriptor: Any, limit: int) -> None:
                 raise FormatError(f"truncated: a field ends at byte {position}, what holds it at byte {end}")
             if size > limit or count > MAX_FIELDS:
                 raise FormatError(f"it holds more parts than a model of {len(data)} bytes may")
+    return size
 
 
 def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
@@ -225,8 +233,11 @@ class Item:
         return label(self.node), self.path + label(self.node), self.path + output
 
 
-def _contents(model: Any, size: int, folder: Folder | None = None) -> Contents:
-    """List the LSTMs of a model of so many bytes, with tensors in other files if their folder is given."""
+def _contents(model: Any, size: int, spare: int, folder: Folder | None = None) -> Contents:
+    """List the LSTMs of a model of so many bytes, with tensors in other files if their folder is given.
+
+    Weights may take ``spare`` bytes more than such a file allows.
+    """
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     constants = Constants(FOLDING, folder)
     states = States(constants)
@@ -235,7 +246,8 @@ def _contents(model: Any, size: int, folder: Folder | None = None) -> Contents:
     items += [_in_function(node, function) for function in model.functions for node in function.node if _kind(node)]
 
     total = size + (folder.total if folder else 0)
-    limit, room = weights_limit(total), weights_limit(total) + total
+    limit = weights_limit(total) + spare
+    room = limit + total
     layers = [layer for item in items for layer in item.layers]
     chains = {id(chain[0]): chain for chain in onnx_lstm.chains(layers, constants)}
     items = [

@@ -17,6 +17,7 @@ __all__ = ["Scope", "attributes", "import_onnx", "label", "scopes"]
 # AttributeProto: the field that holds a value, and the number of its type
 KINDS = {"f": 1, "i": 2, "s": 3, "t": 4, "floats": 6, "ints": 7, "strings": 8}
 MAX_LIST = 1000  # numbers in one attribute; weights are tensors
+MAX_PATH = 300  # characters of where a graph is, its end: each graph and each LSTM in it has them
 
 
 def import_onnx() -> Any:
@@ -156,7 +157,7 @@ def scopes(graph: Any, outer: Scope | None = None, path: str = "") -> Iterator[S
             inner = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
             for index, subgraph in enumerate(inner):
                 number = f"[{index}]" if attribute.graphs else ""
-                yield from scopes(subgraph, scope, f"{path}{name}.{attribute.name}{number}."[-1000:])
+                yield from scopes(subgraph, scope, f"{path}{name}.{attribute.name}{number}."[-MAX_PATH:])
 
 
 def label(node: Any) -> str:

@@ -232,14 +232,13 @@ def _dequantized(name: str, values: dict[str, Value | None], constants: Constant
     assert stored is not None
     if scale is None or zero is None or len(stored.shape) != 3:
         raise FormatError(f"needs {name} with 3 dimensions, {name}_scale and {name}_zero_point")
-    D, _, rows = stored.shape
+    D, columns, rows = stored.shape
+    view = Value((D, rows, columns), stored.dtype, lambda array: array.transpose(0, 2, 1), (stored,), False, stored.depth + 1)
+    turned = constants.make(("turned", id(stored)), view)
     try:
-        floats = dequantized(constants, stored, scale, zero, (D, 1, rows if len(scale.shape) == 2 else 1))
+        return dequantized(constants, turned, scale, zero, (D, rows if len(scale.shape) == 2 else 1, 1))
     except FormatError as error:
         raise FormatError(f"cannot be read, because of its {name}: {error}") from None
-    shape = (D, rows, stored.shape[1])
-    turned = Value(shape, "float32", lambda array: array.transpose(0, 2, 1), (floats,), False, floats.depth + 1)
-    return constants.make(("turned", id(floats)), turned)
 
 
 def _check(name: str, value: Value | None, expected: tuple[int, ...], dtype: str) -> None:
@@ -451,7 +450,8 @@ def _weights(chain: Sequence[Layer], room: int) -> Weights:
     for each in chain:
         H = each.hidden_size
         try:
-            W, R = (_ordered(each.W, GATES, room), _ordered(each.R, GATES, room))
+            read_matrix = _ordered if each.dtype in STORED else _from_8_bits
+            W, R = (read_matrix(value, GATES, room) for value in (each.W, each.R))
             zeros = [handed_over(np.zeros(n * H, kind)) for n in (8, 3, 1)]
             B = _ordered(each.B, (*GATES, *(4 + gate for gate in GATES)), room) if each.B else zeros[:1] * len(W)
             P = _ordered(each.P, PEEPHOLES, room) if each.P else zeros[1:2] * len(W)
@@ -460,7 +460,8 @@ def _weights(chain: Sequence[Layer], room: int) -> Weights:
             raise FormatError(f"LSTM node {quoted(each.name)}: {error}") from None
         for d, cell in enumerate(each.cells):
             b_ih, b_hh = (handed_over(half.copy()) if bias else None for half in np.split(B[d], 2))
-            records.append(LayerWeights(W[d], R[d], b_ih, b_hh, None, P[d] if peephole else None, h[d], c[d], cell))
+            w_ih, w_hh, p = map(handed_over, (W[d], R[d], P[d]))
+            records.append(LayerWeights(w_ih, w_hh, b_ih, b_hh, None, p if peephole else None, h[d], c[d], cell))
             initial |= bool(h[d].any() or c[d].any())
     if initial and any(each.given for each in chain):
         raise FormatError(
@@ -480,8 +481,21 @@ def _ordered(value: Value, order: Sequence[int], room: int) -> list[Array]:
         array: Array = np.empty(rows.shape, precision(value.dtype))
         for index, place in enumerate(order):
             array[index * n : (index + 1) * n] = to_floats(rows[place * n : (place + 1) * n], value.dtype)
-        result.append(handed_over(array))
+        result.append(array)
     return result
+
+
+def _from_8_bits(value: Value, order: Sequence[int], room: int) -> list[Array]:
+    """The same of what :func:`_dequantized` describes, computed in place: there is no room for a second matrix of floats."""
+    stored, *factors = value.inputs
+    arrays = _ordered(stored, order, room)
+    D, rows = stored.shape[:2]
+    spread = (np.broadcast_to(read(each, room).reshape(D, -1), (D, rows)).reshape(D, len(order), -1) for each in factors)
+    scale, zero = (each[:, list(order)].reshape(D, rows, 1) for each in spread)
+    for d, array in enumerate(arrays):
+        array -= zero[d]
+        array *= scale[d]
+    return arrays
 
 
 def _state(value: Value, layout: int, room: int) -> list[Array]:

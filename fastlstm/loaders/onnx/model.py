@@ -8,7 +8,7 @@ https://github.com/onnx/onnx/blob/main/docs/IR.md
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,9 @@ FOREIGN = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # domains in which no 
 LSTMS = {("", "LSTM"), ("ai.onnx", "LSTM"), ("com.microsoft", "DynamicQuantizeLSTM")}
 OLDEST = 7  # operator set
 MAX_RANK = 16
+# What takes a mask, or a bound, with infinity in it
+TAKES_MASKS = ("Add", "Clip", "Concat", "Equal", "Expand", "Max", "Min", "ScatterND", "Sub", "Trilu", "Where")
+MAX_MASK = 1 << 20  # elements
 # Bytes that computing constants may write: a part that many of them have is computed for each
 EFFORT_FLOOR = 1 << 30
 EFFORT = 400  # times the size of the model
@@ -77,13 +80,15 @@ class Pending:
         return Graph(self.inputs, self.outputs, steps, growth=self.growth)
 
 
-def read(message: Any, size: int, folder: Folder | None = None) -> Pending:
+def read(message: Any, size: int, spare: int = 0, folder: Folder | None = None) -> Pending:
     """Read the graph of a model of so many bytes.
 
     Parameters
     ----------
     message : onnx.ModelProto
     size : int
+    spare : int
+        Bytes that constants may take beyond what such a file allows.
     folder : Folder, optional
         Where tensors may be that are in other files.
 
@@ -99,14 +104,14 @@ def read(message: Any, size: int, folder: Folder | None = None) -> Pending:
     opset = max((entry.version for entry in message.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < OLDEST:
         raise FormatError(f"the graph is of operator set {opset}: convert it to {OLDEST} or newer with onnx.version_converter")
-    return _Reader(message.graph, opset, size, folder).read()
+    return _Reader(message.graph, opset, size, spare, folder).read()
 
 
 class _Reader:
     """Reads one graph; what all its constants take together is limited."""
 
-    def __init__(self, proto: Any, opset: int, size: int, folder: Folder | None) -> None:
-        self.proto, self.opset, self.stored, self.folder = proto, opset, size, folder
+    def __init__(self, proto: Any, opset: int, size: int, spare: int, folder: Folder | None) -> None:
+        self.proto, self.opset, self.stored, self.spare, self.folder = proto, opset, size, spare, folder
         self.scope, self.constants = Scope(proto), Constants(FOLDING, folder)
         self.spent = self.effort = 0
         self.steps: list[Constant | Node | PendingLSTM] = []
@@ -134,12 +139,27 @@ class _Reader:
             self.made.update(filter(None, node.output))
         for name in outputs:
             self.take(name)
-        return Pending(inputs, outputs, self.steps, self.weights, self.size)
+        weights = {name for step in self.steps if not _takes_masks(step) for name in step.inputs}
+        steps = [
+            replace(step, is_mask=_is_mask(step.value)) if isinstance(step, Constant) and step.name not in weights else step
+            for step in self.steps
+        ]
+        return Pending(inputs, outputs, steps, self.weights, self.size)
 
     @property
     def size(self) -> int:
         """Bytes of the file, and of those in other files that were asked for so far."""
         return self.stored + (self.folder.total if self.folder else 0)
+
+    @property
+    def limit(self) -> int:
+        """Bytes that all constants may take."""
+        return weights_limit(self.size) + self.spare
+
+    @property
+    def room(self) -> int:
+        """Bytes that computing one may take, beside those there are."""
+        return self.limit + self.size - self.spent
 
     def input(self, value: Any) -> GraphInput:
         name, kind = value.name, value.type.tensor_type
@@ -191,7 +211,7 @@ class _Reader:
         check_inside(value)
         size = value.nbytes * (2 if value.dtype in ("float16", "bfloat16") else 1)
         self.spend(size, name, value)
-        stored = compute(value, weights_limit(self.size) + self.size)
+        stored = compute(value, self.room + (0 if value.copies else value.nbytes))
         array: Array = to_floats(stored, value.dtype) if value.dtype in STORED else np.array(stored, DTYPES[value.dtype])
         array.flags.writeable = False
         return array
@@ -201,8 +221,8 @@ class _Reader:
         if self.effort > EFFORT_FLOOR + EFFORT * self.size:
             raise FormatError(f"with {quoted(name)} the constants take too long to compute: many of the same parts; {FOLD}")
         self.spent += size
-        if self.spent > weights_limit(self.size):
-            raise FormatError(f"with {quoted(name)} the constants take more than {weights_limit(self.size)} bytes")
+        if self.spent > self.limit:
+            raise FormatError(f"with {quoted(name)} the constants take more than {self.limit} bytes")
 
     def node(self, node: Any) -> Node:
         kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
@@ -240,7 +260,7 @@ class _Reader:
         if not x:
             raise ValueError("lacks X")
         if layer.identity not in self.places:
-            found = onnx_lstm.found([layer], layer.name, (), weights_limit(self.size), weights_limit(self.size) + self.size)
+            found = onnx_lstm.found([layer], layer.name, (), self.limit, self.room)
             if found.read is None:
                 raise FormatError(found.problem)
             self.spend(0, layer.name, *layer.weights)
@@ -261,6 +281,15 @@ def attributes_of(node: Any, known: Any, needs: tuple[str, ...]) -> dict[str, An
     if missing:
         raise ValueError(f"lacks the attribute {missing[0]}")
     return given
+
+
+def _takes_masks(step: Constant | Node | PendingLSTM) -> bool:
+    return isinstance(step, Node) and step.kind in TAKES_MASKS
+
+
+def _is_mask(value: Array) -> bool:
+    """Whether there is nothing in it but zeros and infinity."""
+    return value.dtype.kind == "f" and value.size <= MAX_MASK and not value[~np.isinf(value)].any()
 
 
 def _run_as(dtype: str) -> np.dtype[Any]:
