@@ -982,6 +982,18 @@ def test_names() -> None:
     refused(lambda: from_onnx(broken), "none of the 2 LSTMs", "'lstm' has B of shape", "'lstm', 'other'")
 
 
+def test_many_nodes_of_the_same_weights() -> None:
+    """Each more takes as long as the one before."""
+    one = model()
+    (scope,), known = scopes(one.graph), onnx_constants.Constants(FOLDING)
+    layer = onnx_lstm.layer(one.graph.node[0], scope, known, 17)
+    items = [onnx_file.Item(node(outputs=[f"Y{n}"]), "", [layer]) for n in range(30_000)]
+    start = time.perf_counter()
+    (first,) = onnx_file._merged(items)
+    assert len(first.others) == 3 * (len(items) - 1)
+    assert time.perf_counter() - start < 2
+
+
 def test_one_bad_node_does_not_hide_the_others(tmp_path: Path) -> None:
     twice = tensors() | {f"{name}2": array for name, array in tensors(seed=1).items()}
     path = tmp_path / "x.onnx"

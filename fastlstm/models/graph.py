@@ -139,6 +139,9 @@ class Node(Step):
 class LSTMNode(Step):
     """An LSTM with ONNX's inputs X, sequence_lens, initial_h, initial_c and outputs Y, Y_h, Y_c.
 
+    ONNX leaves open what Y_h and Y_c of a row of length 0 are: here they are its initial state, as of every call of an LSTM; ONNX
+    Runtime gives 0.
+
     Attributes
     ----------
     lstm : LSTM

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -142,14 +142,14 @@ def find_live(model: Any) -> Contents:
 def _fields(descriptor: Any) -> dict[int, tuple[int, int, Any]]:
     """Of each field of a message: the cost of one, the cost of each byte in it, and what it is: a message, text, or else."""
     table: dict[int, tuple[int, int, Any]] = {}
-    for number, field in descriptor.fields_by_number.items():
-        inner = field.message_type
+    for number, part in descriptor.fields_by_number.items():
+        inner = part.message_type
         if inner is not None:
             table[number] = COSTS.get(inner.name, MESSAGE), 0, inner
-        elif field.type in (field.TYPE_STRING, field.TYPE_BYTES):
-            table[number] = TEXT, 0, str if field.type == field.TYPE_STRING else None
+        elif part.type in (part.TYPE_STRING, part.TYPE_BYTES):
+            table[number] = TEXT, 0, str if part.type == part.TYPE_STRING else None
         else:  # lists of floats take as much memory as in the file, integers up to 16 times as much
-            table[number] = 0, 0 if field.type in (field.TYPE_FLOAT, field.TYPE_DOUBLE) else NUMBER, None
+            table[number] = 0, 0 if part.type in (part.TYPE_FLOAT, part.TYPE_DOUBLE) else NUMBER, None
     return table
 
 
@@ -225,7 +225,7 @@ class Item:
     layers: Sequence[onnx_lstm.Layer] = ()
     problem: str = ""
     is_lstm: bool = True
-    others: tuple[str, ...] = ()
+    others: list[str] = field(default_factory=list)
 
     def names(self) -> tuple[str, str, str]:
         """The node's own name; with the path of its subgraph; and by its output, which is unique there."""
@@ -345,7 +345,7 @@ def _merged(items: Sequence[Item]) -> list[Item]:
         if first is item:
             result.append(item)
         else:
-            first.others += item.names()
+            first.others.extend(item.names())
     return result
 
 
