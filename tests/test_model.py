@@ -395,7 +395,7 @@ class LastStep(Step):
     batch_first: bool = False
     pointwise = False
 
-    def run(self, *values: Array) -> Array:
+    def run(self, *values: np.ndarray) -> np.ndarray:
         return values[0][:, -1] if self.batch_first else values[0][-1]
 
 
