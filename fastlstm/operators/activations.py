@@ -98,19 +98,6 @@ def elu(x: Array, alpha: float = 1.0) -> Array:
     return np.where(x < 0, x.dtype.type(alpha) * np.expm1(np.minimum(x, 0)), x)
 
 
-def celu(x: Array, alpha: float = 1.0) -> Array:
-    a = x.dtype.type(alpha)
-    return np.asarray(np.maximum(x, 0) + np.minimum(a * np.expm1(x / a), 0))
-
-
-def mish(x: Array) -> Array:
-    return np.asarray(x * np.tanh(np.logaddexp(x, 0)))
-
-
-def quick_gelu(x: Array, alpha: float = 1.702) -> Array:
-    return np.asarray(x * _sigmoid(x.dtype.type(alpha) * x))
-
-
 def selu(x: Array, alpha: float = SELU_ALPHA, gamma: float = SELU_SCALE) -> Array:
     return np.asarray(x.dtype.type(gamma) * elu(x, alpha))
 

@@ -54,18 +54,14 @@ def gemm(
     return np.asarray(y + np.broadcast_to(c if beta == 1 else c * y.dtype.type(beta), y.shape))
 
 
-def _turned(a: Array, b: Array, transA: int = 0, transB: int = 0) -> tuple[Array, Array]:
+def turned(a: Array, b: Array, transA: int = 0, transB: int = 0) -> tuple[Array, Array]:
     """The last two axes; a vector has no other."""
     a, b = (x.swapaxes(-1, -2) if turn and x.ndim > 1 else x for x, turn in ((a, transA), (b, transB)))
     return a, b
 
 
-def fused_product_size(a: Array, b: Array, alpha: float = 1.0, **turns: int) -> int:
-    return product_size(*_turned(a, b, **turns))
-
-
 def fused_product(a: Array, b: Array, alpha: float = 1.0, **turns: int) -> Array:
-    return np.asarray(product(*_turned(a, b, **turns)) * a.dtype.type(alpha))
+    return np.asarray(product(*turned(a, b, **turns)) * a.dtype.type(alpha))
 
 
 def fused_product_of(given: Given, opset: int, outputs: int) -> Given:
@@ -100,10 +96,6 @@ def einsum_size(*inputs: Array, equation: str) -> int:
             sizes[letter] = max(size, sizes.get(letter, 0))
         rest = np.broadcast_shapes(rest, x.shape[len(before) : max(0, end)])
     return math.prod((*(sizes[letter] for letter in result if letter != "."), *rest))
-
-
-def einsum(*inputs: Array, equation: str) -> Array:
-    return np.asarray(np.einsum(equation, *inputs))
 
 
 # What a product may end with, as ONNX Runtime's optimizers write it
@@ -229,11 +221,3 @@ def place_of(function: Callable[[Array, int], Array]) -> Callable[..., Array]:
         return np.expand_dims(at, axis) if keepdims else np.asarray(at)
 
     return run
-
-
-def mean_of(*inputs: Array) -> Array:
-    return np.asarray(folded(np.add)(*inputs) / inputs[0].dtype.type(len(inputs)))
-
-
-def is_infinite(x: Array, detect_negative: int = 1, detect_positive: int = 1) -> Array:
-    return np.asarray(np.isinf(x) & (x < 0 if not detect_positive else True) & (x > 0 if not detect_negative else True))

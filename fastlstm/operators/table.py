@@ -160,7 +160,7 @@ OPERATORS: dict[str, Operator] = {
     "Div": _pair(arithmetic.divide),
     "DynamicQuantizeLinear": Operator(quantized.dynamic_quantize, outputs=3, elements=lambda x: x.size + 2),
     "Einsum": Operator(
-        arithmetic.einsum,
+        lambda *inputs, equation: np.einsum(equation, *inputs),
         (1, 2),
         {"equation": "s"},
         needs=("equation",),
@@ -197,7 +197,14 @@ OPERATORS: dict[str, Operator] = {
     "LayerNormalization": Operator(
         normalizations.layer_normalization, (2, 3), {"axis": "i", "epsilon": "f", "stash_type": "i"}, alike=True, floats=True
     ),
-    "IsInf": _unary(arithmetic.is_infinite, floats=False, detect_negative="i", detect_positive="i"),
+    "IsInf": _unary(
+        lambda x, detect_negative=1, detect_positive=1: np.logical_and(
+            np.isinf(x), np.where(x > 0, detect_positive, detect_negative)
+        ),
+        floats=False,
+        detect_negative="i",
+        detect_positive="i",
+    ),
     "IsNaN": _unary(np.isnan, floats=False),
     "Less": _pair(np.less),
     "LessOrEqual": _pair(np.less_equal),
@@ -207,7 +214,13 @@ OPERATORS: dict[str, Operator] = {
         quantized.matmul_integer, (2, 4), elements=lambda a, b, *_: arithmetic.product_size(a, b) + 2 * (a.size + b.size)
     ),
     "Max": _many(np.maximum),
-    "Mean": Operator(arithmetic.mean_of, (1, ANY_NUMBER), elements=arithmetic.broadcast_size, alike=True, floats=True),
+    "Mean": Operator(
+        lambda first, *more: arithmetic.folded(np.add)(first, *more) / (1 + len(more)),
+        (1, ANY_NUMBER),
+        elements=arithmetic.broadcast_size,
+        alike=True,
+        floats=True,
+    ),
     "Min": _many(np.minimum),
     "Mod": Operator(arithmetic.mod, (2, 2), {"fmod": "i"}, elements=arithmetic.broadcast_size, alike=True),
     "Mul": _pair(np.multiply),
@@ -238,14 +251,14 @@ OPERATORS: dict[str, Operator] = {
     "Where": Operator(arithmetic.where, (3, 3), elements=arithmetic.broadcast_size),
     "Xor": Operator(arithmetic.logical(np.logical_xor), (2, 2), elements=arithmetic.broadcast_size),
     # Activations
-    "Celu": _unary(activations.celu, alpha="f"),
+    "Celu": _unary(lambda x, alpha=1.0: np.maximum(x, 0) + np.minimum(alpha * np.expm1(x / alpha), 0), alpha="f"),
     "Elu": _unary(activations.elu, alpha="f"),
     "Gelu": Operator(activations.gelu, attributes={"approximate": "s"}, prepare=activations.gelu_kind, floats=True),
     "HardSigmoid": _unary(activations.hard_sigmoid, alpha="f", beta="f"),
     "HardSwish": _unary(activations.hard_swish),
     "LeakyRelu": _unary(activations.leaky_relu, alpha="f"),
     "LogSoftmax": _softmax(ACTIVATIONS["log_softmax"]),
-    "Mish": _unary(activations.mish),
+    "Mish": _unary(lambda x: x * np.tanh(np.logaddexp(x, 0))),
     "PRelu": Operator(activations.prelu, (2, 2), alike=True, floats=True),
     "Relu": _unary(ACTIVATIONS["relu"], floats=False),
     "Selu": _unary(activations.selu, alpha="f", gamma="f"),
@@ -271,13 +284,13 @@ OPERATORS: dict[str, Operator] = {
         arithmetic.fused_product,
         (2, 2),
         {"alpha": "f", "transA": "i", "transB": "i", "transBatchA": "i", "transBatchB": "i"},
-        elements=arithmetic.fused_product_size,
+        elements=lambda a, b, alpha=1.0, **turns: arithmetic.product_size(*arithmetic.turned(a, b, **turns)),
         prepare=arithmetic.fused_product_of,
         alike=True,
         floats=True,
     ),
     "com.microsoft.Gelu": _unary(activations.gelu),
-    "com.microsoft.QuickGelu": _unary(activations.quick_gelu, alpha="f"),
+    "com.microsoft.QuickGelu": _unary(lambda x, alpha=1.702: x * ACTIVATIONS["sigmoid"](alpha * x), alpha="f"),
     "com.microsoft.SkipLayerNormalization": Operator(
         normalizations.skip_layer_normalization,
         (3, 5),

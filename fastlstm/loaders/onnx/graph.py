@@ -17,7 +17,7 @@ __all__ = ["Scope", "attributes", "import_onnx", "label", "scopes"]
 # AttributeProto: the field that holds a value, and the number of its type
 KINDS = {"f": 1, "i": 2, "s": 3, "t": 4, "floats": 6, "ints": 7, "strings": 8}
 MAX_LIST = 1000  # numbers in one attribute; weights are tensors
-MAX_PATH = 300  # characters of where a graph is, its end: each graph and each LSTM in it has them
+MAX_PATH = 300  # characters, its end
 
 
 def import_onnx() -> Any:

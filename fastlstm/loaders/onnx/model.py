@@ -139,7 +139,7 @@ class _Reader:
             self.made.update(filter(None, node.output))
         for name in outputs:
             self.take(name)
-        weights = {name for step in self.steps if not _takes_masks(step) for name in step.inputs}
+        weights = {name for step in self.steps if getattr(step, "kind", "") not in TAKES_MASKS for name in step.inputs}
         steps = [
             replace(step, is_mask=_is_mask(step.value)) if isinstance(step, Constant) and step.name not in weights else step
             for step in self.steps
@@ -155,11 +155,6 @@ class _Reader:
     def limit(self) -> int:
         """Bytes that all constants may take."""
         return weights_limit(self.size) + self.spare
-
-    @property
-    def room(self) -> int:
-        """Bytes that computing one may take, beside those there are."""
-        return self.limit + self.size - self.spent
 
     def input(self, value: Any) -> GraphInput:
         name, kind = value.name, value.type.tensor_type
@@ -211,7 +206,7 @@ class _Reader:
         check_inside(value)
         size = value.nbytes * (2 if value.dtype in ("float16", "bfloat16") else 1)
         self.spend(size, name, value)
-        stored = compute(value, self.room + (0 if value.copies else value.nbytes))
+        stored = compute(value, self.limit + self.size - self.spent + (0 if value.copies else value.nbytes))
         array: Array = to_floats(stored, value.dtype) if value.dtype in STORED else np.array(stored, DTYPES[value.dtype])
         array.flags.writeable = False
         return array
@@ -260,7 +255,7 @@ class _Reader:
         if not x:
             raise ValueError("lacks X")
         if layer.identity not in self.places:
-            found = onnx_lstm.found([layer], layer.name, (), self.limit, self.room)
+            found = onnx_lstm.found([layer], layer.name, (), self.limit, self.limit + self.size - self.spent)
             if found.read is None:
                 raise FormatError(found.problem)
             self.spend(0, layer.name, *layer.weights)
@@ -281,10 +276,6 @@ def attributes_of(node: Any, known: Any, needs: tuple[str, ...]) -> dict[str, An
     if missing:
         raise ValueError(f"lacks the attribute {missing[0]}")
     return given
-
-
-def _takes_masks(step: Constant | Node | PendingLSTM) -> bool:
-    return isinstance(step, Node) and step.kind in TAKES_MASKS
 
 
 def _is_mask(value: Array) -> bool:
