@@ -19,6 +19,9 @@ from numpy import empty, ndarray
 
 cdef extern from *:
     """
+    #ifdef __OPTIMIZE__
+    #pragma GCC optimize("O2") /* as fast as O3 here, and 60 KB less */
+    #endif
     #ifdef _OPENMP
     #include <omp.h>
     #define FL_OPENMP _OPENMP
