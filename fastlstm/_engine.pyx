@@ -19,7 +19,7 @@ from numpy import empty, ndarray
 
 cdef extern from *:
     """
-    #ifdef __OPTIMIZE__
+    #if defined __OPTIMIZE__ && !defined __clang__
     #pragma GCC optimize("O2") /* as fast as O3 here, and 60 KB less */
     #endif
     #ifdef _OPENMP
