@@ -72,7 +72,7 @@ class Cell:
     cell_clip : float or None
         Bound of the new cell state, before o and h see it (TensorFlow 1, TFLite).
     proj_clip : float or None
-        Bound of the projected h.
+        Bound of the projected h. One that is the bound itself passes no gradient, as one that was clipped.
     """
 
     gate: Activation = SIGMOID

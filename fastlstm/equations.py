@@ -38,7 +38,8 @@ def forward(w: LayerWeights, z: Array, c_prev: Array) -> tuple[Array, Array, Sav
 def backward(w: LayerWeights, saved: Saved, d_m: Array, d_c: Array) -> tuple[Array, Array, Array]:
     """Gradients of z, of the old c and, summed over rows, of the peepholes, from those of the results of :func:`forward`."""
     if w.nonlinearity:
-        return d_m * saved[0], d_c, np.zeros(0)
+        d_z = np.where(saved[0] == 0, 0.0, d_m) if w.nonlinearity == "relu" else d_m * saved[0]  # relu lets no NaN through
+        return d_z, d_c, np.zeros(0)
     c_prev, c, i, f, g, o, s, di, df, dg, do, ds, dc = saved
     d_o = d_m * s * do
     d_c = (d_c + d_m * o * ds + _peephole(w, 2, d_o)) * dc

@@ -89,7 +89,7 @@ def backward(
 def _network(weights: Weights, x: ArrayLike, state: Pair, lengths: Opt, resets: Opt) -> tuple[Array, State, list[Tape]]:
     y, tapes = np.asarray(x, np.float64), list[Tape]()
     T, B, D = *y.shape[:2], weights.num_directions
-    h, c = (np.stack([np.tile(s, (B, 1)) for s in own]) for own in zip(*map(_own_state, weights.layers), strict=True))
+    h, c = (np.stack([np.tile(np.float64(s), (B, 1)) for s in own]) for own in zip(*map(_own_state, weights.layers), strict=True))
     if state is not None:
         h[:], c[:] = state
     t = np.arange(T)[:, None]

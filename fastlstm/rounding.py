@@ -59,6 +59,7 @@ def _int8(matrix: Array) -> Array:
     largest = np.abs(matrix).max(axis=1, keepdims=True)
     fraction, exponent = np.frexp(largest / np.float32(127))
     scale = np.ldexp(np.rint(fraction * np.float32(2**16)), exponent - 16).astype(np.float32)
+    scale[scale < np.finfo(np.float32).tiny] = 0  # the kernels take a subnormal one for zero
     steps = np.rint(np.divide(matrix, scale, out=np.zeros_like(matrix), where=scale > 0))
     result: Array = np.clip(steps, -127, 127) * scale
     return result

@@ -163,8 +163,9 @@ class Tape(Generic[S]):
             None stands for zeros, for both or for one of them.
         steps : int, optional
             Truncated backpropagation [1]_: gradients do not cross from step t to step t - 1 where t is a multiple of `steps`; the
-            forward pass is not cut. The alternative is to record pieces of a sequence one after the other, each from the final
-            state of the one before: the same gradients of the parameters, in less memory.
+            forward pass is not cut. With a mask, steps are counted without the masked ones. The alternative is to record pieces
+            of a sequence one after the other, each from the final state of the one before: the same gradients of the parameters,
+            in less memory.
         input : bool
             Whether to compute the gradient of the input. Without it, a one-layer call takes a tenth less time if I is small, and
             a fifth to a quarter less if I equals H.

@@ -213,7 +213,7 @@ BAD_GUITARML: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("no LSTM found", "this is a GRU"),
     ),
     "a state dict that is none": ({"state_dict": 3, "rec.weight_ih_l0": [[1.0]]}, ("'rec.weight_hh_l0' is missing",)),
-    "nothing": ({"state_dict": {}}, ("no LSTM found: a state dict as JSON with 0 tensors",)),
+    "nothing": ({"state_dict": {}}, ("no LSTM found: a state dict as JSON without named tensors",)),
 }  # fmt: skip
 
 

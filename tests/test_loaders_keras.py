@@ -487,9 +487,9 @@ CONFIGS: dict[str, tuple[str, Edit, tuple[str, ...]]] = {
     "both forward": (
         "both",
         changed_direction("backward_layer", go_backwards=False),
-        ("expected go_backwards False in its layer and True in its backward_layer",),
+        ("go_backwards must be False in its layer and True in its backward_layer",),
     ),
-    "first backward": ("both", changed_direction("layer", go_backwards=True), ("expected go_backwards False",)),
+    "first backward": ("both", changed_direction("layer", go_backwards=True), ("go_backwards must be False in its layer",)),
     "directions of two sizes": ("both", changed_direction("backward_layer", units=3), ("directions have 4, 3 units",)),
     "one direction with time first": ("both", changed_direction("layer", time_major=True), ("time_major",)),
     "a cell of its own": (

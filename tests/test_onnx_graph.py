@@ -988,11 +988,11 @@ BAD: dict[str, tuple[Any, tuple[str, ...]]] = {
     ),
     "infinity in a product": (
         after(node("MatMul", "y n", "z"), n=np.full((H, 1), np.inf, np.float32)),
-        ("n.value holds 4 values that are NaN or infinite",),
+        ("n.value holds 4 NaN or infinite values",),
     ),
     "infinity among numbers": (
         after(node("Add", "y n", "z"), n=np.float32([1, np.inf, 0, 1])),
-        ("n.value holds 1 values that are NaN or infinite",),
+        ("n.value holds 1 NaN or infinite values",),
     ),
     "infinity as a state": (
         model(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Case, assert_close, flat, import_torch, make_case, torch_forward, torch_network
+from helpers import Case, assert_close, assert_same_bytes, flat, import_torch, make_case, torch_forward, torch_network
 from shapes import EDGE
 
+import fastlstm
 from fastlstm import reference
 from fastlstm.weights import LayerWeights, Weights, suffix
 
@@ -223,6 +225,17 @@ def test_float32_weights_are_computed_in_float64() -> None:
     assert_gradients_close(narrow, (exact[0], *exact[1], exact[2]), EXACT_GRADIENT)
     assert case.expected()[0].dtype == np.float64
     assert_close(case.expected(), flat(reference.forward(wide, case.x, case.state)), EXACT)
+
+
+def test_an_initial_state_of_the_network_is_taken_to_float64() -> None:
+    weights = fastlstm.LSTM(3, 4, seed=0).weights
+    zeros = replace(weights.layers[0], h_0=np.zeros(4, np.float32), c_0=np.zeros(4, np.float32))
+    x = np.random.default_rng(0).standard_normal((9, 2, 3))
+    own = flat(reference.forward(replace(weights, layers=(zeros,)), x))
+    assert [array.dtype for array in own] == [np.float64] * 3
+    assert_same_bytes(own, flat(reference.forward(weights, x)))
+    third = np.full((1, 2, 4), 1 / 3)
+    assert (reference.forward(replace(weights, layers=(zeros,)), x[:0], (third, third))[1][0] == 1 / 3).all()
 
 
 def test_arguments_are_not_written_to() -> None:

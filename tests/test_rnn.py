@@ -493,6 +493,19 @@ def test_files_that_are_not_of_an_rnn(tmp_path: Path) -> None:
         fastlstm.RNN.load(path)
 
 
+def test_relu_lets_no_gradient_through_where_it_is_zero() -> None:
+    """Not even NaN, as in PyTorch, in the reference too."""
+    weights = Weights((LayerWeights(-np.ones((1, 1)), np.ones((1, 1)), nonlinearity="relu"),))
+    x = np.ones((2, 1, 1))
+    for d in (np.nan, np.inf):
+        d_output = np.full((2, 1, 1), d)
+        engine = fastlstm.RNN.from_weights(weights).record(x).backward(d_output)
+        d_x, (d_h, _), parameters = reference.backward(weights, x, None, d_output, None)
+        assert engine.input is not None
+        for gradient in (engine.input, d_x, engine.state, d_h, *engine.parameters.values(), *parameters.values()):
+            assert (gradient == 0).all()
+
+
 def test_refusals() -> None:
     rnn = fastlstm.RNN(3, 4)
     x, h = np.zeros((5, 2, 3), np.float32), np.zeros((1, 2, 4), np.float32)

@@ -15,7 +15,7 @@ from variants import FUNCTIONS, VARIANTS, Variant, make_variant_case
 
 import fastlstm
 from fastlstm import arrays, equations, reference
-from fastlstm.cell import ACTIVATIONS, Activation, Cell
+from fastlstm.cell import ACTIVATIONS, PLAIN, Activation, Cell
 from fastlstm.weights import LayerWeights, Weights
 
 # ---- The specification ---------------------------------------------------------------------------------------------------------
@@ -609,3 +609,18 @@ def test_masks_that_are_refused() -> None:
             lstm(case.x, mask=wrong)
     with pytest.raises(ValueError, match="mask and lengths cannot be used together"):
         lstm(case.x, mask=mask, lengths=[1, 2])
+
+
+def test_no_bound_on_the_projection_clips_nothing() -> None:
+    """Where another feature makes it a variant: an infinite h is not taken for one that was clipped."""
+    plain = fastlstm.LSTM(1, 2, proj_size=1, dtype="float64", seed=0).weights
+    layer = replace(plain.layers[0], weight_hr=np.full((1, 2), 1.7e308), weight_hh=np.zeros((8, 1)))
+    x, d_output = np.full((1, 1, 1), 20.0), np.ones((1, 1, 1))
+    found = []
+    for cell in (PLAIN, replace(PLAIN, cell_clip=100.0)):
+        weights = replace(plain, layers=(replace(layer, weight_ih=np.full((8, 1), 2.0), cell=cell),))
+        tape = fastlstm.LSTM.from_weights(weights).record(x)
+        assert np.isinf(tape.output).all()
+        found.append(tape.backward(d_output).parameters["weight_hr_l0"])
+    assert found[0].tobytes() == found[1].tobytes()
+    assert found[0].any()

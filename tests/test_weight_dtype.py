@@ -254,3 +254,10 @@ def test_rounding_where_numpy_raises(weight_dtype: str) -> None:
     matrix = np.array([[1e-40, 1e-8, -1.0, 0.0]], np.float32)
     with np.errstate(all="raise"):
         assert abs(rounded("weight_hh_l0", matrix, weight_dtype)[0, 2] + 1) < 1e-4
+
+
+def test_weights_too_small_for_a_scale_are_zero_everywhere() -> None:
+    """A scale that is subnormal would be zero in the kernels alone."""
+    matrix = np.array([[1e-36, -5e-37], [1e-34, -5e-35]], np.float32)
+    assert (rounded("weight_hh_l0", matrix, "int8")[0] == 0).all()
+    assert (rounded("weight_hh_l0", matrix, "int8")[1] != 0).all()

@@ -14,6 +14,7 @@
 #include "backward.h"
 #include "pace.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { BLOCK_STEPS = 192 }; /* what a recomputing tape holds at once is whole blocks */
@@ -281,7 +282,7 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
                 char *to = q->dh + (token + i * p->rank_step) * p->l->dh_pitch + from;
                 memcpy(to, p->acc + i * width * item, (size_t)(count * item));
                 p->kernels->add(count, dy + i * p->rank_step * p->l->dy_pitch + from, to);
-                if (q->packed->variant)
+                if (q->packed->variant && q->packed->variant->proj_clip < INFINITY)
                     clip_gradient(p, q, token + i * p->rank_step, from, count, to);
             }
         if (fl_stopped(&p->watcher, fl_max(n, 1) * K * width))
