@@ -24,7 +24,8 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        From 1 to 1024. Small calls use fewer, where more would not pay.
+        From 1 to 1024. Small calls use fewer, where more would not pay. Never set more than there are processors: threads that
+        wait for each other then take turns, and beside another busy process a call may take a hundred times as long.
 
     Raises
     ------
