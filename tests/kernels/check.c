@@ -1023,8 +1023,7 @@ static void check_meetings(const fl_kernels *k)
 /* A pair is divided by how fast its threads are, which is soon forgotten. */
 static void check_pace(const fl_kernels *k)
 {
-    fl_network net = {
-        .kernels = k, .I = 64, .H = 256, .P = 256, .C = 256, .L = 1, .D = 1, .gates = 4, .item = k->item, .V = k->V};
+    fl_network net = {.kernels = k, .I = 32, .H = 96, .P = 96, .C = 96, .L = 1, .D = 1, .gates = 4, .item = k->item, .V = k->V};
     const struct timespec long_enough = {.tv_nsec = 400000000};
 
     net.units = k->V;
