@@ -174,12 +174,14 @@ def nested_graphs(levels: int) -> bytes:
     return graph
 
 
+UNKNOWN = "not a zip file, a pickle, a safetensors file, or any other known format"
+
 # what it is: (the file, what the message must hold (all of it))
 CONTAINER: dict[str, tuple[Build, tuple[str, ...]]] = {
     "empty": (lambda: b"", ("file is empty",)),
-    "one byte": (lambda: b"\x80", ("not a zip file, a pickle, a safetensors file, or any other known format",)),
-    "random bytes": (lambda: bytes(range(7, 250)) * 9, ("not a zip file, a pickle, a safetensors file, or any other known format",)),
-    "zeros": (lambda: bytes(5000), ("not a zip file, a pickle, a safetensors file, or any other known format",)),
+    "one byte": (lambda: b"\x80", (UNKNOWN,)),
+    "random bytes": (lambda: bytes(range(7, 250)) * 9, (UNKNOWN,)),
+    "zeros": (lambda: bytes(5000), (UNKNOWN,)),
     "git-LFS pointer": (lambda: LFS, ("this is a Git LFS pointer", "git lfs pull")),
     "a configuration of Keras": (
         lambda: b'{"module": "keras", "class_name": "Sequential", "config": {}}',
@@ -471,7 +473,7 @@ TENSORS: dict[str, tuple[dict[str, bytes], tuple[str, ...]]] = {
 METADATA = {"batch_first": 1}, {"batch_first": True, "more": 1}, {}, [], 3
 
 SAFETENSORS: dict[str, tuple[Build, tuple[str, ...]]] = {
-    "cut off in the length": (lambda: safetensors()[:7], ("not a zip file, a pickle, a safetensors file, or any other known format",)),
+    "cut off in the length": (lambda: safetensors()[:7], (UNKNOWN,)),
     "cut off in the header": (lambda: safetensors()[:100], ("truncated safetensors file", "92 follow")),
     "cut off in the data": (lambda: safetensors()[:-1], ("broken safetensors file",)),
     "bytes after the data": (lambda: safetensors() + b"x", ("broken safetensors file",)),
