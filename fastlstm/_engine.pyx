@@ -196,11 +196,16 @@ cdef extern from "fastlstm.h" nogil:
 cdef extern from "claim.h" nogil:
     int fl_claim_threads(int wanted, int limit)
     void fl_return_threads(int threads)
+    void fl_note_team(int64_t begun_ns, int64_t worked_ns)
+
+
+cdef extern from "clock.h" nogil:
+    int64_t fl_worked_ns()
 
 
 cdef extern from "team.h" nogil:
     ctypedef struct fl_barrier:
-        pass
+        int64_t begun_ns
 
     void fl_open_barriers(fl_barrier *barriers, int count)
     void fl_join(fl_barrier *barrier, int size, int64_t patience_ns)
@@ -530,6 +535,7 @@ cdef int run_team(Job *job, int threads, int limit) except -1:
                             fl_measure_meeting(&end, team, threadid())
                         work(job, threadid())
                         fl_join(&end, team, plan_of(job).patience_ns)
+                fl_note_team(end.begun_ns, fl_worked_ns())
                 if team == 2 and begun(job):
                     fl_learn(plan_of(job), worked(job))
                 if not begun(job):  # the runtime gave fewer threads than were asked for

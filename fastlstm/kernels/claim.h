@@ -2,11 +2,17 @@
 #ifndef FL_CLAIM_H
 #define FL_CLAIM_H
 
+#include <stdint.h>
+
 /* At least 1 and at most `wanted`; at most what is left of `limit` processors, if limit > 0. Give back what you got. */
 int fl_claim_threads(int wanted, int limit);
 void fl_return_threads(int threads);
 
-/* Other processes kept a team waiting: if that goes on, teams leave one processor free for a while. */
-void fl_note_crowd(void);
+/* A call that a team began then ends. One of its threads has worked for so long, waits left out: they may have been for a thread that was
+ * woken up late, of which nobody knows why. */
+void fl_note_team(int64_t begun_ns, int64_t worked_ns);
+
+/* In that call other processes kept the team waiting: if that goes on, teams leave one processor free for a while. */
+void fl_note_crowd(int64_t begun_ns, int64_t waited_ns);
 
 #endif

@@ -72,6 +72,12 @@ static double delay(const fl_plan *plan)
     return plan->threads == 2 && plan->row_groups * plan->unit_groups == 1 ? FL_EVEN / fmin(share, 1000 - share) : 1;
 }
 
+/* Weights of one thread between two uses of one of them: those of a layer's step, but of all layers where each hands on single steps. */
+static double between_uses(const fl_network *net, const fl_plan *plan, double step)
+{
+    return plan->stride > 1 ? step : (double)net->bytes / (plan->directions * plan->unit_groups);
+}
+
 /* One layer's step for the busiest thread of a division. */
 static double step_ns(const fl_network *net, const fl_plan *plan, fl_index B, fl_index I)
 {
@@ -79,16 +85,17 @@ static double step_ns(const fl_network *net, const fl_plan *plan, fl_index B, fl
     const double projected = busiest(plan, net->projected_blocks, plan->unit_groups);
     const double panel = FL_VECTORS * (double)(net->V * fl_weight_item(net->kind, net->item));
     const double R = blocks * (double)net->P * panel + projected * (double)net->H * panel, W = blocks * (double)I * panel;
+    const double step = between_uses(net, plan, R + W);
     double ns = STEP_NS + rows * blocks * CELL_NS_PER_VECTOR;
 
     if (plan->chunk)
         ns += product_ns(net, rows * (double)plan->chunk, FL_VECTORS * blocks, (double)I, W) / (double)plan->chunk
               + product_ns(net, rows, FL_VECTORS * blocks, (double)net->P, R);
     else
-        ns += product_ns(net, rows, FL_VECTORS * blocks, (double)I + (double)net->P, R + W);
+        ns += product_ns(net, rows, FL_VECTORS * blocks, (double)I + (double)net->P, step);
     if (net->has_projection)
         ns += product_ns(net, rows, FL_VECTORS * projected, (double)net->H, R);
-    if ((R + W) * plan->unit_groups > NEAR_BYTES)
+    if (step * plan->unit_groups > NEAR_BYTES)
         ns += (plan->chunk ? R : R + W) / FAR_BYTES_PER_NS;
     const double h = rows * (double)(net->P * net->item), m = rows * (double)(net->H * net->item);
     return ns + exchange_ns(plan, h) + (net->has_projection ? exchange_ns(plan, m) : 0);
@@ -173,6 +180,7 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads,
                         .directions = directions,
                         .row_groups = row_groups,
                         .unit_groups = unit_groups,
+                        .stride = T,
                         .meeting_price = meeting_price,
                         .share = threads > 2 ? FL_EVEN : pace,
                     };
@@ -192,10 +200,10 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads,
         best.share = FL_EVEN;
     const fl_index blocks = fl_largest_part(net->blocks, best.unit_groups, best.share);
     const double R = (double)(blocks * fl_panel_bytes(net, net->P)), W = (double)(blocks * fl_panel_bytes(net, most_inputs(net)));
-    const double all = T > 1 ? R + W : (double)net->bytes / best.unit_groups; /* a single step uses each once */
+    const double all = between_uses(net, &best, R + W);
     best.far_W = is_far(all);
     best.far_R = is_far(best.chunk ? R : all);
-    best.blocks_at_once = blocks_at_once(net, T > 1 ? R : all);
+    best.blocks_at_once = blocks_at_once(net, best.stride > 1 ? R : all);
     best.expected_ns = (int64_t)fmin(best_ns, 9e18);
     const double step = fmax(step_ns(net, &best, B, net->I), step_ns(net, &best, B, net->D * net->P));
     best.patience_ns = PATIENCE_NS + (int64_t)fmin(4 * step, 1e18);

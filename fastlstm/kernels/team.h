@@ -67,12 +67,10 @@ static inline void fl_excuse(fl_barrier *barrier, int generation, int64_t patien
         atomic_store_explicit(&barrier->apart, 1, memory_order_relaxed);
     else if (waited > FL_SLICE_NS && fl_held_up_ns() > waited / 2) {
         const int64_t lost = barrier->lost_ns += waited, elapsed = now - barrier->begun_ns;
+        fl_note_crowd(barrier->begun_ns, waited);
         /* A time slice lost is much to a short call. A long one loses less than its pair is worth. */
-        const int parts = !together && lost > patience_ns && lost > elapsed / 4;
-        if (parts)
+        if (!together && lost > patience_ns && lost > elapsed / 4)
             atomic_store_explicit(&barrier->apart, 1, memory_order_relaxed);
-        if (parts || waited > elapsed / 2) /* one thread alone would have been done by now */
-            fl_note_crowd();
     }
     if (together && patience_ns >= 0)
         fl_change_processor(); /* that one waits for the processor too, and not only for us */

@@ -5,6 +5,8 @@
  * Compiled natively and for AArch64 (run under an emulator): instruction sets with fused multiply-add print the same lines.
  */
 #define _GNU_SOURCE
+#include "claim.h"
+#include "clock.h"
 #include "fastlstm.h"
 #include "meeting.h"
 #include "pace.h"
@@ -1005,6 +1007,13 @@ static void check_meetings(const fl_kernels *k)
     EXPECT(fl_make_plan(&net, 200, 64, 2, 50, FL_EVEN).row_groups == 2, "many rows: threads that never meet");
     EXPECT(fl_make_backward_plan(&net, 200, 1, 2, 500, FL_EVEN).unit_groups == 1, "gradients of one row where meetings are dear");
 
+    fl_network deep = {
+        .kernels = k, .I = 640, .H = 640, .P = 640, .C = 640, .L = 2, .D = 1, .gates = 4, .item = k->item, .V = k->V};
+    deep.units = k->V;
+    deep.blocks = fl_ceil_div(deep.H, deep.units);
+    deep.bytes = (size_t)(deep.L * deep.blocks * fl_panel_bytes(&deep, deep.I + deep.P));
+    EXPECT(fl_make_plan(&deep, 1, 16, 2, 5, FL_EVEN).unit_groups == 2, "a step of 26 MB of weights: each is read by one thread");
+
     EXPECT(fl_meeting_price() == 1, "not measured yet");
     EXPECT(fl_meeting_is_due() && !fl_meeting_is_due(), "due once");
     one_processor = 1;
@@ -1051,6 +1060,39 @@ static void check_pace(const fl_kernels *k)
     EXPECT(fl_pace() == FL_EVEN, "too small to count");
 }
 
+static int claimed(void)
+{
+    const int threads = fl_claim_threads(2, 2);
+    fl_return_threads(threads);
+    return threads;
+}
+
+/* A call of 6 ms in which a pair lost 5. */
+static void lose(void) { fl_note_crowd(fl_now_ns() - 6000000, 5000000); }
+
+/* Calls leave a processor to a process that is always there, but not to one that comes now and then. */
+static void check_crowd(void)
+{
+    const struct timespec first = {.tv_nsec = 13000000}, second = {.tv_nsec = 25000000};
+
+    EXPECT(claimed() == 2, "nobody has noted anything");
+    lose();
+    EXPECT(claimed() == 2, "once is an accident");
+    lose();
+    EXPECT(claimed() == 1, "twice is a crowd");
+    nanosleep(&first, NULL);
+    EXPECT(claimed() == 2, "left alone for 12 ms");
+    lose();
+    EXPECT(claimed() == 1, "it is still there");
+    nanosleep(&second, NULL);
+    EXPECT(claimed() == 2, "left alone for 24 ms");
+    fl_note_team(fl_now_ns(), 30000000);
+    lose();
+    EXPECT(claimed() == 2, "5 of 36 ms are less than a quarter");
+    lose();
+    EXPECT(claimed() == 1, "10 of 36 are more");
+}
+
 int main(int argc, char **argv)
 {
     static const shape shapes[] = {
@@ -1090,6 +1132,7 @@ int main(int argc, char **argv)
     const int fused = strcmp(isa->name, "baseline") != 0;
     check_meetings(isa->f32);
     check_pace(isa->f32);
+    check_crowd();
     for (int type = 0; type < 2; type++) {
         const fl_kernels *k = tables[type];
         EXPECT(k->item == (type ? 8 : 4), "item is %td", k->item);
