@@ -89,5 +89,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-        except OSError as error:  # of a full disk it names no file
-            raise OSError(error.errno, error.strerror, part) from None
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise OSError(error.errno, error.strerror, part) from None  # of a full disk it names no file

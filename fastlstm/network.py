@@ -34,7 +34,7 @@ from fastlstm.stream import Stream
 from fastlstm.tape import FORWARD, Tape
 from fastlstm.weights import Weights, check_sizes, parameter_shapes
 
-__all__ = ["Network", "described"]
+__all__ = ["Network", "described", "merged"]
 
 S = TypeVar("S")  # the state as callers see it: (h, c), or h alone
 Self = TypeVar("Self", bound="Network[Any]")
@@ -239,14 +239,16 @@ class Network(Generic[S]):
         T, B, _ = x.shape
         most, limit = _threads.allowance(threads)
         merge_mode = self.weights.merge_mode
-        merges = merge_mode in ("sum", "mul", "ave")
-        if merges and out is not None:
-            self._check_out(out, (*self._output_shape(T, B, single)[:-1], self._sizes[1]), (seen, h_0, c_0, lengths, resets))
-        if out is None or merges:
+        merges = not self._concat and merge_mode is not None
+        given = None
+        if out is not None:
+            shape = self._output_shape(T, B, single)
+            given = self._check_out(out, (*shape[:-1], self._sizes[1]) if merges else shape, (seen, h_0, c_0, lengths, resets))
+        if given is None or merges:
             result, output = self._new_output(T, B, single)
             target = result
         else:
-            result = self._check_out(out, self._output_shape(T, B, single), (seen, h_0, c_0, lengths, resets))
+            result = given
             target = in_place(result)  # a copy of `out` if the kernels cannot write to it as it stands
             output = self._as_written(target, single, self._batch_first)
         h_n, c_n = self._new_state(B)
@@ -256,9 +258,10 @@ class Network(Generic[S]):
         if target is not result:
             result[...] = target
         final = self._join(h_n[:, 0], c_n[:, 0]) if single else self._join(h_n, c_n)
-        if merge_mode != "concat":
-            return self._merged(result, out, (seen, h_0, c_0, lengths, resets)), final
-        return (result if out is None else out), final
+        if not self._concat:
+            forward, backward = np.split(result, 2, axis=-1)
+            result = merged(merge_mode, forward, backward, given if merges else None)
+        return (result if out is None or merge_mode is None else out), final
 
     def _record(
         self,
@@ -344,19 +347,6 @@ class Network(Generic[S]):
             array = contiguous(array)
             checked.append(array[:, None] if single else array)
         return checked[0], checked[1] if len(checked) == 2 else np.empty((records, B, C), self._dtype)
-
-    def _merged(self, both: Array, out: Any, inputs: tuple[Array | None, ...]) -> Any:
-        """The outputs of both directions made one, as Keras' Bidirectional does; a pair if its mode is None."""
-        forward, backward = np.split(both, 2, axis=-1)
-        mode = self.weights.merge_mode
-        if mode is None:
-            return forward, backward
-        result = np.empty(forward.shape, self._dtype) if out is None else self._check_out(out, forward.shape, inputs)
-        with np.errstate(all="ignore"):  # infinity and NaN go where IEEE arithmetic takes them
-            (np.multiply if mode == "mul" else np.add)(forward, backward, out=result)
-            if mode == "ave":
-                result *= 0.5
-        return result if out is None else out
 
     def _check_out(self, out: Any, shape: tuple[int, ...], inputs: tuple[Array | None, ...]) -> Array:
         array = as_array("out", out, self._dtype)
@@ -550,6 +540,19 @@ def _type_name(weight_dtype: Any) -> str:
     except TypeError:
         pass
     raise TypeError(f"weight_dtype must be the name of a dtype, such as 'float16', got {weight_dtype!r:.100}")
+
+
+def merged(mode: str | None, forward: Array, backward: Array, out: Array | None = None) -> Any:
+    """What two directions give, made one as Keras' Bidirectional does; a pair if its mode is None."""
+    if mode is None:
+        return forward, backward
+    with np.errstate(all="ignore"):  # infinity and NaN go where IEEE arithmetic takes them
+        if mode == "concat":
+            return np.concatenate((forward, backward), axis=-1, out=out)
+        result = (np.multiply if mode == "mul" else np.add)(forward, backward, out=out)
+        if mode == "ave":
+            result *= 0.5
+    return result
 
 
 def described(kind: type[Network[Any]], weights: Weights, batch_first: bool = False) -> str:

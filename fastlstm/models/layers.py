@@ -10,6 +10,7 @@ import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.lstm import LSTM
+from fastlstm.network import merged
 from fastlstm.operators.activations import ACTIVATIONS
 from fastlstm.operators.product import SMALL, small_product
 from fastlstm.weights import Weights
@@ -238,7 +239,8 @@ class WholeSequence(Recurrent):
         steps_first = mask.T if mask is not None and self.batch_first else mask
         output, (h_n, _) = self.lstm(x, mask=steps_first)
         if self.last:
-            return self._merged(h_n)
+            last: Array = merged(self.weights.merge_mode, h_n[-2], h_n[-1]) if self.weights.bidirectional else h_n[-1]
+            return last
         if mask is None or not self.hold:
             result: Array = output
             return result
@@ -250,14 +252,6 @@ class WholeSequence(Recurrent):
             np.where(real, steps, 0), axis=time
         )  # before the first, step 0: zero as the engine left it
         return np.take_along_axis(output, latest[..., None], axis=time)
-
-    def _merged(self, h_n: Array) -> Array:
-        ways = h_n[-self.weights.num_directions :]
-        mode = self.weights.merge_mode
-        if mode == "concat":
-            return np.concatenate(list(ways), axis=-1)
-        result: Array = ways.prod(axis=0) if mode == "mul" else ways.sum(axis=0)
-        return result * result.dtype.type(0.5) if mode == "ave" else result
 
 
 @dataclass(frozen=True, eq=False)
