@@ -11,19 +11,20 @@ import numpy as np
 __all__ = [
     "Array",
     "as_array",
+    "as_booleans",
     "as_bytes",
     "as_flag",
     "as_floats",
     "as_integer",
     "as_lengths",
-    "as_mask",
     "as_resets",
     "booleans_error",
     "contiguous",
     "in_place",
-    "put_in_order",
+    "overlap",
+    "overlaps_itself",
+    "pieces",
     "shape_error",
-    "taken_in_order",
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -88,12 +89,12 @@ def contiguous(array: Array) -> Array:
     if array.nbytes <= PIECE:
         return np.array(array, order="C")
     copy: Array = np.empty(array.shape, array.dtype)
-    for piece in _pieces(array):
+    for piece in pieces(array):
         copy[piece] = array[piece]
     return copy
 
 
-def _pieces(array: Array) -> Iterator[slice]:
+def pieces(array: Array) -> Iterator[slice]:
     step = max(1, len(array) * PIECE // max(array.nbytes, 1))
     return (slice(begin, begin + step) for begin in range(0, len(array), step))
 
@@ -142,17 +143,11 @@ def _index(name: str, value: Any) -> int:
 
 def as_resets(value: Any, shape: tuple[int, ...]) -> Array:
     """Resets as bytes of shape (T, B); given as booleans of that shape, or (T,) for one sequence."""
-    bits = _booleans("resets", value, shape).view(np.uint8)
+    bits = as_booleans("resets", value, shape).view(np.uint8)
     return bits[:, None] if bits.ndim == 1 else bits
 
 
-def as_mask(value: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """A mask as the real steps of each row: their order (T, B), before the masked ones, and their number (B,)."""
-    array = _booleans("mask", value, shape)
-    return np.argsort(~array, axis=0, kind="stable"), array.sum(axis=0, dtype=np.int64)
-
-
-def _booleans(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+def as_booleans(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     """An array of booleans of that shape, which is (T, B), or (T,) for one sequence."""
     array = as_array(name, value)
     if array.dtype != np.bool_:
@@ -168,24 +163,26 @@ def booleans_error(name: str, expected: tuple[int, ...], given: tuple[int, ...])
     return ValueError(f"{error}: (T, B), also with batch_first") if given == expected[::-1] else error
 
 
-def taken_in_order(array: Array, order: Array) -> Array:
-    """Rows without their masked steps: what stands at the times (T, B, 1) of `order`."""
-    packed: Array = np.empty(array.shape, array.dtype)
-    for piece in _pieces(array):
-        packed[piece] = np.take_along_axis(array, order[piece], 0)
-    return packed
-
-
-def put_in_order(packed: Array, order: Array) -> None:
-    """What stands at each step of rows without their masked steps, put at its own time, in place."""
-    spread = np.zeros(packed.shape, packed.dtype)
-    for piece in _pieces(packed):
-        np.put_along_axis(spread, order[piece], packed[piece], 0)  # behind a row's end it is zero already
-    for piece in _pieces(packed):
-        packed[piece] = spread[piece]
-
-
 def shape_error(name: str, expected: tuple[object, ...], given: tuple[int, ...], *others: tuple[object, ...]) -> ValueError:
     """The error for a wrong shape; letters may stand for lengths that are free, and `others` would do, too."""
     wanted = ("(" + ", ".join(str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")" for shape in (expected, *others))
     return ValueError(f"{name} must have shape {' or '.join(wanted)}, got {given}")
+
+
+def overlap(a: Array, b: Array) -> bool:
+    """Whether they share memory, as far as can be told with little work."""
+    try:
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # any integer, NumPy says
+    except np.exceptions.TooHardError:
+        return True  # what cannot be shown to be apart is taken as overlapping
+
+
+def overlaps_itself(array: Array) -> bool:
+    """Whether two elements may share memory: sorted by stride, each axis must step over all inner ones."""
+    extent = array.itemsize
+    for stride, size in sorted((abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True)):
+        if size > 1:
+            if stride < extent:
+                return True
+            extent += stride * (size - 1)
+    return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -18,23 +17,22 @@ from fastlstm.arrays import (
     as_floats,
     as_integer,
     as_lengths,
-    as_mask,
     as_resets,
     contiguous,
     in_place,
-    put_in_order,
+    overlap,
+    overlaps_itself,
     shape_error,
-    taken_in_order,
 )
-from fastlstm.cell import PLAIN, Activation, Cell
+from fastlstm.masks import put_in_order, without_masked
 from fastlstm.packed import Packed
 from fastlstm.recompute import RecomputedTape
 from fastlstm.rounding import TYPES
 from fastlstm.stream import Stream
 from fastlstm.tape import FORWARD, Tape
-from fastlstm.weights import Weights, check_sizes, parameter_shapes
+from fastlstm.weights import Weights, check_sizes, described, parameter_shapes
 
-__all__ = ["Network", "described", "merged"]
+__all__ = ["Network", "merged"]
 
 S = TypeVar("S")  # the state as callers see it: (h, c), or h alone
 Self = TypeVar("Self", bound="Network[Any]")
@@ -215,7 +213,7 @@ class Network(Generic[S]):
         return self.weights.weight_dtype or self.dtype.name
 
     def __repr__(self) -> str:
-        return described(type(self), self.weights, self.batch_first)
+        return described(type(self).__name__, self.weights, self.batch_first)
 
     def __copy__(self: Self) -> Self:
         other = type(self).__new__(type(self))
@@ -235,7 +233,7 @@ class Network(Generic[S]):
         seen, x, single, h_0, c_0, lengths, resets = self._check(x, state, lengths, resets)
         order = None
         if mask is not None:
-            x, lengths, resets, order = _without_masked(x, mask, lengths, resets, single)
+            x, lengths, resets, order = without_masked(x, mask, lengths, resets, single)
         T, B, _ = x.shape
         most, limit = _threads.allowance(threads)
         merge_mode = self.weights.merge_mode
@@ -279,7 +277,7 @@ class Network(Generic[S]):
         _, x, single, h_0, c_0, lengths, resets = self._check(x, state, lengths, resets)
         order = None
         if mask is not None:
-            x, lengths, resets, order = _without_masked(x, mask, lengths, resets, single)
+            x, lengths, resets, order = without_masked(x, mask, lengths, resets, single)
         if not isinstance(dropout, (int, float, np.integer, np.floating)) or isinstance(dropout, bool):
             raise TypeError(f"dropout must be a number, got {dropout!r:.100}")
         if not 0 <= dropout <= 1:
@@ -359,10 +357,10 @@ class Network(Generic[S]):
             raise shape_error("out", shape, array.shape)
         if not array.flags.writeable:
             raise ValueError("out is read-only")
-        if array.size and _overlaps_itself(array):
+        if array.size and overlaps_itself(array):
             raise ValueError("out must not overlap itself: some of its elements share memory")
         for name, other in zip(("x", "h_0", "c_0", "lengths", "resets"), inputs, strict=True):
-            if other is not None and _overlap(array, other):
+            if other is not None and overlap(array, other):
                 raise ValueError(f"out must not overlap {name}")
         return array
 
@@ -553,78 +551,3 @@ def merged(mode: str | None, forward: Array, backward: Array, out: Array | None 
         if mode == "ave":
             result *= 0.5
     return result
-
-
-def described(kind: type[Network[Any]], weights: Weights, batch_first: bool = False) -> str:
-    """A network of these weights, as it is shown."""
-    parts = [str(weights.input_size), str(weights.hidden_size)]
-    if weights.num_layers != 1:
-        parts.append(f"num_layers={weights.num_layers}")
-    if not weights.bias:
-        parts.append("bias=False")
-    if batch_first:
-        parts.append("batch_first=True")
-    parts += [f"{flag}=True" for flag in ("bidirectional", "reverse", "flipped") if getattr(weights, flag)]
-    if weights.merge_mode != "concat":
-        parts.append(f"merge_mode={weights.merge_mode!r}")
-    if weights.proj_size:
-        parts.append(f"proj_size={weights.proj_size}")
-    if weights.nonlinearity not in (None, "tanh"):
-        parts.append(f"nonlinearity={weights.nonlinearity!r}")
-    if weights.dtype != np.float32:
-        parts.append(f"dtype={weights.dtype.name!r}")
-    if weights.weight_dtype:
-        parts.append(f"weight_dtype={weights.weight_dtype!r}")
-    return f"{kind.__name__}({', '.join(parts + _special(weights))})"
-
-
-def _special(weights: Weights) -> list[str]:
-    """In words, what ``torch.nn.LSTM`` does not have; of the first layer, the others may differ."""
-    first, words = weights.layers[0], []
-    if first.weight_peephole is not None:
-        words.append("peepholes")
-    if first.h_0 is not None:
-        words.append("initial state")
-    for item in fields(Cell):
-        value = getattr(first.cell, item.name)
-        if value != getattr(PLAIN, item.name):
-            words.append(f"{item.name}={value if isinstance(value, Activation) else repr(value)}")
-    if any(layer.cell != first.cell for layer in weights.layers):
-        words.append("cells that differ")
-    return words
-
-
-def _without_masked(
-    x: Array, mask: Any, lengths: Array | None, resets: Array | None, single: bool
-) -> tuple[Array, Array, Array | None, Array]:
-    """The input, lengths and resets without the masked steps, and the times (T, B, 1) of its steps.
-
-    A row stands still at a masked step, so it is the row without that step: those are moved behind its end.
-    """
-    if lengths is not None:
-        raise ValueError("mask and lengths cannot be used together: pass one of them")
-    T, B, _ = x.shape
-    order, count = as_mask(mask, (T,) if single else (T, B))
-    order, count = order.reshape(T, B), count.reshape(B)
-    if resets is not None:  # one at a masked step waits for the next real one
-        seen = np.take_along_axis(np.cumsum(resets, axis=0, dtype=np.int64), order, 0)
-        resets = (np.diff(seen, axis=0, prepend=np.zeros((1, B), np.int64)) > 0).view(np.uint8)
-    return taken_in_order(x, order[..., None]), count, resets, order[..., None]
-
-
-def _overlap(a: Array, b: Array) -> bool:
-    try:
-        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # any integer, NumPy says
-    except np.exceptions.TooHardError:
-        return True  # what cannot be shown to be apart is taken as overlapping
-
-
-def _overlaps_itself(array: Array) -> bool:
-    """Whether two elements may share memory: sorted by stride, each axis must step over all inner ones."""
-    extent = array.itemsize
-    for stride, size in sorted((abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True)):
-        if size > 1:
-            if stride < extent:
-                return True
-            extent += stride * (size - 1)
-    return False

@@ -10,7 +10,7 @@ import numpy as np
 from fastlstm import _engine
 from fastlstm import threads as _threads
 from fastlstm.arrays import Array, as_array, as_floats, as_integer, in_place, shape_error
-from fastlstm.weights import MAX_SIZE, Weights
+from fastlstm.weights import MAX_SIZE, Weights, described
 
 if TYPE_CHECKING:
     from fastlstm.network import Network
@@ -49,9 +49,7 @@ class Stream(Generic[S]):
         self.reset()
 
     def __repr__(self) -> str:
-        from fastlstm.network import described
-
-        return f"Stream({described(self._kind, self._packed.weights)}, batch_size={self.batch_size})"
+        return f"Stream({described(self._kind.__name__, self._packed.weights)}, batch_size={self.batch_size})"
 
     def _take_memory(self) -> None:
         """Room for the state before a step and after it, and the engine's prepared call."""

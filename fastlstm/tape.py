@@ -11,7 +11,8 @@ import numpy as np
 
 from fastlstm import _engine
 from fastlstm import threads as _threads
-from fastlstm.arrays import Array, as_bytes, as_flag, as_floats, contiguous, in_place, put_in_order, shape_error, taken_in_order
+from fastlstm.arrays import Array, as_bytes, as_flag, as_floats, contiguous, in_place, shape_error
+from fastlstm.masks import put_in_order, taken_in_order
 from fastlstm.weights import suffix
 
 if TYPE_CHECKING:

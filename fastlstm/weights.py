@@ -6,16 +6,16 @@ Every loader produces :class:`Weights`; the engine, ``state_dict`` and ``save`` 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from fastlstm import rounding
 from fastlstm.arrays import Array, as_flag, as_integer
-from fastlstm.cell import PLAIN, Cell
+from fastlstm.cell import PLAIN, Activation, Cell
 
-__all__ = ["TENSORS", "Array", "LayerWeights", "Weights", "check_sizes", "parameter_shapes"]
+__all__ = ["TENSORS", "Array", "LayerWeights", "Weights", "check_sizes", "described", "parameter_shapes"]
 
 SUPPORTED_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 MAX_LAYERS = 1 << 16
@@ -384,3 +384,42 @@ def check_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: i
         as_integer(name, value, least, most)
     if proj_size >= hidden_size and proj_size:
         raise ValueError(f"proj_size must be smaller than hidden_size {hidden_size}, got {proj_size}")
+
+
+def described(kind: str, weights: Weights, batch_first: bool = False) -> str:
+    """A network of these weights, as it is shown."""
+    parts = [str(weights.input_size), str(weights.hidden_size)]
+    if weights.num_layers != 1:
+        parts.append(f"num_layers={weights.num_layers}")
+    if not weights.bias:
+        parts.append("bias=False")
+    if batch_first:
+        parts.append("batch_first=True")
+    parts += [f"{flag}=True" for flag in ("bidirectional", "reverse", "flipped") if getattr(weights, flag)]
+    if weights.merge_mode != "concat":
+        parts.append(f"merge_mode={weights.merge_mode!r}")
+    if weights.proj_size:
+        parts.append(f"proj_size={weights.proj_size}")
+    if weights.nonlinearity not in (None, "tanh"):
+        parts.append(f"nonlinearity={weights.nonlinearity!r}")
+    if weights.dtype != np.float32:
+        parts.append(f"dtype={weights.dtype.name!r}")
+    if weights.weight_dtype:
+        parts.append(f"weight_dtype={weights.weight_dtype!r}")
+    return f"{kind}({', '.join(parts + _special(weights))})"
+
+
+def _special(weights: Weights) -> list[str]:
+    """In words, what ``torch.nn.LSTM`` does not have; of the first layer, the others may differ."""
+    first, words = weights.layers[0], []
+    if first.weight_peephole is not None:
+        words.append("peepholes")
+    if first.h_0 is not None:
+        words.append("initial state")
+    for item in fields(Cell):
+        value = getattr(first.cell, item.name)
+        if value != getattr(PLAIN, item.name):
+            words.append(f"{item.name}={value if isinstance(value, Activation) else repr(value)}")
+    if any(layer.cell != first.cell for layer in weights.layers):
+        words.append("cells that differ")
+    return words
