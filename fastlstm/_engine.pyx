@@ -98,7 +98,7 @@ cdef extern from "fastlstm.h" nogil:
 
     ctypedef struct fl_array:
         char *data
-        fl_index strides[3]
+        fl_index strides[2]
 
     ctypedef struct fl_watch:
         int (*poll)(void *) noexcept nogil
@@ -605,9 +605,9 @@ def forward(
     call.net = net
     call.T, call.B = T, B
     call.x.data = <char *>&x[0, 0, 0] if T and B else NULL
-    call.x.strides[0], call.x.strides[1], call.x.strides[2] = x.strides[0], x.strides[1], net.item
+    call.x.strides[0], call.x.strides[1] = x.strides[0], x.strides[1]
     call.output.data = <char *>&output[0, 0, 0] if T and B else NULL
-    call.output.strides[0], call.output.strides[1], call.output.strides[2] = output.strides[0], output.strides[1], net.item
+    call.output.strides[0], call.output.strides[1] = output.strides[0], output.strides[1]
     call.h_0 = <const char *>&h_0[0, 0, 0] if h_0 is not None and B else NULL
     call.c_0 = <const char *>&c_0[0, 0, 0] if c_0 is not None and B and net.C else NULL
     call.h_n = <char *>&h_n[0, 0, 0] if B else NULL
@@ -671,8 +671,8 @@ def step(Network network not None, x, tuple state not None, dtype, bint batch_fi
             taken += 1
         call.net, call.T, call.B, call.tape, call.lengths, call.resets = net, 1, B, NULL, NULL, NULL
         call.x.data, call.output.data = <char *>views[0].buf, <char *>views[3].buf
-        call.x.strides[0], call.x.strides[1], call.x.strides[2] = 0, net.I * net.item, net.item
-        call.output.strides[0], call.output.strides[1], call.output.strides[2] = 0, net.D * net.P * net.item, net.item
+        call.x.strides[0], call.x.strides[1] = 0, net.I * net.item
+        call.output.strides[0], call.output.strides[1] = 0, net.D * net.P * net.item
         call.h_0, call.c_0 = <const char *>views[1].buf, <const char *>views[2].buf
         call.h_n, call.c_n = <char *>views[4].buf, <char *>views[5].buf
         run_team(&job, threads, limit)
@@ -901,7 +901,7 @@ def block_steps(Py_ssize_t B):
 cdef fl_array in_place(const floating[:, :, :] array, Py_ssize_t T, Py_ssize_t B, Py_ssize_t columns, Py_ssize_t item):
     """An array (T, B, columns) to be read or written where it stands; None has no data."""
     cdef fl_array found
-    found.data, found.strides[0], found.strides[1], found.strides[2] = NULL, 0, 0, 0
+    found.data, found.strides[0], found.strides[1] = NULL, 0, 0
     if array is None:
         return found
     if (array.shape[0] != T or array.shape[1] != B or array.shape[2] != columns
@@ -909,7 +909,7 @@ cdef fl_array in_place(const floating[:, :, :] array, Py_ssize_t T, Py_ssize_t B
         raise ValueError("shapes or strides that tape.py should have refused")
     if T and B:
         found.data = <char *>&array[0, 0, 0]
-        found.strides[0], found.strides[1], found.strides[2] = array.strides[0], array.strides[1], item
+        found.strides[0], found.strides[1] = array.strides[0], array.strides[1]
     return found
 
 

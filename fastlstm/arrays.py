@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 __all__ = [
     "Array",
+    "Inputs",
     "as_array",
     "as_booleans",
     "as_bytes",
@@ -28,6 +29,26 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Inputs(NamedTuple):
+    """The arguments of a call on whole sequences, checked, as the engine takes them."""
+
+    given: Array  # x as it was given
+    x: Array  # (T, B, I), which the kernels can read in place
+    single: bool  # whether it was one sequence (T, I)
+    h_0: Array | None  # (L*D, B, P)
+    c_0: Array | None  # (L*D, B, C)
+    lengths: Array | None  # (B,)
+    resets: Array | None  # (T, B), bytes
+    order: Array | None  # with a mask: the times (T, B, 1) of the steps of x
+
+    def arrays(self) -> Iterator[tuple[str, Array | None]]:
+        """Those that a call reads, under the names of the arguments."""
+        yield "x", self.given
+        for name in ("h_0", "c_0", "lengths", "resets"):
+            yield name, getattr(self, name)
+
 
 PIECE = 8 << 20  # bytes that are copied at a time: between two pieces Ctrl-C takes effect
 

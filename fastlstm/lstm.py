@@ -160,7 +160,7 @@ class LSTM(Network[State]):
             one = _engine.step(self._packed.network, x, state, self._dtype, self._batch_first, *_threads.allowance(threads))
             if one is not None:
                 return one
-        return self._call(x, state, lengths, resets, out, threads, mask)
+        return self._call(x, state, lengths, mask, resets, out, threads)
 
     def record(
         self,
@@ -207,7 +207,7 @@ class LSTM(Network[State]):
         ----------
         .. [1] A. Gruslys et al., "Memory-Efficient Backpropagation Through Time", NeurIPS 2016.
         """
-        return self._record(x, state, lengths, resets, dropout, seed, recompute, threads, mask)
+        return self._record(x, state, lengths, mask, resets, dropout, seed, recompute, threads)
 
     def trace(
         self,
@@ -215,6 +215,7 @@ class LSTM(Network[State]):
         state: tuple[Any, Any] | None = None,
         *,
         lengths: Any = None,
+        mask: Any = None,
         resets: Any = None,
         threads: int | None = None,
     ) -> Trace:
@@ -222,7 +223,7 @@ class LSTM(Network[State]):
 
         Parameters
         ----------
-        x, state, lengths, resets, threads : as for :meth:`__call__`
+        x, state, lengths, mask, resets, threads : as for :meth:`__call__`
 
         Returns
         -------
@@ -236,7 +237,7 @@ class LSTM(Network[State]):
         """
         from fastlstm.trace import Trace
 
-        return Trace.of(self.record(x, state, lengths=lengths, resets=resets, threads=threads))
+        return Trace.of(self.record(x, state, lengths=lengths, mask=mask, resets=resets, threads=threads))
 
     def to_torch(self) -> Any:
         """A live ``torch.nn.LSTM`` with equal weights, on the CPU; PyTorch must be installed.

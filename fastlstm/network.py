@@ -1,4 +1,4 @@
-"""What an LSTM and a plain RNN have in common: checks, arrays and weights around the engine's calls. No arithmetic."""
+"""What an LSTM and a plain RNN have in common: checks, arrays and weights around the engine's calls."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fastlstm import _engine
 from fastlstm import threads as _threads
 from fastlstm.arrays import (
     Array,
+    Inputs,
     as_array,
     as_flag,
     as_floats,
@@ -25,27 +26,24 @@ from fastlstm.arrays import (
     shape_error,
 )
 from fastlstm.masks import put_in_order, without_masked
-from fastlstm.packed import Packed
+from fastlstm.packed import Packed, State
 from fastlstm.recompute import RecomputedTape
 from fastlstm.rounding import TYPES
 from fastlstm.stream import Stream
-from fastlstm.tape import FORWARD, Tape
+from fastlstm.tape import S, Tape
 from fastlstm.weights import Weights, check_sizes, described, parameter_shapes
 
 __all__ = ["Network", "merged"]
 
-S = TypeVar("S")  # the state as callers see it: (h, c), or h alone
 Self = TypeVar("Self", bound="Network[Any]")
-Pair = tuple[Array, Array]  # the state as the engine sees it: h and c, which has no columns in a plain RNN
 
 
 class Network(Generic[S]):
-    """Packed weights, and what is done with them whichever cell they belong to."""
+    """Base class of LSTM and RNN: everything that does not depend on the cell."""
 
     _packed: Packed
     _batch_first: bool
     _dtype: np.dtype[Any]
-    _forward: Any  # the engine's function for it
     _sizes: tuple[int, int, int, int]  # of an input, of h and of c; records
     _concat: bool
     _width: int  # of the output of both directions
@@ -142,7 +140,6 @@ class Network(Generic[S]):
         owned = packed.weights
         self._packed = packed  # in one piece: other threads' calls take the old weights or the new ones
         self._dtype = owned.dtype
-        self._forward = FORWARD[owned.dtype]
         self._sizes = (owned.input_size, owned.proj_size or owned.hidden_size, owned.cell_size, len(owned.layers))
         self._concat = owned.merge_mode == "concat"
         self._width = owned.num_directions * self._sizes[1]
@@ -226,22 +223,17 @@ class Network(Generic[S]):
 
     # ---- Running it ------------------------------------------------------------------------------------------------------------
 
-    def _call(
-        self, x: Any, state: Any, lengths: Any, resets: Any, out: Any, threads: int | None, mask: Any = None
-    ) -> tuple[Any, S]:
+    def _call(self, x: Any, state: Any, lengths: Any, mask: Any, resets: Any, out: Any, threads: int | None) -> tuple[Any, S]:
         """Run whole sequences."""
-        seen, x, single, h_0, c_0, lengths, resets = self._check(x, state, lengths, resets)
-        order = None
-        if mask is not None:
-            x, lengths, resets, order = without_masked(x, mask, lengths, resets, single)
-        T, B, _ = x.shape
+        inputs = self._check(x, state, lengths, mask, resets)
+        (T, B, _), single = inputs.x.shape, inputs.single
         most, limit = _threads.allowance(threads)
         merge_mode = self.weights.merge_mode
         merges = not self._concat and merge_mode is not None
         given = None
         if out is not None:
             shape = self._output_shape(T, B, single)
-            given = self._check_out(out, (*shape[:-1], self._sizes[1]) if merges else shape, (seen, h_0, c_0, lengths, resets))
+            given = self._check_out(out, (*shape[:-1], self._sizes[1]) if merges else shape, inputs)
         if given is None or merges:
             result, output = self._new_output(T, B, single)
             target = result
@@ -249,35 +241,33 @@ class Network(Generic[S]):
             result = given
             target = in_place(result)  # a copy of `out` if the kernels cannot write to it as it stands
             output = self._as_written(target, single, self._batch_first)
-        h_n, c_n = self._new_state(B)
-        self._forward(self._packed.network, x, h_0, c_0, output, h_n, c_n, lengths, resets, most, limit)
-        if order is not None:
-            put_in_order(output, order)
+        final, packed = self._new_state(B), self._packed
+        packed.forward(
+            packed.network, inputs.x, inputs.h_0, inputs.c_0, output, *final, inputs.lengths, inputs.resets, most, limit
+        )
+        if inputs.order is not None:
+            put_in_order(output, inputs.order)
         if target is not result:
             result[...] = target
-        final = self._join(h_n[:, 0], c_n[:, 0]) if single else self._join(h_n, c_n)
         if not self._concat:
             forward, backward = np.split(result, 2, axis=-1)
             result = merged(merge_mode, forward, backward, given if merges else None)
-        return (result if out is None or merge_mode is None else out), final
+        return (result if out is None or merge_mode is None else out), self._as_returned(final, single)
 
     def _record(
         self,
         x: Any,
         state: Any,
         lengths: Any,
+        mask: Any,
         resets: Any,
         dropout: Any,
         seed: Any,
         recompute: bool,
         threads: int | None,
-        mask: Any = None,
     ) -> Tape[S]:
         """Run whole sequences and keep what their gradients need."""
-        _, x, single, h_0, c_0, lengths, resets = self._check(x, state, lengths, resets)
-        order = None
-        if mask is not None:
-            x, lengths, resets, order = without_masked(x, mask, lengths, resets, single)
+        inputs = self._check(x, state, lengths, mask, resets)
         if not isinstance(dropout, (int, float, np.integer, np.floating)) or isinstance(dropout, bool):
             raise TypeError(f"dropout must be a number, got {dropout!r:.100}")
         if not 0 <= dropout <= 1:
@@ -289,13 +279,12 @@ class Network(Generic[S]):
         if recompute and self.weights.layers[0].h_0 is not None:
             raise ValueError("recompute=True is not supported for a network with an initial state of its own; leave it out")
         kind: type[Tape[S]] = RecomputedTape if recompute else Tape
-        return kind(self, x, h_0, c_0, lengths, resets, single, float(dropout), chosen, threads, order)
+        return kind(self, inputs, float(dropout), chosen, threads)
 
-    def _check(self, x: Any, state: Any, lengths: Any, resets: Any) -> tuple[Any, ...]:
-        """The input as it was given and as (T, B, I) to be read in place, whether it is one sequence, and the rest as the engine
-        takes it."""
+    def _check(self, x: Any, state: Any, lengths: Any, mask: Any, resets: Any) -> Inputs:
+        """A call's arguments as the engine takes them."""
         I = self._sizes[0]
-        x = seen = as_floats("x", x, self._dtype)
+        x = given = as_floats("x", x, self._dtype)
         single = x.ndim == 2
         if x.ndim not in (2, 3) or x.shape[-1] != I:
             free = ("B", "T") if self._batch_first else ("T", "B")
@@ -313,7 +302,10 @@ class Network(Generic[S]):
             lengths = as_lengths(lengths, T, B)
         if resets is not None:
             resets = as_resets(resets, (T,) if single else (T, B))
-        return seen, x, single, h_0, c_0, lengths, resets
+        order = None
+        if mask is not None:
+            x, lengths, resets, order = without_masked(x, mask, lengths, resets, single)
+        return Inputs(given, x, single, h_0, c_0, lengths, resets, order)
 
     def _output_shape(self, T: int, B: int, single: bool) -> tuple[int, ...]:
         return (T, self._width) if single else (B, T, self._width) if self._batch_first else (T, B, self._width)
@@ -328,11 +320,16 @@ class Network(Generic[S]):
         output = output[:, None] if single else output.transpose(1, 0, 2) if batch_first else output
         return output[::-1] if self.weights.flipped else output
 
-    def _new_state(self, B: int) -> Pair:
+    def _as_returned(self, state: State, single: bool) -> S:
+        """The engine's state as callers get it."""
+        h, c = state
+        return self._join(h[:, 0], c[:, 0]) if single else self._join(h, c)
+
+    def _new_state(self, B: int) -> State:
         _, P, C, records = self._sizes
         return np.empty((records, B, P), self._dtype), np.empty((records, B, C), self._dtype)
 
-    def _check_state(self, state: Any, B: int, single: bool) -> Pair:
+    def _check_state(self, state: Any, B: int, single: bool) -> State:
         """The initial state as contiguous arrays (L*D, B, P) and (L*D, B, C)."""
         _, P, C, records = self._sizes
         names = ("h_0", "c_0")
@@ -346,7 +343,7 @@ class Network(Generic[S]):
             checked.append(array[:, None] if single else array)
         return checked[0], checked[1] if len(checked) == 2 else np.empty((records, B, C), self._dtype)
 
-    def _check_out(self, out: Any, shape: tuple[int, ...], inputs: tuple[Array | None, ...]) -> Array:
+    def _check_out(self, out: Any, shape: tuple[int, ...], inputs: Inputs) -> Array:
         array = as_array("out", out, self._dtype)
         if array.dtype != self._dtype:  # no advice to convert it: the result would be in what nobody has
             kind = self._dtype.name
@@ -359,7 +356,7 @@ class Network(Generic[S]):
             raise ValueError("out is read-only")
         if array.size and overlaps_itself(array):
             raise ValueError("out must not overlap itself: some of its elements share memory")
-        for name, other in zip(("x", "h_0", "c_0", "lengths", "resets"), inputs, strict=True):
+        for name, other in inputs.arrays():
             if other is not None and overlap(array, other):
                 raise ValueError(f"out must not overlap {name}")
         return array

@@ -1,4 +1,4 @@
-"""Weights as the engine has packed them."""
+"""Weights as the engine has packed them, and the engine's functions for their dtype."""
 
 from __future__ import annotations
 
@@ -13,16 +13,25 @@ from fastlstm.cell import ACTIVATIONS, PLAIN
 from fastlstm.isa import isa as _isa  # noqa: F401  (chooses the kernels before a network is packed)
 from fastlstm.weights import TENSORS, LayerWeights, Weights
 
-__all__ = ["Packed"]
+__all__ = ["ADD", "BACKWARD", "DROP", "FORWARD", "OptionalState", "Packed", "State"]
+
+State = tuple[Array, Array]  # as the engine sees it: h (L*D, B, P) and c (L*D, B, C); C is 0 in a plain RNN
+OptionalState = tuple["Array | None", "Array | None"]  # None: zeros, or what the network begins from
+
+# Chosen once for a network; Cython's own choice by the arrays of each call takes longer than a small step
+FORWARD = {np.dtype("float32"): _engine.forward["float"], np.dtype("float64"): _engine.forward["double"]}
+BACKWARD = {np.dtype("float32"): _engine.backward["float"], np.dtype("float64"): _engine.backward["double"]}
+ADD = {np.dtype("float32"): _engine.add["float"], np.dtype("float64"): _engine.add["double"]}
+DROP = {np.dtype("float32"): _engine.drop["float"], np.dtype("float64"): _engine.drop["double"]}
 
 _KINDS = tuple(ACTIVATIONS)  # by the engine's numbers
 
 
 class Packed:
-    """Weights, and what the engine made of them. Nothing changes them: a network that gets others gets another of these, and who
-    holds this one, as a tape or a stream does, has weights that belong together."""
+    """Weights, and what the engine made of them. Immutable: ``load_state_dict`` makes a new one, so that a tape or a stream,
+    which holds the old one, keeps weights that belong together."""
 
-    __slots__ = ("_transposed", "network", "shapes", "weights")
+    __slots__ = ("_transposed", "forward", "network", "shapes", "weights")
 
     def __init__(self, weights: Weights) -> None:
         weights = weights.rounded(weights.weight_dtype) if weights.weight_dtype else weights
@@ -41,6 +50,7 @@ class Packed:
             owned.nonlinearity,
             owned.weight_dtype,
         )
+        self.forward = FORWARD[owned.dtype]
         self.shapes = owned.expected_shapes()  # every tape asks
         self._transposed: _engine.Transposed | None = None
 

@@ -1,4 +1,4 @@
-"""A tape that keeps a fraction of the memory, and records again what it needs when it goes back."""
+"""A tape that keeps a fraction of the memory: its backward pass computes what it needs once more."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ import numpy as np
 
 from fastlstm import _engine
 from fastlstm.arrays import Array, as_bytes
-from fastlstm.packed import Packed
-from fastlstm.tape import ADD, BACKWARD, DROP, FORWARD, Maybe, Record, S, State, Tape, copies, zeros
+from fastlstm.packed import ADD, BACKWARD, DROP, FORWARD, OptionalState, Packed, State
+from fastlstm.tape import GradientMemory, S, Tape, copies, zeros
 from fastlstm.weights import Weights
 
 __all__ = ["RecomputedTape"]
 
 
 class RecomputedTape(Tape[S]):
-    """A tape that keeps the inputs of each layer and a state now and then; when it goes back it records the steps between anew,
-    for one layer and direction after the other."""
+    """A tape that keeps the inputs of each layer and a state now and then. Its backward pass recomputes the steps between two
+    kept states, for one layer and direction after the other."""
 
     _remade = ("_packed", "_parts")
 
-    def _record(self, x: Array, state: Maybe, output: Array, final: State, threads: tuple[int, int]) -> None:
+    def _record(self, x: Array, state: OptionalState, output: Array, final: State, threads: tuple[int, int]) -> None:
         net, (T, B), run = self._net, self._sizes, FORWARD[output.dtype]
         self._segment, self._parts = _segment(T, B), _parts(self._packed.weights)
         self._inputs = [x.copy()]  # of each layer
-        self._states: list[dict[int, Maybe]] = []  # of each part: by a segment's first step, the state it begins from
+        self._states: list[dict[int, OptionalState]] = []  # of each part: by a segment's first step, the state it begins from
         for index, part in enumerate(self._parts):
             layer, side = divmod(index, net.num_directions)
             if side == 0:
                 last = layer + 1 == net.num_layers
                 y = output if last else _engine.new_array((T, B, net._width), net.dtype)
-            before: Maybe = _copy_of(state[0], index), _copy_of(state[1], index)  # the caller's arrays may change
-            states: dict[int, Maybe] = {}
+            before: OptionalState = _copy_of(state[0], index), _copy_of(state[1], index)  # the caller's arrays may change
+            states: dict[int, OptionalState] = {}
             for begin, end in self._segments(part):
                 states[begin], after = before, _state_of(part, B)
                 inputs, outputs = self._inputs[layer][begin:end], y[begin:end, :, self._columns(side)]
@@ -51,11 +51,11 @@ class RecomputedTape(Tape[S]):
     def _run_back(
         self,
         d_y: Array | None,
-        d_final: Maybe,
+        d_final: OptionalState,
         steps: int,
         d_x: Array | None,
         d_state: State,
-        records: list[Record],
+        memory: list[GradientMemory],
         threads: tuple[int, int],
     ) -> None:
         D, dtype = self._net.num_directions, d_state[0].dtype
@@ -64,9 +64,9 @@ class RecomputedTape(Tape[S]):
             d_inputs = [zeros(self._inputs[layer].shape, dtype) if wanted else None for _ in range(D)]
             for side in range(D):
                 index = layer * D + side
-                d_after: Maybe = _record_of(d_final[0], index), _record_of(d_final[1], index)
+                d_after: OptionalState = _part_of(d_final[0], index), _part_of(d_final[1], index)
                 d_part = None if d_y is None else d_y[:, :, self._columns(side)]
-                d_h, d_c = self._part_back(index, d_inputs[side], d_part, d_after, steps, records[index], threads)
+                d_h, d_c = self._part_back(index, d_inputs[side], d_part, d_after, steps, memory[index], threads)
                 d_state[0][index], d_state[1][index] = d_h[0], d_c[0]
             d_y = d_inputs[0]
             if D == 2 and d_y is not None:
@@ -84,9 +84,9 @@ class RecomputedTape(Tape[S]):
         index: int,
         d_x: Array | None,
         d_y: Array | None,
-        d_after: Maybe,
+        d_after: OptionalState,
         steps: int,
-        record: Record,
+        memory: GradientMemory,
         threads: tuple[int, int],
     ) -> State:
         """One layer and direction, segment by segment from its end; the gradient of its initial state."""
@@ -103,7 +103,7 @@ class RecomputedTape(Tape[S]):
             forward(part.network, x[begin:end], *state, output, *after, lengths, resets, *threads, tape)
             d_before = copies(d_after, _state_of(part, B))
             d_out, d_in = (None if d is None else d[begin:end] for d in (d_y, d_x))
-            backward(part.transposed, tape, d_out, *d_after, resets, steps, begin, d_in, *d_before, [record], adds, *threads)
+            backward(part.transposed, tape, d_out, *d_after, resets, steps, begin, d_in, *d_before, [memory], adds, *threads)
             adds = True
             border = end if part.weights.reverse else begin
             if 0 < border < T:
@@ -137,7 +137,7 @@ class RecomputedTape(Tape[S]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the tape keeps for its gradients, without what it takes while it goes back; 0 when it is used up."""
+        """Bytes that the tape keeps for its gradients, without what the backward pass takes while it runs; 0 once it is used."""
         states = [array for states in self._states for state in states.values() for array in state if array is not None]
         return sum(array.nbytes for array in self._inputs + states)
 
@@ -170,7 +170,7 @@ def _state_of(part: Packed, B: int) -> State:
     return h, np.empty((1, B, weights.cell_size), weights.dtype)
 
 
-def _record_of(state: Array | None, index: int) -> Array | None:
+def _part_of(state: Array | None, index: int) -> Array | None:
     """One layer's and direction's part, as (1, B, ...)."""
     return None if state is None else state[index : index + 1]
 

@@ -40,7 +40,7 @@ class RNN(Network[Array]):
     seed : int, optional
         Of the initial weights: uniform within 1/sqrt(hidden_size), as PyTorch's.
     dropout : 0
-        PyTorch's argument, and no other value of it: dropout is asked for where it is used, ``record(x, dropout=)``.
+        Accepted for compatibility with PyTorch; must be 0. Dropout is an argument of :meth:`record`.
 
     Attributes
     ----------
@@ -50,8 +50,8 @@ class RNN(Network[Array]):
     Raises
     ------
     ValueError, TypeError
-        If a size is not a positive integer, there is no such nonlinearity, a flag is neither true nor false, `dtype` is another
-        one, `seed` is not an integer of 0 or more, or `dropout` is not 0.
+        If a size is not a positive integer, there is no such nonlinearity, a flag is not a boolean, `dtype` is not one of the
+        two, `seed` is not an integer of 0 or more, or `dropout` is not 0.
 
     References
     ----------
@@ -113,7 +113,7 @@ class RNN(Network[Array]):
         TypeError
             If an argument has another type.
         OSError
-            If the system refuses.
+            If the file cannot be opened or read.
         """
         from fastlstm.loaders import reading
 
@@ -132,6 +132,7 @@ class RNN(Network[Array]):
         h_0: Any = None,
         *,
         lengths: Any = None,
+        mask: Any = None,
         resets: Any = None,
         out: Any = None,
         threads: int | None = None,
@@ -144,7 +145,7 @@ class RNN(Network[Array]):
             ``(B, T, input_size)`` if `batch_first`; ``(T, input_size)`` for one sequence. Any strides; never written to.
         h_0 : array, shape (num_layers * num_directions, B, hidden_size), optional
             Without B for one sequence; zeros if left out.
-        lengths, resets, out, threads : as for :meth:`LSTM.__call__`
+        lengths, mask, resets, out, threads : as for :meth:`LSTM.__call__`
 
         Returns
         -------
@@ -158,7 +159,7 @@ class RNN(Network[Array]):
         ValueError, TypeError, MemoryError
             As :meth:`LSTM.__call__`.
         """
-        return self._call(x, h_0, lengths, resets, out, threads)
+        return self._call(x, h_0, lengths, mask, resets, out, threads)
 
     def record(
         self,
@@ -166,6 +167,7 @@ class RNN(Network[Array]):
         h_0: Any = None,
         *,
         lengths: Any = None,
+        mask: Any = None,
         resets: Any = None,
         dropout: float = 0.0,
         seed: int | None = None,
@@ -176,7 +178,7 @@ class RNN(Network[Array]):
 
         Parameters
         ----------
-        x, h_0, lengths, resets : as for :meth:`__call__`
+        x, h_0, lengths, mask, resets : as for :meth:`__call__`
         dropout, seed, recompute : as for :meth:`LSTM.record`
         threads : as for :meth:`__call__`
 
@@ -191,7 +193,7 @@ class RNN(Network[Array]):
         ValueError, TypeError, MemoryError
             As :meth:`__call__`; and if `dropout` or `seed` is out of range.
         """
-        return self._record(x, h_0, lengths, resets, dropout, seed, recompute, threads)
+        return self._record(x, h_0, lengths, mask, resets, dropout, seed, recompute, threads)
 
     @staticmethod
     def _check_kind(weights: Weights) -> None:

@@ -148,8 +148,8 @@ class Stream(Generic[S]):
                 if isinstance(row, bool) or not isinstance(row, (int, np.integer)):
                     raise TypeError(f"rows must be integers, or one bool array of shape ({B},), got {row!r:.100}")
                 if not 0 <= row < B:
-                    between = f"between 0 and {B - 1}" if B else "none, as there are no rows"
-                    raise ValueError(f"rows must be {between}, got {row}")
+                    limit = f"rows must be between 0 and {B - 1}" if B else "rows must be empty, as batch_size is 0"
+                    raise ValueError(f"{limit}, got {row}")
             chosen = [int(row) for row in chosen]  # NumPy makes floats of an unsigned one beside others
         now = self._engine.current
         for held, initial in zip((self._h[now], self._c[now]), self._initial, strict=True):

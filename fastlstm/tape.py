@@ -11,24 +11,18 @@ import numpy as np
 
 from fastlstm import _engine
 from fastlstm import threads as _threads
-from fastlstm.arrays import Array, as_bytes, as_flag, as_floats, contiguous, in_place, shape_error
+from fastlstm.arrays import Array, Inputs, as_bytes, as_flag, as_floats, contiguous, in_place, shape_error
 from fastlstm.masks import put_in_order, taken_in_order
+from fastlstm.packed import BACKWARD, FORWARD, OptionalState, State
 from fastlstm.weights import suffix
 
 if TYPE_CHECKING:
     from fastlstm.network import Network
 
-__all__ = ["ADD", "BACKWARD", "DROP", "FORWARD", "Gradients", "Maybe", "Record", "S", "State", "Tape", "copies", "zeros"]
+__all__ = ["GradientMemory", "Gradients", "S", "Tape", "copies", "zeros"]
 
 S = TypeVar("S")  # the state as callers see it: (h, c), or h alone of a plain RNN
-State = tuple[Array, Array]  # as the engine sees it: c has no columns in a plain RNN
-Maybe = tuple["Array | None", "Array | None"]
-Record = tuple["Array | None", ...]  # of one layer and direction: the memory of its parameters' gradients
-
-FORWARD = {np.dtype("float32"): _engine.forward["float"], np.dtype("float64"): _engine.forward["double"]}
-BACKWARD = {np.dtype("float32"): _engine.backward["float"], np.dtype("float64"): _engine.backward["double"]}
-ADD = {np.dtype("float32"): _engine.add["float"], np.dtype("float64"): _engine.add["double"]}
-DROP = {np.dtype("float32"): _engine.drop["float"], np.dtype("float64"): _engine.drop["double"]}
+GradientMemory = tuple["Array | None", ...]  # where the gradients of one layer's and direction's parameters go
 _USED = "this tape has already been used, or its backward was interrupted; call record again"
 
 
@@ -77,36 +71,23 @@ class Tape(Generic[S]):
         Which ones.
     """
 
-    def __init__(
-        self,
-        network: Network[S],
-        x: Array,
-        h_0: Array | None,
-        c_0: Array | None,
-        lengths: Array | None,
-        resets: Array | None,
-        single: bool,
-        dropout: float,
-        seed: int,
-        threads: int | None,
-        order: Array | None = None,  # times (T, B, 1) of the steps of x, if some are masked
-    ) -> None:
-        T, B, _ = x.shape
+    def __init__(self, network: Network[S], inputs: Inputs, dropout: float, seed: int, threads: int | None) -> None:
+        T, B, _ = inputs.x.shape
         self.dropout, self.seed = dropout, seed
-        self._net, self._packed, self._single, self._sizes = network, network._packed, single, (T, B)
+        self._net, self._packed, self._single, self._sizes = network, network._packed, inputs.single, (T, B)
         self._batch_first = network.batch_first  # the network's may change before the gradients are taken
-        self._lengths = None if lengths is None else lengths.copy()
-        self._resets = None if resets is None else resets.copy()
-        self._turns = [None]  # as many as there are gradients to be taken; a list's methods are safe between threads
-        self.output, output = network._new_output(T, B, single)
-        h_n, c_n = network._new_state(B)
-        self._record(x, (h_0, c_0), output, (h_n, c_n), _threads.allowance(threads))
-        self._order = order
-        if order is not None:
-            put_in_order(output, order)
-        self.state: S = network._join(h_n[:, 0], c_n[:, 0]) if single else network._join(h_n, c_n)
+        self._lengths = None if inputs.lengths is None else inputs.lengths.copy()
+        self._resets = None if inputs.resets is None else inputs.resets.copy()
+        self._order = inputs.order
+        self._unused = [True]  # emptied by the one backward pass: of two threads only one can pop
+        self.output, output = network._new_output(T, B, inputs.single)
+        final = network._new_state(B)
+        self._record(inputs.x, (inputs.h_0, inputs.c_0), output, final, _threads.allowance(threads))
+        if inputs.order is not None:
+            put_in_order(output, inputs.order)
+        self.state: S = network._as_returned(final, inputs.single)
 
-    def _record(self, x: Array, state: Maybe, output: Array, final: State, threads: tuple[int, int]) -> None:
+    def _record(self, x: Array, state: OptionalState, output: Array, final: State, threads: tuple[int, int]) -> None:
         """The forward pass; everything in the engine's shapes."""
         self._packed.transposed  # noqa: B018  (now, when a lack of memory costs nothing)
         self._arguments = (*self._sizes, self._lengths, *map(as_bytes, state), self.dropout, self.seed)
@@ -117,17 +98,17 @@ class Tape(Generic[S]):
     def _run_back(
         self,
         d_y: Array | None,
-        d_final: Maybe,
+        d_final: OptionalState,
         steps: int,
         d_x: Array | None,
         d_state: State,
-        records: list[Record],
+        memory: list[GradientMemory],
         threads: tuple[int, int],
     ) -> None:
-        """The backward pass; everything in the engine's shapes. `d_x` (None: not wanted), `d_state` and `records` are written."""
+        """The backward pass; everything in the engine's shapes. `d_x` (None: not wanted), `d_state` and `memory` are written."""
         assert self._engine is not None, "a tape that is not used up"
         run, tape = BACKWARD[d_state[0].dtype], (self._packed.transposed, self._engine)
-        run(*tape, d_y, *d_final, self._resets, steps, 0, d_x, *d_state, records, False, *threads)
+        run(*tape, d_y, *d_final, self._resets, steps, 0, d_x, *d_state, memory, False, *threads)
 
     def _free(self) -> None:
         """Let go of what the gradients were taken from."""
@@ -190,7 +171,7 @@ class Tape(Generic[S]):
         .. [1] R. Williams, J. Peng, "An Efficient Gradient-Based Algorithm for On-Line Training of Recurrent Network
            Trajectories", Neural Computation 2(4), 1990.
         """
-        if not self._turns:
+        if not self._unused:
             raise RuntimeError(_USED)
         net, (T, B) = self._net, self._sizes
         if net._packed is not self._packed:
@@ -219,19 +200,19 @@ class Tape(Generic[S]):
         d_initial = copies(d_final, net._new_state(B))  # a row without a step hands on what it is given
         shapes = self._packed.shapes
         parameters = _room_of(shapes, net.dtype, T * B)
-        records: list[Record] = []
+        memory: list[GradientMemory] = []
         for index in range(len(self._packed.weights.layers)):
             end = suffix(index, net.num_directions)
             kinds = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_peephole", "h_0", "c_0")
-            records.append(tuple(as_bytes(parameters.get(kind + end)) for kind in kinds))
+            memory.append(tuple(as_bytes(parameters.get(kind + end)) for kind in kinds))
         try:
-            self._turns.pop()
+            self._unused.pop()
         except IndexError:
             raise RuntimeError(_USED) from None  # by another Python thread, just now
         try:
-            self._run_back(d_y, d_final, steps, d_x, d_initial, records, allowed)
+            self._run_back(d_y, d_final, steps, d_x, d_initial, memory, allowed)
         except MemoryError:  # nothing has changed then
-            self._turns.append(None)
+            self._unused.append(True)
             raise
         except BaseException:  # after Ctrl-C it is worth nothing
             self._free()
@@ -242,11 +223,9 @@ class Tape(Generic[S]):
         for name in shapes:
             if name.startswith("bias_hh"):
                 parameters[name][...] = parameters[name.replace("bias_hh", "bias_ih")]
-        d_h_0, d_c_0 = d_initial
-        d_begin = net._join(d_h_0[:, 0], d_c_0[:, 0]) if single else net._join(d_h_0, d_c_0)
-        return Gradients(d_input, d_begin, parameters)
+        return Gradients(d_input, net._as_returned(d_initial, single), parameters)
 
-    def _check_state(self, d_state: Any) -> Maybe:
+    def _check_state(self, d_state: Any) -> OptionalState:
         if d_state is None:
             return None, None
         names = ("d_h_n", "d_c_n")
@@ -263,7 +242,7 @@ class Tape(Generic[S]):
         state = self.__dict__.copy()
         for name in self._remade:
             state.pop(name, None)
-        return state | {"_turns": self._turns.copy(), "content": self._content()}
+        return state | {"_unused": self._unused.copy(), "content": self._content()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         content = state.pop("content")
@@ -301,7 +280,7 @@ def _room_of(shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any], tokens: i
     return {name: memory[end - size : end].reshape(shapes[name]) for name, size, end in zip(shapes, sizes, ends, strict=True)}
 
 
-def copies(state: Maybe, room: State) -> State:
+def copies(state: OptionalState, room: State) -> State:
     """A state's values, zeros where there are none, in `room`."""
     for array, values in zip(room, state, strict=True):
         array[...] = 0 if values is None else values

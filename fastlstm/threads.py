@@ -60,7 +60,8 @@ def allowance(threads: int | None) -> tuple[int, int]:
     """For one call: the most threads it may use, and the processors that all calls share (0: no limit)."""
     global _usual
     usual = _usual
-    # Single steps take a microsecond: a tenth of it would be spent below. What a thread stored late may be of a number set before
+    # Single steps take a microsecond: a tenth of it would be spent below. Compared with the number, as another thread may store
+    # an old `_usual` just after set_num_threads
     if threads is None and usual is not None and usual[0] == _num_threads:
         return usual
     if threads is not None:

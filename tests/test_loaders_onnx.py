@@ -925,7 +925,7 @@ def test_states_of_an_exported_module(kind: str, dynamo: bool, dynamic: bool, tm
     lstm = load(path, batch_first=True)
     assert (lstm.weights.num_layers, lstm.weights.is_variant) == (2, kind != "random")
     if kind == "random":
-        refused(lambda: load_model(path), "'RandomNormalLike', which is not run here")
+        refused(lambda: load_model(path), "'RandomNormalLike', which is not supported")
         return
     if dynamic:
         x = torch.randn(2, 5, I)

@@ -901,7 +901,7 @@ def after(*nodes: Any, outputs: str = "z", opset: int = 20, **constants: Any) ->
 BRANCH = helper.make_graph([node("Identity", "y", "b")], "branch", [], [helper.make_empty_tensor_value_info("b")])
 
 BAD: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "an operator": (after(node("Conv", "y W", "z", "conv")), ("node 'conv' is 'Conv', which is not run here", ALONE)),
+    "an operator": (after(node("Conv", "y W", "z", "conv")), ("node 'conv' is 'Conv', which is not supported", ALONE)),
     "the first of two": (
         after(node("Conv", "y W", "a", "conv"), node("Loop", "a", "z", "loop")),
         ("node 'conv' is 'Conv'", ALONE),

@@ -554,3 +554,24 @@ def test_out_and_layouts() -> None:
     strided = np.full((7, 5, 6), np.nan, np.float32)
     strided[..., ::2] = case.x
     assert rnn(strided[..., ::2], np.asfortranarray(case.h_0))[0].tobytes() == whole["output"].tobytes()
+
+
+@kinds
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_masked_step_is_as_if_it_were_not_there(bidirectional: bool, kind: str) -> None:
+    T, B, rng = 11, 3, np.random.default_rng(7)
+    rnn = fastlstm.RNN(5, 19, num_layers=2, nonlinearity=kind, bidirectional=bidirectional, seed=0)
+    x, mask = rng.standard_normal((T, B, 5), np.float32), rng.random((T, B)) < 0.6
+    output, h_n = rnn(x, mask=mask)
+    tape = rnn.record(x, mask=mask)
+    assert tape.output.tobytes() == output.tobytes()
+    assert tape.state.tobytes() == h_n.tobytes()
+    d_x = tape.backward(np.ones_like(output)).input
+    for b in range(B):
+        alone, h = rnn(np.ascontiguousarray(x[mask[:, b], b]))
+        assert output[mask[:, b], b].tobytes() == alone.tobytes()
+        assert h_n[:, b].tobytes() == h.tobytes()
+        assert d_x is not None
+        assert d_x[mask[:, b], b].any(axis=-1).all()
+        assert not output[~mask[:, b], b].any()
+        assert not d_x[~mask[:, b], b].any()

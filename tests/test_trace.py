@@ -56,6 +56,18 @@ def test_arrays_satisfy_the_equations(variant, proj_size, dtype):
                     assert not at[name][length:, b].any(), "padding is zero"
 
 
+def test_masked_steps_are_zero_and_the_others_at_their_own_times():
+    lstm, rng = make(False, num_layers=2, bidirectional=True), np.random.default_rng(1)
+    x, mask = rng.standard_normal((9, 4, 5), np.float32), rng.random((9, 4)) < 0.6
+    trace = lstm.trace(x, mask=mask)
+    for b in range(4):
+        alone = lstm.trace(np.ascontiguousarray(x[mask[:, b], b]))
+        for name in "ifgoch":
+            values = getattr(trace, name)[:, :, :, b]
+            np.testing.assert_array_equal(values[:, :, mask[:, b]], getattr(alone, name))
+            assert not values[:, :, ~mask[:, b]].any()
+
+
 def test_one_sequence_and_batch_first():
     lstm = fastlstm.LSTM(3, 4, batch_first=True, seed=0)
     x = np.random.default_rng(1).normal(size=(2, 6, 3)).astype(np.float32)

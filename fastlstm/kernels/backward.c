@@ -74,7 +74,7 @@ static layout make_layout(const fl_backward_call *call)
     return l;
 }
 
-/* Whether gradients cross from step t to the one before it, t >= 1. */
+/* Whether a reset or truncation stops gradients between steps t and t - 1, t >= 1. */
 static int cut(const place *p, fl_index t, fl_index row)
 {
     return reset_at(p->call, t, row) || (p->call->steps && (t + p->call->first_step) % p->call->steps == 0);

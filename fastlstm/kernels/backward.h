@@ -40,7 +40,7 @@ typedef struct {
     fl_barrier *units, *side, *team; /* the unit group; all threads of the direction; all */
     int units_size, side_size, team_size, side_rank, team_rank;
     int64_t patience_ns; /* of a team of two that divides units: after waiting for longer one goes on alone */
-    char *barriers, *zeros, *dy, *dx, *dh, *dc, *own, *m;
+    char *zeros, *dy, *dx, *dh, *dc, *own, *m;
     char *acc, *panel;
     const void **rows_at; /* rows of a product */
     const void **c_prev;  /* rows of c before a step */

@@ -8,8 +8,7 @@
 int fl_claim_threads(int wanted, int limit);
 void fl_return_threads(int threads);
 
-/* A call that a team began then ends. One of its threads has worked for so long, waits left out: they may have been for a thread that was
- * woken up late, of which nobody knows why. */
+/* A call that a team began then ends. worked_ns is one thread's time without its waits, which may have other causes than busy processors. */
 void fl_note_team(int64_t begun_ns, int64_t worked_ns);
 
 /* In that call other processes kept the team waiting: if that goes on, teams leave one processor free for a while. */

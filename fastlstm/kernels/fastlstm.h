@@ -35,7 +35,8 @@ enum {
 
 /* Elements of a slab of h R, of which K products are summed, and of a gradient's products. Slabs of s elements leave a rounding error like
  * sqrt(K s / 2 + K^2 / 2s): of the chains, and of adding their sums. For h, between -1 and 1 in PyTorch's cell, that is lost beside x W,
- * whose slabs are short, as inputs may be of any size. Long ones cost fewer additions (2 to 3 %); but one row wants many short chains. */
+ * whose slabs are short, as inputs may be of any size. Long ones cost fewer additions (2 to 3 %); below six of them short ones are kept: a
+ * single row needs several independent chains to hide the latency of multiply-add. */
 static inline fl_index fl_slab(fl_index K) { return K < 6 * FL_LONG_SLAB ? FL_SLAB : FL_LONG_SLAB; }
 
 /* Weights from beyond L2 that a tile asks for while it works: its own some elements early or, where several tiles use them one after the
@@ -332,7 +333,7 @@ typedef struct {
 
 typedef struct {
     char *data;
-    fl_index strides[3]; /* bytes; the last axis is contiguous */
+    fl_index strides[2]; /* bytes; the last axis is contiguous */
 } fl_array;
 
 /* Thread 0 calls it every few tens of milliseconds; non-zero stops the call. */
@@ -397,10 +398,10 @@ typedef struct {
     const char *d_h_n, *d_c_n; /* IN  as h_n and c_n; NULL: zeros */
     const uint8_t *resets;     /* IN  as in the recorded call */
     fl_index resets_strides[2];
-    fl_index first_step;                 /* the number that the first step has in `steps` */
-    fl_index steps;                      /* gradients do not cross from step t to t - 1 where t is a multiple; 0: everywhere */
-    fl_array d_x;                        /* OUT (T, B, I); padding is left alone; NULL data: not wanted */
-    char *d_h_0, *d_c_0;                 /* OUT as h_0 and c_0; rows of length 0 are left alone */
+    fl_index first_step; /* the number that the first step has in `steps` */
+    fl_index steps;      /* truncation: gradients stop between t - 1 and t where t + first_step is a multiple; 0: none */
+    fl_array d_x;        /* OUT (T, B, I); padding is left alone; NULL data: not wanted */
+    char *d_h_0, *d_c_0; /* OUT as h_0 and c_0; rows of length 0 are left alone */
     const fl_layer_gradients *d_weights; /* L * D records */
     int adds;                            /* to what they hold; 0: they hold nothing */
     fl_watch watch;

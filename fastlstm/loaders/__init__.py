@@ -59,9 +59,9 @@ def scan(path: str | os.PathLike[str], *, external_data: bool = False) -> list[L
     FormatError
         If the file cannot be read, or if none of the LSTMs in it can be loaded; the message says why.
     TypeError
-        If `path` is no path, or `external_data` neither true nor false.
+        If `path` is no path, or `external_data` is not a boolean.
     OSError
-        If the system refuses.
+        If the file cannot be opened or read.
     ImportError
         If reading that format needs a package that is not installed; the message says which.
     """
@@ -130,7 +130,7 @@ def load(
     ValueError, TypeError
         If an argument has another value or type; the message names it.
     OSError
-        If the system refuses.
+        If the file cannot be opened or read.
     ImportError
         If reading that format needs a package that is not installed; the message says which.
     """
@@ -179,7 +179,7 @@ def convert(
     ValueError, TypeError
         If `target` has another suffix or is the source, or an argument has another value or type; the message names it.
     OSError
-        If the system refuses, or there is something else than a file in the place of `target`.
+        If a file cannot be read or written, or what is at `target` is not a regular file.
     ImportError
         If reading that format needs a package that is not installed; the message says which.
     """
@@ -222,12 +222,12 @@ def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, e
     Raises
     ------
     FormatError
-        If the file cannot be read, or describes no whole model, or one with a layer that is not run here: the message names the
+        If the file cannot be read, or describes no whole model, or one with a layer that is not supported: the message names the
         first, and how to load the LSTM alone. A ``ValueError``.
     TypeError
-        If `path` is no path, or a flag neither true nor false.
+        If `path` is no path, or a flag is not a boolean.
     OSError
-        If the system refuses.
+        If the file cannot be opened or read.
     ImportError
         If reading that format needs a package that is not installed; the message says which.
 

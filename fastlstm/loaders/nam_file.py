@@ -91,7 +91,7 @@ def model(file: SourceFile) -> Model:
     from fastlstm.models.model import Model
 
     if file.json["architecture"] != "LSTM":
-        raise FormatError(f"architecture {quoted(str(file.json['architecture']))} is none that is run here")
+        raise FormatError(f"architecture {quoted(str(file.json['architecture']))} is not supported")
     network = _network(file.json)
     head = float32(network.values[network.count() :])
     weight, bias = head[: -network.outputs].reshape(network.outputs, network.H), head[-network.outputs :]

@@ -91,7 +91,7 @@ def model(file: SourceFile) -> Model:
     Raises
     ------
     FormatError
-        At the first layer that is not run here; the message names it.
+        At the first layer that is not supported; the message names it.
     """
     from fastlstm.models.layers import INPUT, Activate, Dense, Recurrent, Step
     from fastlstm.models.model import Model
@@ -118,7 +118,7 @@ def model(file: SourceFile) -> Model:
             inputs = size
             steps.append(Activate(name, (before,), _activation(name, layer)))
         else:
-            raise FormatError(f"{name} is {quoted(kind)}, which is not run here")
+            raise FormatError(f"{name} is {quoted(kind)}, which is not supported")
         if inputs != size:
             raise FormatError(f"{name} takes {inputs} inputs, there are {size}")
         size, before = last_size(layer), name
@@ -140,7 +140,7 @@ def _dense(name: str, layer: dict[str, Any]) -> tuple[Array, Array]:
 def _activation(name: str, layer: dict[str, Any]) -> str:
     activation = layer.get("activation", "")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise FormatError(f"{name} has the activation {quoted(str(activation))}, which is not run here")
+        raise FormatError(f"{name} has the activation {quoted(str(activation))}, which is not supported")
     return ACTIVATIONS[activation]
 
 

@@ -106,7 +106,7 @@ def opened(path: str | os.PathLike[str], layout: str | None = None) -> Iterator[
     FormatError
         If it is not a regular file; also prefixed with the file's name to each FormatError raised inside.
     OSError
-        If the system refuses.
+        If the file cannot be opened or read.
     """
     name = as_path("path", path)
     try:

@@ -42,7 +42,7 @@ class Model:
     Raises
     ------
     ValueError, TypeError
-        If a name occurs twice, an input is of no step before, or `batch_first` is neither true nor false.
+        If a name occurs twice, an input is of no step before, or `batch_first` is not a boolean.
     """
 
     def __init__(
@@ -56,9 +56,11 @@ class Model:
     ) -> None:
         known = {INPUT}
         for step in steps:
+            if step.name in known:
+                raise ValueError(f"two steps are named {step.name!r:.100}")
             missing = [name for name in step.inputs if name not in known]
-            if missing or step.name in known:
-                raise ValueError(f"{step.name!r:.100} needs {missing}, which no earlier step gives, or has the name of another")
+            if missing:
+                raise ValueError(f"step {step.name!r:.100} needs {missing[0]!r:.100}, which no earlier step gives")
             known.add(step.name)
         if not steps:
             raise ValueError("a model needs at least one step")

@@ -32,7 +32,8 @@ __all__ = [
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether nobody but autograd looks on: then what the operators do is done without them, which take 0.2 ms a call."""
+    """Whether only autograd observes this call, and no tracing, compiling, vmap or subclass: then it needs no custom operators,
+    which take 0.2 ms a call."""
     if (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
@@ -211,7 +212,7 @@ FORWARD_MODE = "fastlstm's LSTM has no forward-mode derivatives (jvp, jacfwd); u
 
 
 class Once(torch.autograd.Function):
-    """The first ``count`` tensors, gradients that have none of their own, come of all others: who asks for those is told."""
+    """Makes the first ``count`` tensors, gradients, depend on all others, so that second derivatives raise an error."""
 
     generate_vmap_rule = True
 

@@ -74,7 +74,7 @@ def model(file: SourceFile) -> Model:
     Raises
     ------
     FormatError
-        If it describes none, or at the first layer that is not run here; the message names it.
+        If it describes none, or at the first layer that is not supported; the message names it.
     ImportError
         If h5py is not installed.
     """

@@ -103,7 +103,7 @@ def _chain(entry: Entry, layers: Sequence[Entry], names: Sequence[str]) -> Graph
         shape = config.get("batch_input_shape", config.get("batch_shape", config_of(entry).get("build_input_shape")))
     begin, calls = before, []
     for index, (layer, name) in enumerate(zip(layers[start:], names[start:], strict=True), start):
-        several = "it has return_state, and so several outputs, which are not run here" if returns_state(layer) else ""
+        several = "it has return_state, and so several outputs, which are not supported" if returns_state(layer) else ""
         calls.append(Call(index, name, layer, (before,), problem=several))
         before = name
     return Graph(tuple(layers), tuple(calls), begin, before, shape)
@@ -115,7 +115,7 @@ def _functional(entry: Entry, layers: Sequence[Entry], names: Sequence[str]) -> 
     for key, what in (("input_layers", "input"), ("output_layers", "output")):
         histories = list(_histories(config.get(key)))
         if len(histories) != 1:
-            raise FormatError(f"it has {len(histories)} {what}s, and models of one are run here")
+            raise FormatError(f"it has {len(histories)} {what}s, and models of one are supported")
         if histories[0].output:
             raise FormatError(f"its {what} is output {histories[0].output} of {quoted(histories[0].layer)}, a layer with several")
         ends[what] = histories[0].layer
@@ -201,10 +201,10 @@ def _call(index: int, name: str, layer: Entry) -> Call:
     """A layer of a functional model; what is wrong with the call matters if the output needs it."""
     nodes = layer.get("inbound_nodes")
     if class_of(layer) == "InputLayer":
-        return Call(index, name, layer, problem="it is a second input, and models of one are run here")
+        return Call(index, name, layer, problem="it is a second input, and models of one are supported")
     if not isinstance(nodes, list) or len(nodes) != 1:
         times = len(nodes) if isinstance(nodes, list) else 0
-        return Call(index, name, layer, problem=f"it is called {times} times, and only layers called once are run here")
+        return Call(index, name, layer, problem=f"it is called {times} times, and only layers called once are supported")
     try:
         tensors, constants, keywords = _arguments(nodes[0])
         mask = _mask(keywords)

@@ -29,7 +29,7 @@ def merge(operation: str) -> Callable[[Draft, Layer], Value]:
             raise FormatError(f"it is called with {len(layer.inputs)} values, not two")
         masked = any(value.mask for value in layer.inputs) and not is_operation(layer.entry)
         if masked and operation in ("multiply", "maximum", "minimum"):
-            raise FormatError("this layer looks at masks, which is not run here")
+            raise FormatError("this layer looks at masks, which is not supported")
         mask = _mask_of_sum(draft, layer)
         return draft.add(Merge, layer.name, layer.inputs, layer.inputs[0].shape, mask, operation=operation)
 

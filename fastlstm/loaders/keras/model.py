@@ -66,7 +66,7 @@ def read(entry: Entry, version: int | None, place: Place, limit: float) -> Pendi
     Raises
     ------
     FormatError
-        At the first layer that is not run here; the message names it.
+        At the first layer that is not supported; the message names it.
     """
     from fastlstm.models.layers import INPUT, Embedding, NotEqual, Reshape
 
@@ -134,10 +134,10 @@ class _Walk:
     def _layer(self, layer: Layer, kind: str) -> Value:
         other = other_kind(layer.entry)
         if other:
-            raise FormatError(f"this is {other}, which is not run here")
+            raise FormatError(f"this is {other}, which is not supported")
         if kind not in LAYERS:
             own = "" if kind else " (nor is it Keras' own: what an LSTM inside it is told to do, the caller has to say)"
-            raise FormatError(f"its class {shown(layer.entry.get('class_name'))} is none that is run here{own}")
+            raise FormatError(f"its class {shown(layer.entry.get('class_name'))} is not supported{own}")
         return LAYERS[kind](self.draft, layer)
 
 

@@ -64,7 +64,7 @@ def _activation(draft: Draft, layer: Layer) -> str:
     name = "linear" if name is None else name
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise FormatError(
-            f"its activation {shown(name)} is none that is run here: {', '.join(sorted(ACTIVATIONS))}, hard_sigmoid"
+            f"its activation {shown(name)} is not supported; supported are {', '.join(sorted(ACTIVATIONS))}, hard_sigmoid"
         )
     return ACTIVATIONS[name]
 
@@ -92,7 +92,7 @@ def _embedding(draft: Draft, layer: Layer) -> Value:
     layer.check_keys("input_dim", "output_dim", "mask_zero")
     given, outputs = layer.one_input(), _size(layer, "output_dim")
     if given.step != INPUT:
-        raise FormatError("it takes indices that another layer made, which is not run here")
+        raise FormatError("it takes indices that another layer made, which is not supported")
     (table,) = draft.weights(layer, {"embeddings": (_size(layer, "input_dim"), outputs)})
     mask = None
     if flag(layer.config, "mask_zero", False):
@@ -116,21 +116,21 @@ def _recurrent(draft: Draft, layer: Layer) -> Value:
     sequences, zero = _outputs(layer.entry, plan)
     layout = layer.place.layout(layer.entry)
     if plan.merge_mode is None and plan.bidirectional:
-        raise FormatError("its merge_mode is null: two outputs, which are not run here")
+        raise FormatError("its merge_mode is null: two outputs, which are not supported")
     if not plan.batch_first:
         raise FormatError("it is time_major, and the rest of a model is not")
     mask = layer.mask
     if mask and (mask.problem or len(mask.shape) != 1):
-        raise FormatError(f"its mask is not run here: {mask.problem or 'it is no mask of time steps'}")
+        raise FormatError(f"its mask is not supported: {mask.problem or 'it is no mask of time steps'}")
     if mask and class_of(layer.entry) == "CuDNNLSTM":
         raise FormatError("CuDNNLSTM takes no mask")
     if mask and zero and not sequences:
-        raise FormatError("its last output under a mask with zero_output_for_mask is not run here")
+        raise FormatError("its last output under a mask with zero_output_for_mask is not supported")
     cells = layout.cells if layout else ()
     if plan.bidirectional or len({cell.units for cell in plan.cells}) == 1 or len(cells) != len(plan.cells):
         return _network(draft, layer, given, layout, plan, sequences=sequences, hold=not zero)
     if mask and plan.backwards:
-        raise FormatError("cells of several sizes that go backwards under a mask are not run here")
+        raise FormatError("cells of several sizes that go backwards under a mask are not supported")
     # A network for each cell: those above the first take the steps as they were processed. Where the mask leaves out
     # a step all stand still, as Keras' one cell of cells does
     for number, (stored, cell) in enumerate(zip(cells, plan.cells, strict=True), 1):
@@ -190,9 +190,9 @@ def _layer_norm(draft: Draft, layer: Layer) -> Value:
     given, features = layer.one_input(), layer.features()
     axis = layer.config.get("axis", -1)
     if axis not in (-1, [-1], len(given.shape), [len(given.shape)]):
-        raise FormatError(f"it normalizes axis {shown(axis)}, and only the last is run here")
+        raise FormatError(f"it normalizes axis {shown(axis)}, and only the last is supported")
     if flag(layer.config, "rms_scaling", False):
-        raise FormatError("its rms_scaling is not run here")
+        raise FormatError("its rms_scaling is not supported")
     names = [name for name, key in (("gamma", "scale"), ("beta", "center")) if flag(layer.config, key, True)]
     epsilon = _number(layer, "epsilon")
     if epsilon < 0:
@@ -210,7 +210,7 @@ def _batch_norm(draft: Draft, layer: Layer) -> Value:
     layer.check_keys("axis", "epsilon", "center", "scale", *training)
     given, features, axis = layer.one_input(), layer.features(), layer.config.get("axis", -1)
     if axis not in (-1, [-1], len(given.shape), [len(given.shape)]):
-        raise FormatError(f"it normalizes axis {shown(axis)}, and only the last is run here")
+        raise FormatError(f"it normalizes axis {shown(axis)}, and only the last is supported")
     names = [name for name, key in (("gamma", "scale"), ("beta", "center")) if flag(layer.config, key, True)]
     names, epsilon = [*names, "moving_mean", "moving_variance"], _number(layer, "epsilon")
     arrays = dict(zip(names, draft.weights(layer, dict.fromkeys(names, (features,))), strict=True))
@@ -229,10 +229,10 @@ def _over_time(largest: bool) -> Callable[[Draft, Layer], Value]:
         layer.check_keys("data_format", "keepdims")
         given, order = layer.one_input(2), layer.config.get("data_format", "channels_last")
         if order != "channels_last" or flag(layer.config, "keepdims", False):
-            raise FormatError("it is run here with data_format channels_last, and without keepdims")
+            raise FormatError("it is supported only with data_format channels_last and without keepdims")
         mask = None if largest else layer.mask  # Keras' maximum is over all steps
         if mask and (mask.problem or len(mask.shape) != 1):
-            raise FormatError(f"its mask is not run here: {mask.problem or 'it is no mask of time steps'}")
+            raise FormatError(f"its mask is not supported: {mask.problem or 'it is no mask of time steps'}")
         return draft.add(OverTime, layer.name, [given, *([mask] if mask else [])], given.shape[1:], largest=largest)
 
     return make
@@ -257,9 +257,9 @@ def _softmax(draft: Draft, layer: Layer) -> Value:
     layer.check_keys("axis")
     given = layer.one_input()
     if layer.config.get("axis", -1) not in (-1, len(given.shape)):
-        raise FormatError(f"its axis {shown(layer.config['axis'])} is not the last, and only that is run here")
+        raise FormatError(f"its axis {shown(layer.config['axis'])} is not the last, and only that is supported")
     if layer.mask:
-        raise FormatError("a Softmax with a mask is not run here")
+        raise FormatError("a Softmax with a mask is not supported")
     return draft.add(Activate, layer.name, [given], given.shape, activation="softmax")
 
 
@@ -269,7 +269,7 @@ def _elu(draft: Draft, layer: Layer) -> Value:
     layer.check_keys("alpha")
     given = layer.one_input()
     if _number(layer, "alpha", 1.0) != 1:
-        raise FormatError("only alpha 1 is run here")
+        raise FormatError("only alpha 1 is supported")
     return draft.add(Activate, layer.name, [given], given.shape, layer.mask, activation="elu")
 
 
@@ -341,7 +341,7 @@ def _time_distributed(draft: Draft, layer: Layer) -> Value:
     given, inner = layer.one_input(), layer.config.get("layer")
     if not isinstance(inner, dict) or class_of(inner) not in FEATURES or len(given.shape) < 2:
         name = inner.get("class_name") if isinstance(inner, dict) else inner
-        raise FormatError(f"it applies {shown(name)}, and only these are run here at each step: {', '.join(FEATURES)}")
+        raise FormatError(f"it applies {shown(name)}, and only these are supported at each step: {', '.join(FEATURES)}")
     step = replace(given, shape=given.shape[1:])
     result = LAYERS[class_of(inner)](draft, Layer(layer.name, inner, layer.place.wrapped(), [step], mask=layer.mask))
     return replace(result, shape=(given.shape[0], *result.shape))
@@ -352,7 +352,7 @@ def _not_equal(draft: Draft, layer: Layer) -> Value:
     from fastlstm.models.layers import NotEqual
 
     if len(layer.inputs) != 1 or len(layer.constants) != 1 or not _is_number(layer.constants[0]):
-        raise FormatError("NotEqual is run here for a tensor and a number")
+        raise FormatError("NotEqual is supported only for a tensor and a number")
     return draft.add(NotEqual, layer.name, layer.inputs, layer.inputs[0].shape, value=layer.constants[0])
 
 
@@ -362,20 +362,20 @@ def _any(draft: Draft, layer: Layer) -> Value:
     layer.check_keys("axis", "keepdims")
     given = layer.one_input(2)
     if layer.config.get("axis") not in (-1, [-1]) or layer.config.get("keepdims"):
-        raise FormatError("Any is run here for the last axis")
+        raise FormatError("Any is supported only for the last axis")
     return draft.add(AnyFeature, layer.name, [given], given.shape[:1])
 
 
 def _logical_or(draft: Draft, layer: Layer) -> Value:
     if len(layer.inputs) != 2 or layer.constants:
-        raise FormatError("LogicalOr is run here for two masks")
+        raise FormatError("LogicalOr is supported only for two masks")
     return either(draft, layer.name, *layer.inputs)
 
 
 def _expand_dims(draft: Draft, layer: Layer) -> Value:
     layer.check_keys("axis")
     if layer.config.get("axis") != -1:
-        raise FormatError("ExpandDims is run here for a new last axis")
+        raise FormatError("ExpandDims is supported only for a new last axis")
     return last_axis(draft, layer.name, layer.one_input())
 
 
@@ -384,7 +384,7 @@ def _everywhere(value: bool) -> Callable[[Draft, Layer], Value]:
         from fastlstm.models.layers import Everywhere
 
         if layer.config.get("dtype") != "bool":
-            raise FormatError("ZerosLike and OnesLike are run here for masks")
+            raise FormatError("ZerosLike and OnesLike are supported only for masks")
         given = layer.one_input()
         return draft.add(Everywhere, layer.name, [given], given.shape, value=value)
 

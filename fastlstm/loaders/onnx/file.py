@@ -86,7 +86,7 @@ def model(file: SourceFile) -> Graph:
     Raises
     ------
     FormatError
-        If it is broken, or an output needs a node that is not run here; the message names the first.
+        If it is broken, or an output needs a node that is not supported; the message names the first.
     ImportError
         If the onnx package is missing.
     """

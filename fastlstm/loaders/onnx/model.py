@@ -99,7 +99,7 @@ def read(message: Any, size: int, spare: int = 0, folder: Folder | None = None) 
     Raises
     ------
     FormatError
-        At the first node, in the order of the file, that an output needs and that is not run here; the message names it.
+        At the first node, in the order of the file, that an output needs and that is not supported; the message names it.
     """
     opset = max((entry.version for entry in message.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < OLDEST:
@@ -226,7 +226,7 @@ class _Reader:
             ours = (
                 "" if node.domain in FOREIGN else "; if it is a function of the model: onnx.inliner.inline_local_functions first"
             )
-            raise FormatError(f"node {quoted(label(node))} is {quoted(kind)}, which is not run here{ours}")
+            raise FormatError(f"node {quoted(label(node))} is {quoted(kind)}, which is not supported{ours}")
         inputs = list(node.input)
         while inputs and not inputs[-1]:
             inputs.pop()
