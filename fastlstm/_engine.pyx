@@ -591,23 +591,17 @@ def forward(
     cdef Py_ssize_t T = x.shape[0], B = x.shape[1], states = net.L * net.D
 
     if (sizeof(floating) != net.item or x.shape[2] != net.I
-            or output.shape[0] != T or output.shape[1] != B or output.shape[2] != net.D * net.P
-            or h_n.shape[0] != states or h_n.shape[1] != B or h_n.shape[2] != net.P
-            or c_n.shape[0] != states or c_n.shape[1] != B or c_n.shape[2] != net.C
-            or (h_0 is not None and (h_0.shape[0] != states or h_0.shape[1] != B or h_0.shape[2] != net.P))
-            or (c_0 is not None and (c_0.shape[0] != states or c_0.shape[1] != B or c_0.shape[2] != net.C))
+            or not has_shape(h_n, states, B, net.P) or not has_shape(c_n, states, B, net.C)
+            or (h_0 is not None and not has_shape(h_0, states, B, net.P))
+            or (c_0 is not None and not has_shape(c_0, states, B, net.C))
             or (lengths is not None and lengths.shape[0] != B)
-            or (resets is not None and (resets.shape[0] != T or resets.shape[1] != B))
-            or (net.I > 1 and T > 0 and B > 0 and x.strides[2] != net.item)
-            or (net.D * net.P > 1 and T > 0 and B > 0 and output.strides[2] != net.item)):
-        raise ValueError("shapes or strides that network.py should have refused")
+            or (resets is not None and (resets.shape[0] != T or resets.shape[1] != B))):
+        raise ValueError("shapes that network.py should have refused")
 
     call.net = net
     call.T, call.B = T, B
-    call.x.data = <char *>&x[0, 0, 0] if T and B else NULL
-    call.x.strides[0], call.x.strides[1] = x.strides[0], x.strides[1]
-    call.output.data = <char *>&output[0, 0, 0] if T and B else NULL
-    call.output.strides[0], call.output.strides[1] = output.strides[0], output.strides[1]
+    call.x = array_of(x, T, B, net.I, net.item)
+    call.output = array_of(output, T, B, net.D * net.P, net.item)
     call.h_0 = <const char *>&h_0[0, 0, 0] if h_0 is not None and B else NULL
     call.c_0 = <const char *>&c_0[0, 0, 0] if c_0 is not None and B and net.C else NULL
     call.h_n = <char *>&h_n[0, 0, 0] if B else NULL
@@ -793,14 +787,13 @@ def backward(
     cdef fl_layer_gradients *d_weights
 
     if (sizeof(floating) != net.item or steps < 0 or first_step < 0 or len(gradients) != states
-            or d_h_0.shape[0] != states or d_h_0.shape[1] != B or d_h_0.shape[2] != net.P
-            or d_c_0.shape[0] != states or d_c_0.shape[1] != B or d_c_0.shape[2] != net.C
-            or (d_h_n is not None and (d_h_n.shape[0] != states or d_h_n.shape[1] != B or d_h_n.shape[2] != net.P))
-            or (d_c_n is not None and (d_c_n.shape[0] != states or d_c_n.shape[1] != B or d_c_n.shape[2] != net.C))
+            or not has_shape(d_h_0, states, B, net.P) or not has_shape(d_c_0, states, B, net.C)
+            or (d_h_n is not None and not has_shape(d_h_n, states, B, net.P))
+            or (d_c_n is not None and not has_shape(d_c_n, states, B, net.C))
             or (resets is not None and (resets.shape[0] != T or resets.shape[1] != B))):
         raise ValueError("shapes that tape.py should have refused")
-    call.d_output = in_place(d_output, T, B, net.D * net.P, net.item)
-    call.d_x = in_place(d_x, T, B, net.I, net.item)
+    call.d_output = array_of(d_output, T, B, net.D * net.P, net.item)
+    call.d_x = array_of(d_x, T, B, net.I, net.item)
     call.net, call.transposed, call.tape = net, &transposed.weights, &tape.tape
     call.d_h_n = <const char *>&d_h_n[0, 0, 0] if d_h_n is not None and B else NULL
     call.d_c_n = <const char *>&d_c_n[0, 0, 0] if d_c_n is not None and B and net.C else NULL
@@ -898,7 +891,11 @@ def block_steps(Py_ssize_t B):
     return fl_block_steps(B)
 
 
-cdef fl_array in_place(const floating[:, :, :] array, Py_ssize_t T, Py_ssize_t B, Py_ssize_t columns, Py_ssize_t item):
+cdef inline bint has_shape(const floating[:, :, ::1] array, Py_ssize_t records, Py_ssize_t B, Py_ssize_t columns):
+    return array.shape[0] == records and array.shape[1] == B and array.shape[2] == columns
+
+
+cdef fl_array array_of(const floating[:, :, :] array, Py_ssize_t T, Py_ssize_t B, Py_ssize_t columns, Py_ssize_t item):
     """An array (T, B, columns) to be read or written where it stands; None has no data."""
     cdef fl_array found
     found.data, found.strides[0], found.strides[1] = NULL, 0, 0
@@ -906,7 +903,7 @@ cdef fl_array in_place(const floating[:, :, :] array, Py_ssize_t T, Py_ssize_t B
         return found
     if (array.shape[0] != T or array.shape[1] != B or array.shape[2] != columns
             or (columns > 1 and T > 0 and B > 0 and array.strides[2] != item)):
-        raise ValueError("shapes or strides that tape.py should have refused")
+        raise ValueError("shapes or strides that network.py and tape.py should have refused")
     if T and B:
         found.data = <char *>&array[0, 0, 0]
         found.strides[0], found.strides[1] = array.strides[0], array.strides[1]

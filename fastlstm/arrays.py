@@ -21,7 +21,7 @@ __all__ = [
     "as_resets",
     "booleans_error",
     "contiguous",
-    "in_place",
+    "for_kernels",
     "overlap",
     "overlaps_itself",
     "pieces",
@@ -120,7 +120,7 @@ def pieces(array: Array) -> Iterator[slice]:
     return (slice(begin, begin + step) for begin in range(0, len(array), step))
 
 
-def in_place(array: Array) -> Array:
+def for_kernels(array: Array) -> Array:
     """The array itself if the kernels can work on it (aligned, last axis contiguous), else a copy."""
     last_axis_fits = array.shape[-1] == 1 or array.strides[-1] == array.itemsize
     return array if last_axis_fits and array.flags.aligned else contiguous(array)

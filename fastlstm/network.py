@@ -20,7 +20,7 @@ from fastlstm.arrays import (
     as_lengths,
     as_resets,
     contiguous,
-    in_place,
+    for_kernels,
     overlap,
     overlaps_itself,
     shape_error,
@@ -239,7 +239,7 @@ class Network(Generic[S]):
             target = result
         else:
             result = given
-            target = in_place(result)  # a copy of `out` if the kernels cannot write to it as it stands
+            target = for_kernels(result)
             output = self._as_written(target, single, self._batch_first)
         final, packed = self._new_state(B), self._packed
         packed.forward(
@@ -294,7 +294,7 @@ class Network(Generic[S]):
         elif self._batch_first:
             x = x.transpose(1, 0, 2)
         T, B, _ = x.shape
-        x = in_place(x)
+        x = for_kernels(x)
         h_0, c_0 = (None, None) if state is None else self._check_state(state, B, single)
         if lengths is not None:
             if single:

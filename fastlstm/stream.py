@@ -9,7 +9,7 @@ import numpy as np
 
 from fastlstm import _engine
 from fastlstm import threads as _threads
-from fastlstm.arrays import Array, as_array, as_floats, as_integer, in_place, shape_error
+from fastlstm.arrays import Array, as_array, as_floats, as_integer, for_kernels, shape_error
 from fastlstm.weights import MAX_SIZE, Weights, described
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Stream(Generic[S]):
         threads, limit = _threads.allowance(None)
         if self._engine.step(x, output, threads, limit):
             return output
-        if not self._engine.step(in_place(self._check(x)), output, threads, limit):
+        if not self._engine.step(for_kernels(self._check(x)), output, threads, limit):
             raise AssertionError("the engine refused an input that was checked")
         return output
 

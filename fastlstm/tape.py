@@ -11,7 +11,7 @@ import numpy as np
 
 from fastlstm import _engine
 from fastlstm import threads as _threads
-from fastlstm.arrays import Array, Inputs, as_bytes, as_flag, as_floats, contiguous, in_place, shape_error
+from fastlstm.arrays import Array, Inputs, as_bytes, as_flag, as_floats, contiguous, for_kernels, shape_error
 from fastlstm.masks import put_in_order, taken_in_order
 from fastlstm.packed import BACKWARD, FORWARD, OptionalState, State
 from fastlstm.weights import suffix
@@ -184,7 +184,7 @@ class Tape(Generic[S]):
         steps = 0 if steps is None else int(min(steps, max(T, 1)))  # at T or beyond nothing is cut
         d_y: Array | None = None
         if d_output is not None:
-            d_y = net._as_written(in_place(_like("d_output", d_output, self.output)), self._single, self._batch_first)
+            d_y = net._as_written(for_kernels(_like("d_output", d_output, self.output)), self._single, self._batch_first)
         if d_y is not None and self._order is not None:
             d_y = taken_in_order(d_y, self._order)
         d_final, allowed = self._check_state(d_state), _threads.allowance(threads)
