@@ -820,7 +820,37 @@ def test_an_lstm_in_several_files_is_not_taken_for_a_part_of_it(prefix: str, tmp
     refused(lambda: load(tmp_path / files[0]), "model.safetensors.index.json': broken JSON")
     for text in ("[]", "{}", '{"weight_map": [1]}'):
         index.write_text(text)
-        assert load(tmp_path / files[0]).num_layers == 1, "nobody says that there is more"
+        refused(lambda: load(tmp_path / files[0]), "is one file of several, and their index")
+    index.unlink()
+    refused(lambda: load(tmp_path / files[0]), "is one file of several, and their index")
+    refused(lambda: scan(tmp_path / files[1]), "none of the 2 LSTMs", "is one file of several")
+    alone = (tmp_path / files[0]).rename(tmp_path / "model-00001-of-00001.safetensors")
+    assert load(alone).num_layers == 1, "nobody says that there is more"
+
+
+@pytest.mark.parametrize(
+    ("file", "index"),
+    [
+        ("model.fp16-00001-of-00002.safetensors", "model.safetensors.index.fp16.json"),
+        ("model-00001-of-00002.fp16.safetensors", "model.safetensors.index.fp16.json"),
+        ("part1.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"),
+    ],
+)
+def test_an_index_is_found_by_what_it_lists(file: str, index: str, tmp_path: Path) -> None:
+    torch = required("torch")
+    module = torch.nn.LSTM(3, 5)
+    weights = {name: tensor for name, tensor in module.state_dict().items() if "weight" in name}
+    if file.endswith(".bin"):
+        torch.save(weights, tmp_path / file)
+    else:
+        save_file = pytest.importorskip("safetensors.torch").save_file
+        save_file(weights, tmp_path / file)
+    places = {name: file if "weight" in name else "other" for name in module.state_dict()}
+    (tmp_path / "a.index.json").write_text("{")  # of nothing that is loaded
+    (tmp_path / index).write_text(json.dumps({"weight_map": places}))
+    (tmp_path / "b.index.json").write_text(json.dumps({"weight_map": {"x": "y"}}))
+    refused(lambda: load(tmp_path / file), "'bias_ih_l0' of this LSTM is in another file of the checkpoint", index)
 
 
 def test_live_initial_state_is_refused() -> None:

@@ -94,7 +94,7 @@ def format_of(file: SourceFile) -> Format:
 
 
 def contents_of(file: SourceFile) -> Contents:
-    return shards.checked(format_of(file).find(file), file.path)
+    return shards.mark_incomplete(format_of(file).find(file), file.path)
 
 
 def read(

@@ -11,28 +11,67 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Contents, Found, quoted
 
-__all__ = ["checked"]
+__all__ = ["mark_incomplete"]
 
-PART = re.compile(r"(.*)-\d{5}-of-(\d{5})(\.safetensors|\.bin)", re.DOTALL)
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+PART = re.compile(r".*\d-of-0*([1-9]\d*)\D.*")
 PARAMETER = re.compile(r"(?:weight|bias)_(?:ih|hh|hr)(?:_l\d+(?:_reverse)?)?")
+MOST_INDEXES = 16
 
 
-def checked(contents: Contents, path: str) -> Contents:
-    """What a file holds, whose name may say that it is one of several; the index beside it is read for the names in others."""
+def mark_incomplete(contents: Contents, path: str) -> Contents:
+    """What a file holds; an LSTM gets a problem if the file is one of several and others may hold the rest of it.
+
+    An index beside it tells, whatever both are called. Without one, a name such as ``model-00001-of-00002.safetensors`` does.
+    """
+    own = os.path.basename(path)
+    if not contents.found or not own.endswith(SUFFIXES):
+        return contents
+    broken: FormatError | None = None
+    for index in _indexes(os.path.dirname(path)):
+        try:
+            places = _places(index)
+        except FormatError as error:
+            broken = error
+            continue
+        except OSError:  # it may not be read, or has just gone
+            continue
+        if own in places.values():
+            elsewhere = [name for name, place in places.items() if place != own]
+            return replace(contents, found=[_whole(item, elsewhere, index) for item in contents.found])
+    part = PART.fullmatch(own)
+    if not part or int(part[1]) == 1:
+        return contents
+    if broken:
+        raise broken
+    problem = (
+        f"{own!r:.200} is one file of several, and their index (*.index.json) is not beside it: the others may hold the rest of "
+        "this LSTM. Save the model in one file, or rename this one if it holds the whole LSTM"
+    )
+    return replace(contents, found=[Found(item.name, problem=problem, aliases=item.aliases) for item in contents.found])
+
+
+def _indexes(folder: str) -> list[str]:
+    try:
+        with os.scandir(folder or os.curdir) as entries:
+            names = [entry.name for entry in entries if ".index." in entry.name and entry.name.endswith(".json")]
+    except OSError:  # a folder that may be used and not listed
+        return []
+    return [os.path.join(folder, name) for name in sorted(names)[:MOST_INDEXES]]
+
+
+def _places(index: str) -> dict[str, Any]:
+    """The file that each tensor is in."""
     from fastlstm.loaders.source import opened
 
-    match = PART.fullmatch(path)
-    index = f"{match[1]}{match[3]}.index.json" if match and int(match[2]) > 1 else ""
-    if not os.path.isfile(index):
-        return contents
     with opened(index) as file:
         places = file.json.get("weight_map") if isinstance(file.json, dict) else None
-    own = os.path.basename(path)
-    elsewhere = [name for name, place in places.items() if place != own] if isinstance(places, dict) else []
-    return replace(contents, found=[_whole(item, elsewhere, index) for item in contents.found])
+    return places if isinstance(places, dict) else {}
 
 
 def _whole(item: Found, elsewhere: Sequence[str], index: str) -> Found:
