@@ -6,6 +6,7 @@ The golden files and the values expected of them are made by ``golden/make_keras
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import random
 import re
@@ -315,7 +316,29 @@ def unusual_models(keras: Any) -> Iterator[tuple[str, Any, Any]]:
     yield "biases of some cells", steps, L.RNN([L.LSTMCell(4, use_bias=False), L.LSTMCell(4)])(masked)
 
 
-@pytest.mark.parametrize("models", [masked_models, unusual_models], ids=["masks of several", "unusual layers"])
+def models_in_models(keras: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Functional and sequential models called by each other, two and three deep; in .h5 some names are in no path."""
+    L, steps = keras.layers, keras.Input((T, I))
+
+    def functional(*layers: Any) -> Any:
+        given = x = keras.Input((None, I))
+        for layer in layers:
+            x = layer(x)
+        return keras.Model(given, x)
+
+    def sequential(*layers: Any) -> Any:
+        return keras.Sequential([keras.Input((None, I)), *layers])
+
+    for kinds in itertools.product((functional, sequential), repeat=3):
+        first, second, third = kinds
+        inner = [third(L.LSTM(I, return_sequences=True), L.Dense(I)) for _ in range(2)]
+        outer = first(second(*inner, L.Dense(I)), L.LSTM(I, return_sequences=True))
+        yield " of ".join(kind.__name__ for kind in kinds), steps, outer(steps)
+
+
+@pytest.mark.parametrize(
+    "models", [masked_models, unusual_models, models_in_models], ids=["masks of several", "unusual layers", "models in models"]
+)
 def test_numbers_of_keras(models: Any, keras: Any, h5py: Any, tmp_path: Path) -> None:
     for seed, (what, given, result) in enumerate(models(keras)):
         rng = np.random.default_rng(seed)

@@ -204,7 +204,7 @@ BAD_GUITARML: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "three axes": (tensor_changed("weight_hh_l0", [[[1], [2]]]), ("'rec.weight_hh_l0'", NO_ROWS)),
     "a peephole that is a number": (
         tensor_changed("weight_peephole_l0", 1.5),
-        ("'rec.weight_peephole_l0' belongs to an LSTM and is not understood",),
+        ("'rec.weight_peephole_l0' belongs to an LSTM, by its name",),
     ),
     "a tensor missing": (tensor_changed("weight_hh_l1", None), ("'rec.weight_hh_l1' is missing",)),
     "a wrong shape": (tensor_changed("bias_hh_l1", [1.0, 2.0]), ("'rec.bias_hh_l1' must have shape (16,), got (2,)",)),

@@ -379,7 +379,7 @@ BAD_STATE_DICTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "a parametrization of something else": (
         without() | {"rnn.parametrizations.weight_xx_l0.original0": ONES(2)},
-        ("'rnn.parametrizations.weight_xx_l0.original0'", "not understood"),
+        ("'rnn.parametrizations.weight_xx_l0.original0'", "no parameter of nn.LSTM"),
     ),
     "pruned without a mask": (
         without("rnn.weight_hh_l0") | {"rnn.weight_hh_l0_orig": ONES((20, 5), "f")},
@@ -415,14 +415,14 @@ BAD_STATE_DICTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         )
     },
     **{
-        f"foreign in a cell: {name}": (without(cell=True) | {f"rnn.{name}": ONES(20, "f")}, (f"'rnn.{name}'", "not understood"))
+        f"foreign in a cell: {name}": (without(cell=True) | {f"rnn.{name}": ONES(20, "f")}, (f"'rnn.{name}'", "no parameter"))
         for name in ("weight_ch", "weight_pi", "bias_x", "weight_ih_q", "ln_ih.weight")
     },
     **{
-        f"a number: {name}": (without() | {f"rnn.{name}": 0.5}, (f"'rnn.{name}'", "not understood"))
+        f"a number: {name}": (without() | {f"rnn.{name}": 0.5}, (f"'rnn.{name}'", "no parameter of nn.LSTM"))
         for name in ("weight_hh_l0_scale", "weight_peephole_l0", "weight_hh_l0_raw")
     },
-    "foreign at the top": (state_dict() | {"weight_ch_l0": ONES(20, "f")}, ("'weight_ch_l0'", "not understood")),
+    "foreign at the top": (state_dict() | {"weight_ch_l0": ONES(20, "f")}, ("'weight_ch_l0'", "no parameter of nn.LSTM")),
 }  # fmt: skip
 
 
@@ -452,12 +452,12 @@ def test_an_initial_state_beside_an_lstm_is_not_its_own() -> None:
 def test_weight_drop_around_an_lstm_is_refused() -> None:
     """As fastai's AWD-LSTM is saved: what the inner LSTM holds is the raw tensor less what the last training step dropped."""
     tensors = state_dict("rnns.0.module.") | {"rnns.0.weight_hh_l0_raw": ONES((20, 5), "f")}
-    refused(lambda: from_torch(tensors, "rnns.0.module"), "'rnns.0.weight_hh_l0_raw'", "not understood")
+    refused(lambda: from_torch(tensors, "rnns.0.module"), "'rnns.0.weight_hh_l0_raw'", "no parameter of nn.LSTM")
     torch = required("torch")
     wrapper = torch.nn.Module()
     wrapper.module = torch.nn.LSTM(3, 5)
     wrapper.weight_hh_l0_raw = torch.nn.Parameter(torch.ones(20, 5))
-    refused(lambda: from_torch(wrapper, "module"), "'weight_hh_l0_raw'", "not understood")
+    refused(lambda: from_torch(wrapper, "module"), "'weight_hh_l0_raw'", "no parameter of nn.LSTM")
 
 
 def test_live_subclasses() -> None:
@@ -864,7 +864,7 @@ def test_live_initial_state_is_refused() -> None:
     for source in (Learned(), Learned().state_dict(), torch.nn.ModuleDict({"lstm": Learned()}).state_dict()):
         refused(
             lambda source=source: from_torch(source),
-            "h0' belongs to an LSTM and is not understood: no parameter of nn.LSTM (an initial state?",
+            "h0' belongs to an LSTM, by its name: no parameter of nn.LSTM (an initial state?",
         )
 
 

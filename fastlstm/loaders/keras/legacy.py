@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from fastlstm.errors import FormatError
@@ -21,6 +21,7 @@ from fastlstm.loaders import strict_json
 from fastlstm.loaders.found import Contents, Found, quoted
 from fastlstm.loaders.keras import config as keras_config
 from fastlstm.loaders.keras.config import NOTHING, Told
+from fastlstm.loaders.keras.graph import MODELS
 from fastlstm.loaders.keras.hdf5 import UNSAID, Dataset, Group
 from fastlstm.loaders.keras.layer import CellTensors, Layout, found
 from fastlstm.loaders.keras.tree import Configured, Entry, check_number, configured, contents, entry_found, inner_layers, own_name
@@ -195,6 +196,14 @@ def _before_directions(path: tuple[str, ...], other: tuple[str, ...]) -> tuple[s
     return None
 
 
+def _by_step(weights: NamedWeights) -> dict[str, NamedWeights]:
+    result: dict[str, NamedWeights] = defaultdict(dict)
+    for path, roles in weights.items():
+        for step in {*path}:
+            result[step][path] = roles
+    return result
+
+
 # ---- Places --------------------------------------------------------------------------------------------------------------------
 
 
@@ -229,20 +238,28 @@ class LegacyModel:
 
 @dataclass(frozen=True)
 class LegacyPlace:
-    """The weights of a layer; those of a layer inside a model are told by its name in their paths."""
+    """The weights of a layer; those of a layer inside a model are told by its name in their paths.
+
+    A path may have the name of the innermost sequential model, and of no other: ``loose`` are those that may belong to a model
+    though they do not name it.
+    """
 
     weights: NamedWeights
     looks: Looks
+    loose: NamedWeights = field(default_factory=dict)
 
     def inner(self, layers: Sequence[Entry]) -> list[LegacyPlace]:
-        self.looks.count += sum(map(len, self.weights))
+        self.looks.count += sum(map(len, self.weights)) + sum(map(len, self.loose))
         if self.looks.count > MAX_LOOKS:
             raise FormatError("too many weights in models inside models")
-        by_step: dict[str, NamedWeights] = defaultdict(dict)
-        for path, roles in self.weights.items():
-            for step in {*path}:
-                by_step[step][path] = roles
-        return [LegacyPlace(by_step.get(own_name(layer), {}), self.looks) for layer in layers]
+        names = [own_name(layer) for layer in layers]
+        own, others = _by_step(self.weights), _by_step(self.loose)
+        listed = set(names)
+        loose = {path: roles for path, roles in {**self.weights, **self.loose}.items() if not listed.intersection(path)}
+        return [
+            LegacyPlace(own.get(name) or others.get(name) or {}, self.looks, loose if layer.get("class_name") in MODELS else {})
+            for name, layer in zip(names, layers, strict=True)
+        ]
 
     def wrapped(self) -> LegacyPlace:
         return self

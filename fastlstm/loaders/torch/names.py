@@ -277,8 +277,9 @@ def _check(candidate: Candidate, limit: float) -> tuple[LSTMInfo, dict[str, Para
         raise FormatError(candidate.twice)
     if candidate.foreign:
         initial = any(INITIAL.fullmatch(part.lower()) for part in candidate.foreign.split("."))
-        way = " (an initial state? pass it to the calls, and a state dict without it)" if initial else ""
-        raise FormatError(f"{quoted(candidate.foreign)} belongs to an LSTM and is not understood: no parameter of nn.LSTM{way}")
+        way = "an initial state? pass it to the calls, and a" if initial else "if it belongs to another layer, pass a"
+        name = quoted(candidate.foreign)
+        raise FormatError(f"{name} belongs to an LSTM, by its name: no parameter of nn.LSTM ({way} state dict without it)")
     for parameter in given.values():
         parameter.check()
         for name, tensor in parameter.stored.values():  # before shapes: what is sparse, quantized or without values has none here
