@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -213,6 +214,35 @@ def run_python(code: str, *arguments: object, timeout: float = 120, check: bool 
     if check:
         assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def assert_interrupted_soon(code: str, *arguments: object, pause: float) -> None:
+    """Ctrl-C, so many seconds after the code has printed "ready", takes effect in 0.3 s in one of three runs; it prints when."""
+    waits = []
+    for _ in range(3):
+        child = subprocess.Popen(
+            python_command(code, *arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=python_environment(),
+        )
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n", child.communicate()[1]
+            time.sleep(pause)
+            sent = time.monotonic()
+            child.send_signal(signal.SIGINT)
+            output, complaints = child.communicate(timeout=120)
+        finally:
+            child.kill()
+        assert child.returncode == 0, complaints
+        assert "never" not in output, "the call ended before the signal"
+        waits.append(float(output) - sent)
+        if waits[-1] < 0.1:
+            break
+    print(f"Ctrl-C took effect after {', '.join(f'{1000 * w:.0f} ms' for w in waits)}")
+    assert min(waits) < 0.3, waits
 
 
 def resident_bytes() -> int:

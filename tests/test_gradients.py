@@ -6,8 +6,6 @@ import copy
 import importlib.util
 import pickle
 import platform
-import signal
-import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +18,11 @@ import pytest
 from helpers import (
     DTYPES,
     Case,
+    assert_interrupted_soon,
     assert_same_bytes,
     flat,
     import_torch,
     make_case,
-    python_command,
-    python_environment,
     run_python,
     settle,
     torch_network,
@@ -37,7 +34,7 @@ from test_same_bits import LAYOUTS
 
 import fastlstm
 from fastlstm import _engine, reference
-from fastlstm.tape import BACKWARD
+from fastlstm.packed import BACKWARD
 from fastlstm.weights import Weights
 
 Named = dict[str, np.ndarray]  # "input", "h_0", "c_0" and the parameters
@@ -1160,31 +1157,7 @@ same_bits(gradients(small, *asked(small)), before)
 @pytest.mark.parametrize("sizes", ["(12000, 1, 8, 512, 4)", "(2, 20000, 64, 512, 2)", "(1, 2000, 2048, 2048, 2)"])
 def test_interrupt(sizes: str, threads: int) -> None:
     """Ctrl-C ends a long backward pass soon: many steps, few steps with many rows, one step of a large network."""
-    waits = []
-    for _ in range(3):
-        child = subprocess.Popen(
-            python_command(LONG_CALL, sizes, threads),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=python_environment(),
-        )
-        try:
-            assert child.stdout is not None
-            assert child.stdout.readline() == "ready\n", child.communicate()[1]
-            time.sleep(0.5)
-            sent = time.monotonic()
-            child.send_signal(signal.SIGINT)
-            output, complaints = child.communicate(timeout=120)
-        finally:
-            child.kill()
-        assert child.returncode == 0, complaints
-        assert "never" not in output, "the call ended before the signal"
-        waits.append(float(output) - sent)
-        if waits[-1] < 0.1:
-            break
-    print(f"Ctrl-C took effect after {', '.join(f'{1000 * w:.0f} ms' for w in waits)}")
-    assert min(waits) < 0.3, waits
+    assert_interrupted_soon(LONG_CALL, sizes, threads, pause=0.5)
 
 
 @linux

@@ -7,18 +7,15 @@ import os
 import pickle
 import platform
 import re
-import signal
-import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import assert_same_bytes, make_case, python_command, python_environment, run_python
+from helpers import assert_interrupted_soon, assert_same_bytes, make_case, run_python
 
 import fastlstm
 
@@ -315,31 +312,7 @@ assert_same_bytes(small.run(lstm), before)
 @pytest.mark.parametrize("sizes", ["(40000, 1, 8, 512, 4)", "(3, 40000, 64, 512, 2)", "(1, 4000, 2048, 2048, 2)"])
 def test_interrupt(sizes: str, threads: int) -> None:
     """Ctrl-C ends a long call soon: many steps, few steps with many rows, and one step of a large network."""
-    waits = []
-    for _ in range(3):
-        child = subprocess.Popen(
-            python_command(LONG_CALL, sizes, threads),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=python_environment(),
-        )
-        try:
-            assert child.stdout is not None
-            assert child.stdout.readline() == "ready\n", child.communicate()[1]
-            time.sleep(0.3)
-            sent = time.monotonic()
-            child.send_signal(signal.SIGINT)
-            output, errors = child.communicate(timeout=120)
-        finally:
-            child.kill()
-        assert child.returncode == 0, errors
-        assert "never" not in output, "the call ended before the signal"
-        waits.append(float(output) - sent)
-        if waits[-1] < 0.1:
-            break
-    print(f"Ctrl-C took effect after {', '.join(f'{1000 * w:.0f} ms' for w in waits)}")
-    assert min(waits) < 0.3, waits
+    assert_interrupted_soon(LONG_CALL, sizes, threads, pause=0.3)
 
 
 @posix
