@@ -196,6 +196,9 @@ cdef extern from "fastlstm.h" nogil:
 cdef extern from "claim.h" nogil:
     int fl_claim_threads(int wanted, int limit)
     void fl_return_threads(int threads)
+
+
+cdef extern from "crowd.h" nogil:
     void fl_note_team(int64_t begun_ns, int64_t worked_ns)
 
 

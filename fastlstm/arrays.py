@@ -21,6 +21,8 @@ __all__ = [
     "as_resets",
     "booleans_error",
     "contiguous",
+    "copy_to",
+    "fits_kernels",
     "for_kernels",
     "overlap",
     "overlaps_itself",
@@ -110,20 +112,32 @@ def contiguous(array: Array) -> Array:
     if array.nbytes <= PIECE:
         return np.array(array, order="C")
     copy: Array = np.empty(array.shape, array.dtype)
-    for piece in pieces(array):
-        copy[piece] = array[piece]
+    copy_to(copy, array)
     return copy
 
 
+def copy_to(target: Array, source: Array) -> None:
+    """As ``target[...] = source`` of one shape, and Ctrl-C takes effect on the way."""
+    while len(target) == 1 and target.ndim > 1:
+        target, source = target[0], source[0]
+    for piece in pieces(target):
+        target[piece] = source[piece]
+
+
 def pieces(array: Array) -> Iterator[slice]:
+    """Slices of the first axis, of some megabytes each."""
     step = max(1, len(array) * PIECE // max(array.nbytes, 1))
     return (slice(begin, begin + step) for begin in range(0, len(array), step))
 
 
+def fits_kernels(array: Array) -> bool:
+    """Whether the kernels can work on it: aligned, last axis contiguous."""
+    return array.flags.aligned and (array.shape[-1] == 1 or array.strides[-1] == array.itemsize)
+
+
 def for_kernels(array: Array) -> Array:
-    """The array itself if the kernels can work on it (aligned, last axis contiguous), else a copy."""
-    last_axis_fits = array.shape[-1] == 1 or array.strides[-1] == array.itemsize
-    return array if last_axis_fits and array.flags.aligned else contiguous(array)
+    """The array itself if the kernels can work on it, else a copy."""
+    return array if fits_kernels(array) else contiguous(array)
 
 
 def as_bytes(array: Array | None) -> Array | None:

@@ -135,7 +135,8 @@ class LSTM(Network[State]):
             Where true, that row restarts before step t, as if no state had been given. ``(T,)`` for one sequence. The backward
             direction restarts at the same boundaries: a reset at step t takes effect before it processes step t - 1.
         out : array, optional
-            Array to write the output to; must not overlap an input. If ``merge_mode`` is None, one array for both outputs.
+            Array to write the output to; must not overlap an input. Written in place if its last axis is contiguous, else a copy
+            is made. If ``merge_mode`` is None, one array for both outputs.
         threads : int, optional
             The most threads for this call.
 

@@ -20,9 +20,12 @@ from fastlstm.arrays import (
     as_lengths,
     as_resets,
     contiguous,
+    copy_to,
+    fits_kernels,
     for_kernels,
     overlap,
     overlaps_itself,
+    pieces,
     shape_error,
 )
 from fastlstm.masks import put_in_order, without_masked
@@ -234,24 +237,22 @@ class Network(Generic[S]):
         if out is not None:
             shape = self._output_shape(T, B, single)
             given = self._check_out(out, (*shape[:-1], self._sizes[1]) if merges else shape, inputs)
-        if given is None or merges:
-            result, output = self._new_output(T, B, single)
-            target = result
+        if given is not None and not merges and fits_kernels(given):
+            result, output = given, self._as_written(given, single, self._batch_first)
         else:
-            result = given
-            target = for_kernels(result)
-            output = self._as_written(target, single, self._batch_first)
+            result, output = self._new_output(T, B, single)
         final, packed = self._new_state(B), self._packed
         packed.forward(
             packed.network, inputs.x, inputs.h_0, inputs.c_0, output, *final, inputs.lengths, inputs.resets, most, limit
         )
         if inputs.order is not None:
             put_in_order(output, inputs.order)
-        if target is not result:
-            result[...] = target
+        if given is not None and result is not given and not merges:
+            copy_to(given, result)
+            result = given
         if not self._concat:
             forward, backward = np.split(result, 2, axis=-1)
-            result = merged(merge_mode, forward, backward, given if merges else None)
+            result = merged(merge_mode, forward, backward, given)
         return (result if out is None or merge_mode is None else out), self._as_returned(final, single)
 
     def _record(
@@ -442,7 +443,8 @@ class Network(Generic[S]):
         expected = self.weights.expected_shapes()
         for name in state_dict:
             if name not in expected:
-                raise ValueError(f"unexpected tensor {name!r:.100}; expected {', '.join(expected)}")
+                names = ", ".join([*expected][:10]) + (", ..." if len(expected) > 10 else "")
+                raise ValueError(f"unexpected tensor {name!r:.100}; expected {names}")
         tensors = {}
         for name, shape in expected.items():
             if name not in state_dict:
@@ -541,10 +543,13 @@ def merged(mode: str | None, forward: Array, backward: Array, out: Array | None 
     """What two directions give, made one as Keras' Bidirectional does; a pair if its mode is None."""
     if mode is None:
         return forward, backward
+    if mode == "concat":
+        return np.concatenate((forward, backward), axis=-1)
+    result = np.empty(forward.shape, forward.dtype) if out is None else out
+    combine = np.multiply if mode == "mul" else np.add
     with np.errstate(all="ignore"):  # infinity and NaN go where IEEE arithmetic takes them
-        if mode == "concat":
-            return np.concatenate((forward, backward), axis=-1, out=out)
-        result = (np.multiply if mode == "mul" else np.add)(forward, backward, out=out)
-        if mode == "ave":
-            result *= 0.5
+        for piece in pieces(result):
+            combine(forward[piece], backward[piece], out=result[piece])
+            if mode == "ave":
+                result[piece] *= 0.5
     return result

@@ -190,7 +190,7 @@ def test_one_bad_cell_does_not_hide_the_others(tmp_path: Path) -> None:
 
 
 def test_not_a_tree() -> None:
-    with pytest.raises(TypeError, match="a tree of parameters or a flax"):
+    with pytest.raises(TypeError, match="params must be a tree of parameters or a flax"):
         from_flax("model.msgpack")
 
 

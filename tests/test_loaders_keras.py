@@ -1264,7 +1264,7 @@ def test_live_layers_that_are_refused(keras: Any) -> None:
     deep.build((None, None, 3))
     refused(lambda: from_keras(deep), "'deep'", "each direction stacks several cells")
     for value in (3, "model.keras", {"a": 1}, np.zeros(3)):
-        with pytest.raises(TypeError, match=r"a Keras layer or model expected.*fastlstm\.load"):
+        with pytest.raises(TypeError, match=r"layer_or_model must be a Keras layer or model.*fastlstm\.load"):
             from_keras(value)
 
 

@@ -1264,7 +1264,7 @@ def test_not_finite(tmp_path: Path) -> None:
 
 
 def test_other_objects(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="ModelProto or a path expected, got dict"):
+    with pytest.raises(TypeError, match=r"model_or_path must be an onnx\.ModelProto or a path, got dict"):
         from_onnx({})
     path = tmp_path / "model.onnx"
     path.write_bytes((GOLDEN / "cell.pt").read_bytes())

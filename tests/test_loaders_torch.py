@@ -538,7 +538,9 @@ def test_nested_dictionaries() -> None:
 
 def test_what_is_neither_module_nor_state_dict() -> None:
     for wrong in ("model.pt", 3, None, [state_dict()], ONES(3)):
-        with pytest.raises(TypeError, match=r"torch\.nn\.Module or a state dict expected, got " + type(wrong).__name__):
+        with pytest.raises(
+            TypeError, match=r"module_or_state_dict must be a torch\.nn\.Module or a state dict, got " + type(wrong).__name__
+        ):
             from_torch(wrong)
     refused(lambda: from_torch({}), "no LSTM", "a state dict without named tensors")
 

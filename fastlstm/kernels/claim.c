@@ -4,7 +4,7 @@
  * Here the workers of all callers together stay within the processors, and a caller that finds the processors busy computes alone.
  */
 #include "claim.h"
-#include "clock.h"
+#include "crowd.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -13,13 +13,6 @@
 
 static atomic_int kept;      /* workers that OpenMP keeps for callers alive */
 static atomic_int computing; /* threads inside calls now */
-
-/* Once held up is an accident. Teams that are held up again so soon, and lose a quarter of their time by it, are in a crowd: then calls
- * leave a processor free for a while, twice as long if the crowd is still there afterwards. The first time is short: threads of other
- * libraries look for more work for up to 30 ms, and are gone. */
-static _Atomic int64_t noted, crowded_until, crowd_ns;
-static _Atomic int64_t lost_ns, together_ns; /* of the time in teams, since the first accident or the last crowd */
-static const int64_t SOON_NS = 200000000, LATELY_NS = 50000000, CROWD_NS = 12000000, LONGEST_NS = 800000000;
 
 static pthread_key_t my_kept;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -73,7 +66,7 @@ static int available(int count)
 int fl_claim_threads(int wanted, int limit)
 {
     pthread_once(&once, make_key);
-    if (fl_now_ns() < atomic_load(&crowded_until))
+    if (fl_is_crowded())
         wanted = lesser(wanted, (limit > 0 ? limit : wanted) - 1);
     const int reserved = reserve(wanted, limit);
     int threads = reserved;
@@ -94,44 +87,6 @@ int fl_claim_threads(int wanted, int limit)
     }
     atomic_fetch_sub(&computing, reserved - threads);
     return threads;
-}
-
-static int64_t longer(int64_t a, int64_t b) { return a > b ? a : b; }
-
-static void keep_account(int64_t lost, int64_t together)
-{
-    atomic_store(&lost_ns, lost);
-    atomic_store(&together_ns, together);
-}
-
-void fl_note_team(int64_t begun_ns, int64_t worked_ns)
-{
-    if (atomic_load(&noted) < begun_ns) /* held up, its time has been counted until then, and it may have been alone since */
-        atomic_fetch_add(&together_ns, worked_ns);
-}
-
-void fl_note_crowd(int64_t begun_ns, int64_t waited_ns)
-{
-    const int64_t now = fl_now_ns(), until = atomic_load(&crowded_until), last = atomic_load(&crowd_ns);
-    const int64_t before = atomic_exchange(&noted, now), took = now - longer(before, begun_ns);
-
-    if (now < until)
-        return;
-    if (now - longer(before, until) > SOON_NS) {
-        keep_account(waited_ns, took);
-        return;
-    }
-    const int64_t lost = atomic_load(&lost_ns) + waited_ns, together = atomic_load(&together_ns) + took;
-    if (lost < together / 4) {
-        const int share = together > LATELY_NS ? 2 : 1;
-        keep_account(lost / share, together / share);
-        return;
-    }
-    keep_account(0, 0);
-    /* Whoever comes later than that after a crowd has met another one. */
-    const int64_t next = now - until > LATELY_NS + last ? CROWD_NS : 2 * last < LONGEST_NS ? 2 * last : LONGEST_NS;
-    atomic_store(&crowd_ns, next);
-    atomic_store(&crowded_until, now + next);
 }
 
 void fl_return_threads(int threads) { atomic_fetch_sub(&computing, threads); }

@@ -2,8 +2,8 @@
 #ifndef FL_TEAM_H
 #define FL_TEAM_H
 
-#include "claim.h"
 #include "clock.h"
+#include "crowd.h"
 #include "processor.h"
 
 #include <sched.h>

@@ -116,8 +116,8 @@ def find_live(source: object) -> Contents:
         source, say = nnx.state(source), partial(said_of, source)
     if not isinstance(source, Mapping):
         raise TypeError(
-            f"a tree of parameters or a flax.nnx.Module expected, got {type(source).__name__} (of a flax.linen.Module, pass the "
-            "variables; for a file: fastlstm.load)"
+            f"params must be a tree of parameters or a flax.nnx.Module, got {type(source).__name__} (of a "
+            "flax.linen.Module, pass the variables; for a file: fastlstm.load)"
         )
     tensors = flattened(source)
     names = f": {listing(tensors, 5)}" if tensors else ""

@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include "claim.h"
 #include "clock.h"
+#include "crowd.h"
 #include "fastlstm.h"
 #include "meeting.h"
 #include "pace.h"

@@ -57,7 +57,7 @@ def find(source: object) -> Contents:
         If it is neither.
     """
     if not _ancestors(source) or not hasattr(source, "get_config"):
-        raise TypeError(f"a Keras layer or model expected, got {type(source).__name__} (for a file: fastlstm.load)")
+        raise TypeError(f"layer_or_model must be a Keras layer or model, got {type(source).__name__} (for a file: fastlstm.load)")
     results = [_found(names, layer) for names, layer in _recurrent(source)]
     advice = "; of a cell, pass keras.layers.RNN(cell)" if type(source).__name__.endswith("Cell") else ""
     return Contents(results, f"a {type(source).__name__} of Keras without a recurrent layer{advice}")

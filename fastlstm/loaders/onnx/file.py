@@ -134,7 +134,7 @@ def find_live(model: Any) -> Contents:
     """
     onnx = import_onnx()
     if not isinstance(model, onnx.ModelProto):
-        raise TypeError(f"an onnx.ModelProto or a path expected, got {type(model).__name__}")
+        raise TypeError(f"model_or_path must be an onnx.ModelProto or a path, got {type(model).__name__}")
     return _contents(model, model.ByteSize(), SPARE)
 
 

@@ -39,7 +39,10 @@ def find(source: object) -> Contents:
         return found if every else replace(found, summary=found.summary + _other_values(source))
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(source, torch.nn.Module):
-        raise TypeError(f"a torch.nn.Module or a state dict expected, got {type(source).__name__} (for a file: fastlstm.load)")
+        raise TypeError(
+            f"module_or_state_dict must be a torch.nn.Module or a state dict, got {type(source).__name__} "
+            "(for a file: fastlstm.load)"
+        )
     return _module(torch, source)
 
 
