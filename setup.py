@@ -4,6 +4,7 @@ Switches (environment variables, read at build time):
 
 FASTLSTM_NO_OPENMP=1   build without OpenMP: every call runs on the calling thread
 FASTLSTM_DEBUG=1       -O1 -g, bounds-checked memoryviews
+FASTLSTM_SYMBOLS=1     keep the names of functions, for perf and objdump
 FASTLSTM_SANITIZE=1    address and undefined-behaviour sanitizers (run with the sanitizer runtime preloaded)
 FASTLSTM_WERROR=1      warnings in our C are errors (CI)
 """
@@ -31,6 +32,8 @@ if switch("DEBUG"):
     compile_args += ["-O1", "-g"]
 elif not switch("SANITIZE"):
     compile_args.append("-g0")
+    if not switch("SYMBOLS"):
+        link_args.append("-Wl,-s")
 if switch("SANITIZE"):
     compile_args += ["-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
     macros.append(("FL_PLAIN_LOOPS", None))

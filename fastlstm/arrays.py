@@ -47,9 +47,8 @@ class Inputs(NamedTuple):
 
     def arrays(self) -> Iterator[tuple[str, Array | None]]:
         """Those that a call reads, under the names of the arguments."""
-        yield "x", self.given
-        for name in ("h_0", "c_0", "lengths", "resets"):
-            yield name, getattr(self, name)
+        arrays = (self.given, self.h_0, self.c_0, self.lengths, self.resets)
+        return zip(("x", "h_0", "c_0", "lengths", "resets"), arrays, strict=True)
 
 
 PIECE = 8 << 20  # bytes that are copied at a time: between two pieces Ctrl-C takes effect
@@ -206,6 +205,8 @@ def shape_error(name: str, expected: tuple[object, ...], given: tuple[int, ...],
 
 def overlap(a: Array, b: Array) -> bool:
     """Whether they share memory, as far as can be told with little work."""
+    if not np.may_share_memory(a, b):  # by their bounds
+        return False
     try:
         return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # any integer, NumPy says
     except np.exceptions.TooHardError:
@@ -214,6 +215,8 @@ def overlap(a: Array, b: Array) -> bool:
 
 def overlaps_itself(array: Array) -> bool:
     """Whether two elements may share memory: sorted by stride, each axis must step over all inner ones."""
+    if array.flags.forc:
+        return False
     extent = array.itemsize
     for stride, size in sorted((abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True)):
         if size > 1:
