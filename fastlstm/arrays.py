@@ -66,6 +66,8 @@ def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array
         raise TypeError(f"{name} is a masked array, whose mask would be ignored{advice}")
     if getattr(value, "requires_grad", False):
         raise TypeError(f"{name} requires a gradient, which would be lost; pass {name}.detach()")
+    if hasattr(value, "data_ptr") and hasattr(value, "numel") and value.numel() and not value.data_ptr():
+        raise ValueError(f"{name} has no memory: the tensor's storage was freed")
     try:
         if hasattr(value, "__array__"):
             return np.asarray(value)

@@ -778,6 +778,47 @@ def test_weights_are_packed_again_when_they_changed_and_only_then(change: str, p
     assert_equal([result], [theirs(x)[0]], TOLERANCE["float64"])
 
 
+def test_frozen_sees_other_tensors_where_the_packed_ones_were() -> None:
+    """Sampled weights, as evolution strategies call a module with: each comes to lie where the last one was."""
+    module, x = bridge.LSTM(8, 64), torch.randn(5, 2, 8)
+    weight, bias = module.weight_hh_l0.detach(), module.bias_ih_l0.detach()
+
+    def run() -> list[Any]:
+        generator = torch.Generator().manual_seed(0)
+        noises = (torch.randn(weight.shape, generator=generator) for _ in range(8))
+        return [torch.func.functional_call(module, {"weight_hh_l0": weight + noise}, (x,))[0] for noise in noises]
+
+    with torch.no_grad():
+        expected = run()
+        with bridge.frozen():
+            assert all(map(torch.equal, run(), expected))
+            module(x)
+            other = {"bias_ih_l0": bias[:1].expand(256)}  # the same address
+            inside = torch.func.functional_call(module, other, (x,))[0]
+        assert torch.equal(inside, torch.func.functional_call(module, other, (x,))[0])
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_hh_l0", "input"])
+def test_memory_that_was_freed_is_refused(name: str) -> None:
+    module, x = bridge.LSTM(4, 64), torch.randn(2, 1, 4)
+    tensor = x if name == "input" else getattr(module, name).data
+    tensor.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="has no memory: its storage was freed"):
+        module(x)
+    if name == "input":
+        with pytest.raises(ValueError, match="x has no memory"):
+            fastlstm.LSTM(4, 8)(x)
+
+
+def test_packed_sequences_that_contradict_themselves() -> None:
+    module, sequence = bridge.LSTM(4, 5), torch.nn.utils.rnn.PackedSequence
+    with pytest.raises(ValueError, match="batch_sizes must have at least one step"):
+        module(sequence(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)))
+    two = torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="sorted_indices must have one index for each of the 3 rows, got 2"):
+        module(sequence(torch.zeros(10, 4), torch.tensor([3, 3, 2, 2]), two, two))
+
+
 def test_frozen_parameters_are_not_compared(monkeypatch: pytest.MonkeyPatch, packs: list[Any]) -> None:
     theirs, ours = modules(CONFIGS[1])
     x = torch.randn(3, 5, 4, dtype=F64)

@@ -123,6 +123,8 @@ class LSTM(torch.nn.RNNBase):
                 raise ValueError("resets are for padded tensors: a PackedSequence takes none")
             if x.dim() != 2 or x.shape[1] != self.input_size:
                 raise shape_error("input.data", ("tokens", self.input_size), tuple(x.shape))
+            if not torch.jit.is_tracing() and not torch.compiler.is_compiling():
+                _check_packed(batch_sizes, order)
             B = batch_sizes[0] if order is None else order.shape[0]
             B = B if torch.jit.is_tracing() else int(B)  # a trace is for any number of rows
         else:
@@ -315,6 +317,15 @@ def _check_tensor(name: str, value: Any, dtype: Any) -> None:
         raise TypeError(f"{name} must be a dense tensor, got a nested tensor{advice}")
     if value.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got {value.layout}; pass {name}.to_dense()")
+
+
+def _check_packed(batch_sizes: Tensor, order: Tensor | None) -> None:
+    """Whether a PackedSequence's numbers of rows agree; where they are known."""
+    if not len(batch_sizes):
+        raise ValueError("input.batch_sizes must have at least one step, got none")
+    rows = int(batch_sizes[0])
+    if order is not None and len(order) != rows:
+        raise ValueError(f"input.sorted_indices must have one index for each of the {rows} rows, got {len(order)}")
 
 
 def _pair(hx: Any) -> State:

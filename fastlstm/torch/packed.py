@@ -26,13 +26,24 @@ Tensor = Any  # torch.Tensor; the type checker does without PyTorch
 
 @dataclass(frozen=True, eq=False)
 class _Packed:
-    """A packed network, copies of the arrays it was packed of, and where these came from: the first one's memory, addresses."""
+    """A packed network, copies of the arrays it was packed of, and where these came from: their memory, and the places in it."""
 
-    memory: weakref.ref[Any]
+    memories: list[weakref.ref[Any]]
     options: tuple[bool, int, bool, bool]
-    places: list[int]
+    places: list[tuple[int, tuple[int, ...], bool]]
     arrays: list[Array]
     lstm: fastlstm.LSTM
+
+    def is_of(self, weights: list[Tensor]) -> bool:
+        """Whether these tensors are where the packed ones were. An address alone may be used again by what comes after."""
+        return self.places == [_place(weight) for weight in weights] and all(
+            known() is weight.untyped_storage() for known, weight in zip(self.memories, weights, strict=True)
+        )
+
+
+def _place(tensor: Tensor) -> tuple[int, tuple[int, ...], bool]:
+    """Address, strides, and whether it is read negated."""
+    return tensor.data_ptr(), tensor.stride(), tensor.is_neg()
 
 
 # By the id of the first tensor's memory, until that dies, and the place in it. PyTorch does not swap tensors with weak references
@@ -48,9 +59,9 @@ def packed_network(weights: list[Tensor], bias: bool, proj_size: int, bidirectio
     memory, options = weights[0].untyped_storage(), (bias, proj_size, bidirectional, batch_first)
     key = id(memory), weights[0].storage_offset()
     known = _networks.get(key)
-    if known is not None and (known.memory() is not memory or known.options != options):
+    if known is not None and (known.memories[0]() is not memory or known.options != options):
         known = None
-    if known is not None and _frozen.get() and known.places == [weight.data_ptr() for weight in weights]:
+    if known is not None and _frozen.get() and known.is_of(weights):
         return known.lstm
     arrays = [contiguous(array_of(weight)) for weight in weights]
     if known is not None and _engine.same_arrays(arrays, known.arrays) and arrays[0].dtype == known.lstm.dtype:
@@ -62,12 +73,12 @@ def packed_network(weights: list[Tensor], bias: bool, proj_size: int, bidirectio
     lstm = fastlstm.LSTM.from_weights(Weights.from_named_tensors(named), batch_first)  # copies them
 
     def forget(dead: weakref.ref[Any]) -> None:
-        if key in _networks and _networks[key].memory is dead:
+        if key in _networks and _networks[key].memories[0] is dead:
             del _networks[key]
 
     copies = [tensor for _, tensor in lstm.weights.named_tensors()]
-    places = [weight.data_ptr() for weight in weights]
-    _networks[key] = _Packed(weakref.ref(memory, forget), options, places, copies, lstm)
+    memories = [weakref.ref(memory, forget), *(weakref.ref(weight.untyped_storage()) for weight in weights[1:])]
+    _networks[key] = _Packed(memories, options, [_place(weight) for weight in weights], copies, lstm)
     return lstm
 
 
@@ -97,7 +108,11 @@ def array_of(tensor: Tensor) -> Array:
     ``tensor.numpy()`` would let nobody resize the tensor any more, as FSDP does with parameters. Through the tensor's own
     ``__dlpack__`` it would take twice as long.
     """
-    array: Array = np.from_dlpack(_Lent(tensor.resolve_neg()))
+    tensor = tensor.resolve_neg()
+    if not tensor.data_ptr() and tensor.numel():
+        freed = "its storage was freed, as sharded modules do between their calls"
+        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} has no memory: {freed}")
+    array: Array = np.from_dlpack(_Lent(tensor))
     return array
 
 
