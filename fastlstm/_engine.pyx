@@ -965,8 +965,7 @@ cdef class StreamState:
         """One step; False if `x` is not exactly a float array of shape (B, I) (or (I,)) that can be read in place."""
         cdef Py_buffer source, target
         cdef fl_network *net = &self.network.net
-        if self.busy:
-            raise RuntimeError("this stream is in use by another thread")
+        self.check_idle()
         PyObject_GetBuffer(x, &source, PyBUF_STRIDES | PyBUF_FORMAT)
         try:
             if not fits(&source, net.item, self.B, net.I):
@@ -981,6 +980,11 @@ cdef class StreamState:
         finally:
             PyBuffer_Release(&source)
         return True
+
+    cpdef check_idle(self):
+        """Refuse what would meet a step that is running: of another thread, or of this one under a signal's handler."""
+        if self.busy:
+            raise RuntimeError("this stream is in use by another thread")
 
     def take_back(self, bint current):
         """Forget the last step, or none: the state that it began from is still there; `current` is where that was."""

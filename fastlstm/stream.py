@@ -115,6 +115,7 @@ class Stream(Generic[S]):
             if array.shape != held.shape:
                 raise shape_error(name, held.shape, array.shape)
             given.append(array)
+        self._engine.check_idle()
         for held, array in zip(held_now, given, strict=False):
             held[...] = array
 
@@ -131,6 +132,8 @@ class Stream(Generic[S]):
         ------
         ValueError, TypeError
             If a row is not an integer from 0 to B - 1, or there are not B booleans; nothing has changed then.
+        RuntimeError
+            If another thread takes a step just now.
         """
         chosen: Any = slice(None)
         if rows is not None:
@@ -151,6 +154,7 @@ class Stream(Generic[S]):
                     limit = f"rows must be between 0 and {B - 1}" if B else "rows must be empty, as batch_size is 0"
                     raise ValueError(f"{limit}, got {row}")
             chosen = [int(row) for row in chosen]  # NumPy makes floats of an unsigned one beside others
+        self._engine.check_idle()
         now = self._engine.current
         for held, initial in zip((self._h[now], self._c[now]), self._initial, strict=True):
             held[:, chosen] = initial[:, None]

@@ -316,6 +316,43 @@ def test_interrupt(sizes: str, threads: int) -> None:
 
 
 @posix
+def test_a_stream_is_not_changed_under_a_step() -> None:
+    """Not by a signal's handler, which runs in the middle of it."""
+    run_python(
+        """
+import signal
+import numpy as np, fastlstm
+
+stream = fastlstm.LSTM(512, 2048, seed=0).stream(2000)
+x, zeros = np.ones((2000, 512), np.float32), stream.state
+seen = []
+
+def handler(*_):
+    for change in (stream.reset, lambda: stream.reset([1]), lambda: setattr(stream, "state", zeros), lambda: stream.step(x)):
+        try:
+            change()
+        except RuntimeError as error:
+            seen.append(str(error))
+
+signal.signal(signal.SIGALRM, handler)
+before = stream.step(x)
+for _ in range(20):
+    stream.reset()
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    output = stream.step(x)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert output.tobytes() == before.tobytes()
+    if len(seen) == 4:
+        break
+    seen.clear()
+assert seen == ["this stream is in use by another thread"] * 4, seen
+stream.reset()
+assert not stream.state[0].any()
+"""
+    )
+
+
+@posix
 def test_interrupt_of_a_long_step() -> None:
     """A stream's step of one thread, too: it ends, and the state is the one before."""
     run_python(
