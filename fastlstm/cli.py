@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -310,7 +311,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    print(fastlstm.convert(args.file, args.output, args.name, **choice(args)))
+    info = fastlstm.convert(args.file, args.output, args.name, **choice(args))
+    print(info if args.batch_first is None else replace(info, batch_first=args.batch_first))
     return 0
 
 
@@ -331,6 +333,8 @@ def check_paths(args: argparse.Namespace) -> None:
                 raise ValueError(f"{option} and {other} are the same file: {path}")
     if args.output.lower().endswith((".npz", ".safetensors", ".onnx")):
         raise ValueError(f"-o writes one array, as .npy: its name must not end like {args.output}")
+    if args.state_out and args.state_out.lower().endswith((".npy", ".safetensors", ".onnx")):
+        raise ValueError(f"--state-out writes an .npz file: its name must not end like {args.state_out}")
 
 
 def check_regular(path: str) -> None:
@@ -402,4 +406,4 @@ def reserve(path: str) -> None:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # file systems that cannot
-                    raise
+                    raise OSError(error.errno, error.strerror, path) from None

@@ -485,8 +485,8 @@ class Network(Generic[S]):
         name = _type_name(weight_dtype)
         own = self.dtype.name
         if name != own and (name not in TYPES or self.dtype != np.float32):
-            choice = own if self.dtype != np.float32 else ", ".join((own, *TYPES))
-            raise ValueError(f"weight_dtype of a {own} network must be one of {choice}, got {name!r:.100}")
+            choice = own if self.dtype != np.float32 else f"one of {', '.join((own, *TYPES))}"
+            raise ValueError(f"weight_dtype of a {own} network must be {choice}, got {name!r:.100}")
         return type(self).from_weights(self.weights.rounded(None if name == own else name), self.batch_first)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -25,7 +25,8 @@ def set_num_threads(n: int) -> None:
     ----------
     n : int
         From 1 to 1024. Small calls use fewer, where more would not pay. Never set more than there are processors: threads that
-        wait for each other then take turns, and beside another busy process a call may take a hundred times as long.
+        wait for each other then take turns, and beside another busy process a call may take a hundred times as long. A forked
+        child, and a build without OpenMP, keep to one thread.
 
     Raises
     ------
@@ -40,8 +41,8 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """The maximum number of threads of a call: as set, or else ``OMP_NUM_THREADS``, or else the processors available.
 
-    Processors are counted from the CPU affinity of the process and its control group's CPU quota. A forked child has one thread,
-    whatever was set.
+    Processors are counted at the first use, from the CPU affinity of the process and its control group's CPU quota. A forked
+    child has one thread, whatever was set, and so has a build without OpenMP.
 
     Returns
     -------

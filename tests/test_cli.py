@@ -168,6 +168,24 @@ def test_a_reverse_network_runs_in_one_piece(
         assert (state["h"].tobytes(), state["c"].tobytes()) == (h.tobytes(), c.tobytes())
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".ONNX"])
+def test_a_state_is_not_written_under_another_suffix(folder: Path, capsys: Any, suffix: str) -> None:
+    make()
+    inputs(30, 3, I)
+    status = run("--state-out", f"state{suffix}")
+    refused(capsys, status, "--state-out writes an .npz file", f"state{suffix}", files={"model.safetensors", "x.npy"})
+
+
+def test_convert_prints_what_it_wrote(folder: Path, capsys: Any) -> None:
+    make()
+    assert cli.main(["convert", "model.safetensors", "y.npz", "--batch-first"]) == 0
+    assert "batch_first=True" in capsys.readouterr().out
+    assert fastlstm.load("y.npz").batch_first
+    assert cli.main(["convert", "y.npz", "z.npz", "--no-batch-first"]) == 0
+    assert "batch_first" not in capsys.readouterr().out
+    assert not fastlstm.load("z.npz").batch_first
+
+
 @pytest.mark.parametrize("shape", [(0, 3, I), (30, 0, I), (0, I)])
 def test_nothing_to_do(folder: Path, shape: tuple[int, ...]) -> None:
     make()

@@ -272,16 +272,20 @@ static void drop(const place *p, const pass *q, char *out, fl_index t, fl_index 
 }
 
 /* Keeps the inputs: each thread those of some steps. */
-static void keep_inputs(const fl_call *call, int thread)
+static void keep_inputs(place *p, int thread)
 {
+    const fl_call *call = p->call;
     const fl_tape *tape = call->tape;
     const fl_index from = fl_share(call->T, call->plan.threads, thread), to = fl_share(call->T, call->plan.threads, thread + 1);
 
     for (fl_index t = from; t < to; t++)
-        for (fl_index token = tape->first[t]; token < tape->first[t + 1]; token++)
+        for (fl_index token = tape->first[t]; token < tape->first[t + 1]; token++) {
+            if (fl_stopped(&p->watcher, call->net->I)) /* the memory of a long call may have to be found first */
+                return;
             memcpy(tape->x + token * tape->x_pitch,
                    call->x.data + t * call->x.strides[0] + tape->order[token - tape->first[t]] * call->x.strides[1],
                    (size_t)(call->net->I * call->net->item));
+        }
 }
 
 /* Copies this thread's columns of h to the output, with zeros for rows past their end; then starts rows anew where asked. */
@@ -632,7 +636,7 @@ void fl_forward(fl_call *call, int thread)
     if (call->plan.threads > 1)
         fl_start_clock();
     if (call->tape)
-        keep_inputs(call, thread);
+        keep_inputs(&p, thread);
     for (fl_index layer = p.layer; layer < p.layer_end; layer++)
         for (int d = p.direction; d < p.direction + p.directions; d++) {
             const state s = state_of(&p, layer * net->D + d);
