@@ -32,7 +32,8 @@ each element of the mapped axis. ``torch.compile`` breaks its graph at a call in
 *Operators.* Where more than autograd is involved, calls go through custom operators without side effects, ``fastlstm::lstm``
 and ``fastlstm::lstm_backward``. ``torch.compile`` keeps them whole: no graph break, nothing unrolled. Models made by
 ``torch.jit.trace`` and ``torch.export`` keep a tape at every call if a parameter required gradients when they were made; to
-avoid that, call ``module.requires_grad_(False)`` first.
+avoid that, call ``module.requires_grad_(False)`` first. Where such a model is loaded, ``import fastlstm.torch`` must come before
+``torch.jit.load`` or ``torch.export.load``: it registers the operators.
 """
 
 try:
