@@ -538,10 +538,11 @@ cdef int run_team(Job *job, int threads, int limit) except -1:
                             fl_measure_meeting(&end, team, threadid())
                         work(job, threadid())
                         fl_join(&end, team, plan_of(job).patience_ns)
-                fl_note_team(end.begun_ns, fl_worked_ns())
-                if team == 2 and begun(job):
-                    fl_learn(plan_of(job), worked(job))
-                if not begun(job):  # the runtime gave fewer threads than were asked for
+                if begun(job):
+                    fl_note_team(end.begun_ns, fl_worked_ns())
+                    if team == 2:
+                        fl_learn(plan_of(job), worked(job))
+                else:  # the runtime gave fewer threads than were asked for
                     release(job)
                     divide(job, 1, 1)
                     status = prepare(job)

@@ -66,11 +66,13 @@ def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array
         raise TypeError(f"{name} is a masked array, whose mask would be ignored{advice}")
     if getattr(value, "requires_grad", False):
         raise TypeError(f"{name} requires a gradient, which would be lost; pass {name}.detach()")
-    if hasattr(value, "data_ptr") and hasattr(value, "numel") and value.numel() and not value.data_ptr():
-        raise ValueError(f"{name} has no memory: the tensor's storage was freed")
+    freed = False
     try:
         if hasattr(value, "__array__"):
-            return np.asarray(value)
+            array = np.asarray(value)
+            freed = bool(array.size and hasattr(value, "data_ptr") and not value.data_ptr())
+            if not freed:
+                return array
         if hasattr(value, "__dlpack__"):
             return np.from_dlpack(value)
     except MemoryError:
@@ -79,6 +81,8 @@ def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array
         of = "" if dtype is None else f" of {dtype}"
         message = f"{name} must be an array{of} on the CPU; {type(value).__name__} could not be read as one: {error!s:.200}"
         raise TypeError(message) from error
+    if freed:
+        raise ValueError(f"{name} has no memory: the tensor's storage was freed")
     raise TypeError(f"{name} must be an array, got {type(value).__name__}")
 
 

@@ -19,7 +19,7 @@ from fastlstm.loaders.found import Contents, Found, quoted
 __all__ = ["mark_incomplete"]
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-PART = re.compile(r".*\d-of-0*([1-9]\d*)\D.*")
+PART = re.compile(r".*\d{5}-of-(\d{5})\D.*", re.DOTALL)
 PARAMETER = re.compile(r"(?:weight|bias)_(?:ih|hh|hr)(?:_l\d+(?:_reverse)?)?")
 MOST_INDEXES = 16
 
@@ -45,7 +45,7 @@ def mark_incomplete(contents: Contents, path: str) -> Contents:
             elsewhere = [name for name, place in places.items() if place != own]
             return replace(contents, found=[_whole(item, elsewhere, index) for item in contents.found])
     part = PART.fullmatch(own)
-    if not part or int(part[1]) == 1:
+    if not part or int(part[1]) < 2:
         return contents
     if broken:
         raise broken
