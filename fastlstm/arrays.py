@@ -66,13 +66,11 @@ def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array
         raise TypeError(f"{name} is a masked array, whose mask would be ignored{advice}")
     if getattr(value, "requires_grad", False):
         raise TypeError(f"{name} requires a gradient, which would be lost; pass {name}.detach()")
-    freed = False
+    if hasattr(value, "data_ptr") and hasattr(value, "numel") and value.numel() and not value.data_ptr():
+        raise ValueError(f"{name} has no memory: the tensor's storage was freed")
     try:
         if hasattr(value, "__array__"):
-            array = np.asarray(value)
-            freed = bool(array.size and hasattr(value, "data_ptr") and not value.data_ptr())
-            if not freed:
-                return array
+            return np.asarray(value)
         if hasattr(value, "__dlpack__"):
             return np.from_dlpack(value)
     except MemoryError:
@@ -81,8 +79,6 @@ def as_array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array
         of = "" if dtype is None else f" of {dtype}"
         message = f"{name} must be an array{of} on the CPU; {type(value).__name__} could not be read as one: {error!s:.200}"
         raise TypeError(message) from error
-    if freed:
-        raise ValueError(f"{name} has no memory: the tensor's storage was freed")
     raise TypeError(f"{name} must be an array, got {type(value).__name__}")
 
 
