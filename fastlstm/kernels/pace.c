@@ -8,29 +8,40 @@
 #include "pace.h"
 #include "clock.h"
 
-/* Shorter calls say little, and what is less than NOTICED, per mille, any two calls differ by. Nobody is left with less than LEAST. */
-static const int64_t SHORTEST_NS = 20000, FORGET_NS = 300000000;
+#include <math.h>
+
+/* Shorter calls say nothing, and those that are not long little: what their threads read from each other comes at any time. What is less
+ * than NOTICED, per mille, any two calls differ by. Nobody is left with less than LEAST. */
+static const int64_t SHORTEST_NS = 20000, LONG_NS = 100000, FORGET_NS = 300000000;
+static const double REMEMBERED = 100; /* calls: who keeps to one thread since then tries two again */
 enum { LEAST = 150, NOTICED = 40 };
 
-static _Thread_local int share = FL_EVEN;
+static _Thread_local double share = FL_EVEN, last = FL_EVEN, last_but_one = FL_EVEN;
 static _Thread_local int64_t forgotten;
 
 int fl_pace(void)
 {
-    if (share == FL_EVEN)
+    if (share == FL_EVEN && last == FL_EVEN)
         return FL_EVEN;
     if (fl_now_ns() > forgotten)
-        share = FL_EVEN;
-    return share < FL_EVEN - NOTICED || share > FL_EVEN + NOTICED ? share : FL_EVEN;
+        share = last = last_but_one = FL_EVEN;
+    return fabs(share - FL_EVEN) > NOTICED ? (int)share : FL_EVEN;
 }
+
+static double middle(double a, double b, double c) { return fmax(fmin(a, b), fmin(fmax(a, b), c)); }
 
 void fl_note_pace(int given, int64_t first_ns, int64_t second_ns)
 {
+    const double shorter_ns = fmin((double)first_ns, (double)second_ns);
+
     if (first_ns <= 0 || second_ns <= 0 || first_ns + second_ns < 2 * SHORTEST_NS)
         return;
     const double first = given / (double)first_ns, second = (1000 - given) / (double)second_ns;
-    const int seen = (int)(1000 * first / (first + second));
-    const int next = (share + seen) / 2; /* a call may have met with an accident */
-    share = next < LEAST ? LEAST : next > 1000 - LEAST ? 1000 - LEAST : next;
-    forgotten = fl_now_ns() + FORGET_NS;
+    const double seen = 1000 * first / (first + second);
+    /* A call may have met with an accident: of two in three, one has something to say. */
+    const double next = share + 0.5 * fmin(1, shorter_ns / LONG_NS) * (middle(seen, last, last_but_one) - share);
+    share = fmax(LEAST, fmin(next, 1000 - LEAST));
+    last_but_one = last;
+    last = seen;
+    forgotten = fl_now_ns() + (int64_t)fmin(REMEMBERED * shorter_ns, FORGET_NS);
 }

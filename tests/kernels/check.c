@@ -1034,11 +1034,18 @@ static void check_meetings(const fl_kernels *k)
 static void check_pace(const fl_kernels *k)
 {
     fl_network net = {.kernels = k, .I = 32, .H = 96, .P = 96, .C = 96, .L = 1, .D = 1, .gates = 4, .item = k->item, .V = k->V};
-    const struct timespec long_enough = {.tv_nsec = 400000000};
+    const struct timespec long_enough = {.tv_nsec = 400000000}, after_short_ones = {.tv_nsec = 5000000};
 
     net.units = k->V;
     net.blocks = fl_ceil_div(net.H, net.units);
     EXPECT(fl_pace() == FL_EVEN, "not measured yet");
+    fl_note_pace(FL_EVEN, 40000, 4000000);
+    fl_note_pace(FL_EVEN, 40000, 40000);
+    fl_note_pace(FL_EVEN, 4000000, 4000000);
+    EXPECT(fl_pace() == FL_EVEN, "an accident");
+    fl_note_pace(FL_EVEN, 40000, 30000);
+    fl_note_pace(FL_EVEN, 40000, 30000);
+    EXPECT(fl_pace() == FL_EVEN, "two short calls are few");
     for (int i = 0; i < 10; i++)
         fl_note_pace(fl_pace(), 1000 * fl_pace(), 300 * (1000 - fl_pace())); /* the first takes a thousand each, the second 300 */
     EXPECT(fl_pace() > 220 && fl_pace() < 240, "3 of 13: pace %d", fl_pace());
@@ -1055,10 +1062,17 @@ static void check_pace(const fl_kernels *k)
     fl_note_pace(FL_EVEN, 0, 1000000);
     nanosleep(&long_enough, NULL);
     EXPECT(fl_pace() == FL_EVEN, "forgotten");
-    fl_note_pace(FL_EVEN, 900, 300);
+    for (int i = 0; i < 10; i++)
+        fl_note_pace(FL_EVEN, 900, 300);
     EXPECT(fl_pace() == FL_EVEN, "too short to tell");
-    fl_note_pace(FL_EVEN, 1020000, 1000000);
+    for (int i = 0; i < 10; i++)
+        fl_note_pace(FL_EVEN, 1020000, 1000000);
     EXPECT(fl_pace() == FL_EVEN, "too small to count");
+    for (int i = 0; i < 20; i++)
+        fl_note_pace(FL_EVEN, 120000, 40000);
+    EXPECT(fl_pace() < 300, "short ones, but many: pace %d", fl_pace());
+    nanosleep(&after_short_ones, NULL);
+    EXPECT(fl_pace() == FL_EVEN, "sooner forgotten");
 }
 
 static int claimed(void)
