@@ -227,6 +227,14 @@ cdef extern from "meeting.h" nogil:
     void fl_measure_meeting(fl_barrier *barrier, int size, int thread)
 
 
+cdef extern from "waking.h" nogil:
+    bint fl_workers_sleep()
+    bint fl_is_worth_waking(int64_t gain_ns)
+    void fl_wake_always(bint always)
+    void fl_measure_waking(fl_barrier *barrier, int size, int thread)
+    void fl_note_awake()
+
+
 # ---- Instruction sets ----------------------------------------------------------------------------------------------------------
 
 cdef const fl_isa *chosen_isa = NULL
@@ -445,6 +453,11 @@ def set_main_thread(unsigned long ident):
     main_thread = ident
 
 
+def wake_always(bint always):
+    """Tests: small calls use sleeping workers, too."""
+    fl_wake_always(always)
+
+
 cdef class _Pending:
     """What a signal handler raised during a call."""
     cdef object error
@@ -477,6 +490,20 @@ cdef inline void divide(Job *job, int threads, double meeting_price) noexcept no
             job.backward.net, job.backward.tape.T, job.backward.tape.B, threads, meeting_price, fl_pace())
 
 
+cdef inline bint choose(Job *job, int threads, double meeting_price) noexcept nogil:
+    """Divide a call, but not among workers that would have to be woken up for too little. Whether they have to be."""
+    cdef int64_t team_ns
+    divide(job, threads, meeting_price)
+    if plan_of(job).threads == 1 or not fl_workers_sleep():
+        return False
+    team_ns = plan_of(job).expected_ns
+    divide(job, 1, meeting_price)
+    if not fl_is_worth_waking(plan_of(job).expected_ns - team_ns):
+        return False
+    divide(job, threads, meeting_price)
+    return True
+
+
 cdef inline int prepare(Job *job) noexcept nogil:
     return fl_prepare(job.forward) if job.forward != NULL else fl_prepare_backward(job.backward)
 
@@ -507,8 +534,8 @@ cdef int run_team(Job *job, int threads, int limit) except -1:
     """Run a call whose arrays are set: plan, claim threads, take scratch, open the one parallel region."""
     cdef int claimed = 0, team
     cdef int status = 0
-    cdef double meeting_price
-    cdef bint measures
+    cdef double meeting_price = fl_meeting_price()
+    cdef bint wakes, measures
     cdef fl_barrier end
     cdef _Pending pending = _Pending()
     cdef fl_watch *watch = &job.forward.watch if job.forward != NULL else &job.backward.watch
@@ -518,11 +545,10 @@ cdef int run_team(Job *job, int threads, int limit) except -1:
         watch.poll = poll
     watch.context = <void *>pending
     with nogil:
-        divide(job, threads, 1)
+        wakes = choose(job, threads, meeting_price)
         if plan_of(job).threads > 1:
             claimed = fl_claim_threads(plan_of(job).threads, limit)
-            meeting_price = fl_meeting_price()
-            if claimed < plan_of(job).threads or meeting_price > 1:
+            if claimed < plan_of(job).threads:
                 divide(job, claimed, meeting_price)
         status = prepare(job)
         if status == 0:
@@ -534,11 +560,14 @@ cdef int run_team(Job *job, int threads, int limit) except -1:
                 measures = fl_meeting_is_due()
                 with parallel(num_threads=team):
                     if omp_get_num_threads() == team:
+                        if wakes:
+                            fl_measure_waking(&end, team, threadid())
                         if measures:
                             fl_measure_meeting(&end, team, threadid())
                         work(job, threadid())
                         fl_join(&end, team, plan_of(job).patience_ns)
                 if begun(job):
+                    fl_note_awake()
                     fl_note_team(end.begun_ns, fl_worked_ns())
                     if team == 2:
                         fl_learn(plan_of(job), worked(job))
@@ -951,7 +980,8 @@ cdef class StreamState:
                 self.state[i + k] = <char *>&view[0] if size else NULL
         self.call.net, self.call.tape = net, NULL
         self.call.T, self.call.B = 1, batch_size
-        self.call.plan = fl_make_plan(net, 1, batch_size, threads, 1, FL_EVEN)
+        # What a team that meets at a usual price does little faster, one thread does without looking at the clock
+        self.call.plan = fl_make_plan(net, 1, batch_size, threads, 3, FL_EVEN)
         # A step that takes long is an ordinary call, which signals end
         if self.call.plan.threads == 1 and self.call.plan.expected_ns < 5000000:
             if fl_prepare(&self.call):

@@ -21,8 +21,10 @@ import pytest
 from shapes import Shape
 
 import fastlstm
-from fastlstm import FormatError, reference
+from fastlstm import FormatError, _engine, reference
 from fastlstm.weights import Weights, parameter_shapes
+
+_engine.wake_always(True)  # or most tests' calls, small and far between, would be divided among nobody
 
 DTYPES = ("float32", "float64")
 

@@ -440,6 +440,43 @@ assert len(list(pathlib.Path("/proc/self/task").iterdir())) == 2, "and on two wh
 
 
 @linux
+def test_workers_are_woken_up_for_enough() -> None:
+    """A small call alone stays on one thread, small calls at once do not, nor does a large one."""
+    run_python(
+        """
+import pathlib, time
+import fastlstm, numpy as np
+
+def tasks():
+    return len(list(pathlib.Path("/proc/self/task").iterdir()))
+
+small = fastlstm.LSTM(64, 192)
+assert small.plan(1, 1, threads=2)["threads"] == 2
+step, state = np.zeros((1, 1, 64), np.float32), (np.zeros((1, 1, 192), np.float32),) * 2
+for _ in range(5):
+    small(step, state, threads=2)
+    time.sleep(0.01)
+assert tasks() == 1
+until = time.monotonic() + 10
+while tasks() == 1 and time.monotonic() < until:
+    small(step, state, threads=2)
+assert tasks() == 2
+""",
+        **QUIET,
+    )
+    run_python(
+        """
+import pathlib
+import fastlstm, numpy as np
+
+fastlstm.LSTM(64, 512)(np.zeros((50, 4, 64), np.float32), threads=2)
+assert len(list(pathlib.Path("/proc/self/task").iterdir())) == 2
+""",
+        **QUIET,
+    )
+
+
+@linux
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_no_memory_to_save(suffix: str, tmp_path: Path) -> None:
     """A file as large as the network needs little of it; what is there is replaced by a whole one or not at all."""

@@ -18,8 +18,8 @@
 #define FAR_BYTES_PER_NS 48.0   /* beyond the shared cache, beside the arithmetic: full tiles do not hide it */
 #define CELL_NS_PER_VECTOR 14.0 /* five exponentials and three divisions for V units */
 #define STEP_NS 25.0            /* book-keeping of one step of one layer */
-#define FORK_NS 3000.0          /* OpenMP: a team begins and ends */
-#define FORK_NS_PER_THREAD 400.0
+#define FORK_NS 500.0           /* OpenMP: a team that is awake begins and ends */
+#define FORK_NS_PER_THREAD 300.0
 
 enum { PATIENCE_NS = 200000 };    /* shorter than a scheduler's time slice, longer than an interrupt */
 enum { CHUNK_BYTES = 512 << 10 }; /* pre-activations of a chunk: leave half of a small L2 to R */
@@ -42,7 +42,11 @@ static double product_ns(const fl_network *net, double rows, double vectors, dou
     return fmax(arithmetic, reading) + L3_NS_PER_BYTE * bytes;
 }
 
-static double fork_ns(int threads) { return threads > 1 ? FORK_NS + FORK_NS_PER_THREAD * threads : 0; }
+static double fork_ns(double meeting_price, int threads)
+{
+    return threads > 1 ? meeting_price * (FORK_NS + FORK_NS_PER_THREAD * threads) : 0;
+}
+
 static double meeting_ns(const fl_plan *plan, int threads) { return plan->meeting_price * fl_usual_meeting_ns(threads); }
 
 /* Threads that divide units meet after each step, and what they have written goes from one to the others: so many bytes for each. */
@@ -115,7 +119,8 @@ static double call_ns(const fl_network *net, const fl_plan *plan, fl_index T, fl
 {
     const double steps = (double)T * (double)net->D / plan->directions, lag = (double)(plan->layer_groups - 1);
     const double meetings = lag > 0 ? ceil(steps / (double)plan->stride) + lag : 0;
-    return fork_ns(plan->threads) + (steps + lag * (double)plan->stride) * layers_ns(net, plan, B) * delay(plan)
+    return fork_ns(plan->meeting_price, plan->threads)
+           + (steps + lag * (double)plan->stride) * layers_ns(net, plan, B) * delay(plan)
            + meetings * meeting_ns(plan, plan->threads / plan->row_groups);
 }
 
@@ -172,7 +177,7 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads,
                 const int most_units = (int)fl_min(threads / (sides * row_groups), net->blocks);
                 for (int unit_groups = 1; unit_groups <= fl_max(most_units, 1); unit_groups++) {
                     const int team = sides * row_groups * unit_groups;
-                    if (fork_ns(team) >= best_ns)
+                    if (fork_ns(meeting_price, team) >= best_ns)
                         break; /* nor does a larger one pay */
                     fl_plan plan = {
                         .threads = team,
@@ -242,7 +247,7 @@ fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int
         for (int row_groups = 1; row_groups <= fl_max(fl_min(threads / directions, B), 1); row_groups++)
             for (int unit_groups = 1; unit_groups <= fl_max(threads / (directions * row_groups), 1); unit_groups++) {
                 const int team = directions * row_groups * unit_groups;
-                if (fork_ns(team) >= best_ns)
+                if (fork_ns(meeting_price, team) >= best_ns)
                     break; /* nor does a larger one pay */
                 const fl_plan plan = {
                     .threads = team,
@@ -256,7 +261,7 @@ fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int
                 const double steps = (double)T * (double)net->D / directions;
                 const double first = backward_step_ns(net, &plan, B, net->I);
                 const double others = backward_step_ns(net, &plan, B, net->D * net->P);
-                const double ns = fork_ns(team) + steps * (first + (double)(net->L - 1) * others) * delay(&plan);
+                const double ns = fork_ns(meeting_price, team) + steps * (first + (double)(net->L - 1) * others) * delay(&plan);
                 if (ns < best_ns) {
                     best = plan;
                     best_ns = ns;

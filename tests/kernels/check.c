@@ -11,6 +11,7 @@
 #include "fastlstm.h"
 #include "meeting.h"
 #include "pace.h"
+#include "waking.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -1075,6 +1076,43 @@ static void check_pace(const fl_kernels *k)
     EXPECT(fl_pace() == FL_EVEN, "sooner forgotten");
 }
 
+static fl_barrier waking_point;
+
+static void *wake_late(void *argument)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    fl_measure_waking(&waking_point, 2, 1);
+    return argument;
+}
+
+/* Workers that sleep are woken up for calls that gain as much as that costs: one that is long, or several at once. */
+static void check_waking(void)
+{
+    const struct timespec pause = {.tv_nsec = 6000000}, long_enough = {.tv_sec = 1, .tv_nsec = 100000000};
+    pthread_t other;
+
+    EXPECT(fl_workers_sleep(), "there are none yet");
+    EXPECT(fl_is_worth_waking(60000), "a long call");
+    EXPECT(!fl_is_worth_waking(20000) && !fl_is_worth_waking(20000) && fl_is_worth_waking(20000), "three at once");
+    EXPECT(!fl_is_worth_waking(20000), "they have been woken up");
+    for (int i = 0; i < 5; i++) {
+        nanosleep(&pause, NULL);
+        EXPECT(!fl_is_worth_waking(20000), "one now and then");
+    }
+    fl_note_awake();
+    EXPECT(!fl_workers_sleep(), "just now they worked");
+    nanosleep(&pause, NULL);
+    EXPECT(fl_workers_sleep(), "after a pause");
+
+    fl_open_barriers(&waking_point, 1);
+    pthread_create(&other, NULL, wake_late, NULL);
+    fl_measure_waking(&waking_point, 2, 0);
+    pthread_join(other, NULL);
+    EXPECT(!fl_is_worth_waking(300000) && fl_is_worth_waking(300000), "who wakes up late costs more");
+    nanosleep(&long_enough, NULL);
+    EXPECT(fl_is_worth_waking(60000), "forgotten");
+}
+
 static int claimed(void)
 {
     const int threads = fl_claim_threads(2, 2);
@@ -1147,6 +1185,7 @@ int main(int argc, char **argv)
     const int fused = strcmp(isa->name, "baseline") != 0;
     check_meetings(isa->f32);
     check_pace(isa->f32);
+    check_waking();
     check_crowd();
     for (int type = 0; type < 2; type++) {
         const fl_kernels *k = tables[type];
