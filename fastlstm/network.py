@@ -403,8 +403,8 @@ class Network(Generic[S]):
             ``expected_ns``: what the cost model behind the choice takes the call for, on a server of 2023; its constants are
             explained in ``kernels/plan.c``. The division depends on these arguments, on the size of L2 and on how fast the shared
             cache is, which is measured once: ask with ``threads=64`` what a machine of 64 such processors would do. A call itself
-            may be divided otherwise: into groups that meet less often or into fewer threads while meetings take longer than usual
-            or processors are busy, into uneven parts while one of two processors is slower.
+            may be divided otherwise: into groups that meet less often or into fewer threads while meetings take longer than usual,
+            processors are busy or threads would have to be woken up, into uneven parts while one of two processors is slower.
 
         Raises
         ------
