@@ -116,7 +116,22 @@ cdef extern from "fastlstm.h" nogil:
         void *memory
         fl_index bytes
 
+    ctypedef struct fl_job
+
+    ctypedef struct fl_job_type:
+        fl_plan (*plan)(const fl_job *job, int threads, double meeting_price, int pace) noexcept nogil
+        int (*prepare)(fl_job *job) noexcept nogil
+        void (*work)(fl_job *job, int thread) noexcept nogil
+        void (*release)(fl_job *job) noexcept nogil
+
+    ctypedef struct fl_job:
+        const fl_job_type *type
+        fl_watch watch
+        fl_plan plan
+        int begun
+
     ctypedef struct fl_call:
+        fl_job job
         const fl_network *net
         fl_index T, B
         fl_array x, output
@@ -125,13 +140,8 @@ cdef extern from "fastlstm.h" nogil:
         char *h_n
         char *c_n
         const int64_t *lengths
-        const uint8_t *resets
-        fl_index resets_strides[2]
+        fl_array resets
         fl_tape *tape
-        fl_watch watch
-        fl_plan plan
-        int begun
-        int64_t worked_ns[2]
 
     ctypedef struct fl_layer_gradients:
         char *weight_ih
@@ -143,33 +153,27 @@ cdef extern from "fastlstm.h" nogil:
         char *c_0
 
     ctypedef struct fl_backward_call:
+        fl_job job
         const fl_network *net
         const fl_transposed *transposed
         fl_tape *tape
         fl_array d_output
         const char *d_h_n
         const char *d_c_n
-        const uint8_t *resets
-        fl_index resets_strides[2]
+        fl_array resets
         fl_index steps, first_step
         fl_array d_x
         char *d_h_0
         char *d_c_0
         const fl_layer_gradients *d_weights
         int adds
-        fl_watch watch
-        fl_plan plan
-        int begun
-        int64_t worked_ns[2]
 
     const fl_isa *fl_isas()
     int fl_pack(fl_network *net, const fl_layer_weights *weights)
     void fl_unpack(fl_network *net)
-    void fl_learn(const fl_plan *plan, const int64_t *worked_ns)
+    void fl_learn(const fl_job *job)
+    const fl_job_type fl_forward_job, fl_backward_job
     fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace)
-    int fl_prepare(fl_call *call)
-    void fl_forward(fl_call *call, int thread)
-    void fl_release(fl_call *call)
     int fl_transpose(const fl_network *net, const fl_layer_weights *weights, fl_transposed *transposed)
     void fl_free_transposed(fl_transposed *transposed)
     int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, const int64_t *lengths, const char *h_0,
@@ -184,9 +188,6 @@ cdef extern from "fastlstm.h" nogil:
     fl_index fl_block_steps(fl_index B)
     void *fl_borrow(size_t bytes)
     void fl_give_back(void *memory)
-    int fl_prepare_backward(fl_backward_call *call)
-    void fl_backward(fl_backward_call *call, int thread)
-    void fl_release_backward(fl_backward_call *call)
     fl_index fl_ceil_div(fl_index a, fl_index b)
     const int FL_VECTORS
     const int FL_ACTIVATIONS
@@ -472,65 +473,25 @@ cdef int poll(void *context) noexcept with gil:
     return 0
 
 
-# What a team runs: one of the two
-cdef struct Job:
-    fl_call *forward
-    fl_backward_call *backward
+cdef inline void divide(fl_job *job, int threads, double meeting_price) noexcept nogil:
+    job.plan = job.type.plan(job, threads, meeting_price, fl_pace())
 
 
-cdef inline fl_plan *plan_of(Job *job) noexcept nogil:
-    return &job.forward.plan if job.forward != NULL else &job.backward.plan
-
-
-cdef inline void divide(Job *job, int threads, double meeting_price) noexcept nogil:
-    if job.forward != NULL:
-        job.forward.plan = fl_make_plan(job.forward.net, job.forward.T, job.forward.B, threads, meeting_price, fl_pace())
-    else:
-        job.backward.plan = fl_make_backward_plan(
-            job.backward.net, job.backward.tape.T, job.backward.tape.B, threads, meeting_price, fl_pace())
-
-
-cdef inline bint choose(Job *job, int threads, double meeting_price) noexcept nogil:
+cdef inline bint choose(fl_job *job, int threads, double meeting_price) noexcept nogil:
     """Divide a call, but not among workers that would have to be woken up for too little. Whether they have to be."""
     cdef int64_t team_ns
     divide(job, threads, meeting_price)
-    if plan_of(job).threads == 1 or not fl_workers_sleep():
+    if job.plan.threads == 1 or not fl_workers_sleep():
         return False
-    team_ns = plan_of(job).expected_ns
+    team_ns = job.plan.expected_ns
     divide(job, 1, meeting_price)
-    if not fl_is_worth_waking(plan_of(job).expected_ns - team_ns):
+    if not fl_is_worth_waking(job.plan.expected_ns - team_ns):
         return False
     divide(job, threads, meeting_price)
     return True
 
 
-cdef inline int prepare(Job *job) noexcept nogil:
-    return fl_prepare(job.forward) if job.forward != NULL else fl_prepare_backward(job.backward)
-
-
-cdef inline void work(Job *job, int thread) noexcept nogil:
-    if job.forward != NULL:
-        fl_forward(job.forward, thread)
-    else:
-        fl_backward(job.backward, thread)
-
-
-cdef inline int64_t *worked(Job *job) noexcept nogil:
-    return &job.forward.worked_ns[0] if job.forward != NULL else &job.backward.worked_ns[0]
-
-
-cdef inline bint begun(Job *job) noexcept nogil:
-    return job.forward.begun if job.forward != NULL else job.backward.begun
-
-
-cdef inline void release(Job *job) noexcept nogil:
-    if job.forward != NULL:
-        fl_release(job.forward)
-    else:
-        fl_release_backward(job.backward)
-
-
-cdef int run_team(Job *job, int threads, int limit) except -1:
+cdef int run_team(fl_job *job, int threads, int limit) except -1:
     """Run a call whose arrays are set: plan, claim threads, take scratch, open the one parallel region."""
     cdef int claimed = 0, team
     cdef int status = 0
@@ -538,23 +499,22 @@ cdef int run_team(Job *job, int threads, int limit) except -1:
     cdef bint wakes, measures
     cdef fl_barrier end
     cdef _Pending pending = _Pending()
-    cdef fl_watch *watch = &job.forward.watch if job.forward != NULL else &job.backward.watch
 
-    watch.poll = NULL
+    job.watch.poll = NULL
     if PyThread_get_thread_ident() == main_thread:  # only the main thread handles signals
-        watch.poll = poll
-    watch.context = <void *>pending
+        job.watch.poll = poll
+    job.watch.context = <void *>pending
     with nogil:
         wakes = choose(job, threads, meeting_price)
-        if plan_of(job).threads > 1:
-            claimed = fl_claim_threads(plan_of(job).threads, limit)
-            if claimed < plan_of(job).threads:
+        if job.plan.threads > 1:
+            claimed = fl_claim_threads(job.plan.threads, limit)
+            if claimed < job.plan.threads:
                 divide(job, claimed, meeting_price)
-        status = prepare(job)
+        status = job.type.prepare(job)
         if status == 0:
-            team = plan_of(job).threads
+            team = job.plan.threads
             if team == 1:
-                work(job, 0)
+                job.type.work(job, 0)
             else:
                 fl_open_barriers(&end, 1)
                 measures = fl_meeting_is_due()
@@ -564,20 +524,20 @@ cdef int run_team(Job *job, int threads, int limit) except -1:
                             fl_measure_waking(&end, team, threadid())
                         if measures:
                             fl_measure_meeting(&end, team, threadid())
-                        work(job, threadid())
-                        fl_join(&end, team, plan_of(job).patience_ns)
-                if begun(job):
+                        job.type.work(job, threadid())
+                        fl_join(&end, team, job.plan.patience_ns)
+                if job.begun:
                     fl_note_awake()
                     fl_note_team(end.begun_ns, fl_worked_ns())
                     if team == 2:
-                        fl_learn(plan_of(job), worked(job))
+                        fl_learn(job)
                 else:  # the runtime gave fewer threads than were asked for
-                    release(job)
+                    job.type.release(job)
                     divide(job, 1, 1)
-                    status = prepare(job)
+                    status = job.type.prepare(job)
                     if status == 0:
-                        work(job, 0)
-            release(job)
+                        job.type.work(job, 0)
+            job.type.release(job)
         if claimed:
             fl_return_threads(claimed)
     if status:
@@ -620,17 +580,16 @@ def forward(
     """
     cdef const fl_network *net = &network.net
     cdef fl_call call
-    cdef Job job = Job(&call, NULL)
     cdef Py_ssize_t T = x.shape[0], B = x.shape[1], states = net.L * net.D
 
     if (sizeof(floating) != net.item or x.shape[2] != net.I
             or not has_shape(h_n, states, B, net.P) or not has_shape(c_n, states, B, net.C)
             or (h_0 is not None and not has_shape(h_0, states, B, net.P))
             or (c_0 is not None and not has_shape(c_0, states, B, net.C))
-            or (lengths is not None and lengths.shape[0] != B)
-            or (resets is not None and (resets.shape[0] != T or resets.shape[1] != B))):
+            or (lengths is not None and lengths.shape[0] != B)):
         raise ValueError("shapes that network.py should have refused")
 
+    call.job.type = &fl_forward_job
     call.net = net
     call.T, call.B = T, B
     call.x = array_of(x, T, B, net.I, net.item)
@@ -640,17 +599,14 @@ def forward(
     call.h_n = <char *>&h_n[0, 0, 0] if B else NULL
     call.c_n = <char *>&c_n[0, 0, 0] if B and net.C else NULL
     call.lengths = &lengths[0] if lengths is not None and B else NULL
-    call.resets = NULL
-    if resets is not None and T and B:
-        call.resets = &resets[0, 0]
-        call.resets_strides[0], call.resets_strides[1] = resets.strides[0], resets.strides[1]
+    call.resets = resets_of(resets, T, B)
     call.tape = NULL
     if tape is not None:
         if tape.network is not network or tape.tape.T != T or tape.tape.B != B:
             raise ValueError("a tape that tape.py should have made for this call")
         call.tape = &tape.tape
     if B:  # else there is nothing to do at any of the steps, however many there are
-        run_team(&job, threads, limit)
+        run_team(&call.job, threads, limit)
 
 
 def step(Network network not None, x, tuple state not None, dtype, bint batch_first, int threads, int limit):
@@ -661,7 +617,6 @@ def step(Network network not None, x, tuple state not None, dtype, bint batch_fi
     """
     cdef const fl_network *net = &network.net
     cdef fl_call call
-    cdef Job job = Job(&call, NULL)
     cdef Py_buffer[6] views
     cdef Py_ssize_t records = net.L * net.D, B
     cdef tuple shape, h_shape, c_shape
@@ -696,13 +651,14 @@ def step(Network network not None, x, tuple state not None, dtype, bint batch_fi
         for array in (output, h_n, c_n):
             PyObject_GetBuffer(array, &views[taken], PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
             taken += 1
-        call.net, call.T, call.B, call.tape, call.lengths, call.resets = net, 1, B, NULL, NULL, NULL
+        call.job.type = &fl_forward_job
+        call.net, call.T, call.B, call.tape, call.lengths, call.resets.data = net, 1, B, NULL, NULL, NULL
         call.x.data, call.output.data = <char *>views[0].buf, <char *>views[3].buf
         call.x.strides[0], call.x.strides[1] = 0, net.I * net.item
         call.output.strides[0], call.output.strides[1] = 0, net.D * net.P * net.item
         call.h_0, call.c_0 = <const char *>views[1].buf, <const char *>views[2].buf
         call.h_n, call.c_n = <char *>views[4].buf, <char *>views[5].buf
-        run_team(&job, threads, limit)
+        run_team(&call.job, threads, limit)
         return output, (h_n, c_n)
     finally:
         for i in range(taken):
@@ -814,7 +770,6 @@ def backward(
     """
     cdef const fl_network *net = &tape.network.net
     cdef fl_backward_call call
-    cdef Job job = Job(NULL, &call)
     cdef Py_ssize_t T = tape.tape.T, B = tape.tape.B, states = net.L * net.D
     cdef Py_ssize_t index, inputs, rows = net.gates * net.H * net.item
     cdef fl_layer_gradients *d_weights
@@ -822,9 +777,9 @@ def backward(
     if (sizeof(floating) != net.item or steps < 0 or first_step < 0 or len(gradients) != states
             or not has_shape(d_h_0, states, B, net.P) or not has_shape(d_c_0, states, B, net.C)
             or (d_h_n is not None and not has_shape(d_h_n, states, B, net.P))
-            or (d_c_n is not None and not has_shape(d_c_n, states, B, net.C))
-            or (resets is not None and (resets.shape[0] != T or resets.shape[1] != B))):
+            or (d_c_n is not None and not has_shape(d_c_n, states, B, net.C))):
         raise ValueError("shapes that tape.py should have refused")
+    call.job.type = &fl_backward_job
     call.d_output = array_of(d_output, T, B, net.D * net.P, net.item)
     call.d_x = array_of(d_x, T, B, net.I, net.item)
     call.net, call.transposed, call.tape = net, &transposed.weights, &tape.tape
@@ -833,10 +788,7 @@ def backward(
     call.d_h_0 = <char *>&d_h_0[0, 0, 0] if B else NULL
     call.d_c_0 = <char *>&d_c_0[0, 0, 0] if B and net.C else NULL
     call.steps, call.first_step, call.adds = steps, first_step, adds
-    call.resets = NULL
-    if resets is not None and T and B:
-        call.resets = &resets[0, 0]
-        call.resets_strides[0], call.resets_strides[1] = resets.strides[0], resets.strides[1]
+    call.resets = resets_of(resets, T, B)
     d_weights = <fl_layer_gradients *>calloc(len(gradients), sizeof(fl_layer_gradients))
     if d_weights == NULL:
         raise MemoryError("gradients")
@@ -854,7 +806,7 @@ def backward(
                 d_weights[index].c_0 = writable_bytes_of(own_c_0, net.H * net.item)
         call.d_weights = d_weights
         if B:
-            run_team(&job, threads, limit)
+            run_team(&call.job, threads, limit)
     finally:
         free(d_weights)
 
@@ -928,6 +880,20 @@ cdef inline bint has_shape(const floating[:, :, ::1] array, Py_ssize_t records, 
     return array.shape[0] == records and array.shape[1] == B and array.shape[2] == columns
 
 
+cdef fl_array resets_of(const uint8_t[:, :] resets, Py_ssize_t T, Py_ssize_t B):
+    """Steps (T, B) before which a row begins anew; None has no data."""
+    cdef fl_array found
+    found.data, found.strides[0], found.strides[1] = NULL, 0, 0
+    if resets is None:
+        return found
+    if resets.shape[0] != T or resets.shape[1] != B:
+        raise ValueError("shapes that network.py and tape.py should have refused")
+    if T and B:
+        found.data = <char *>&resets[0, 0]
+        found.strides[0], found.strides[1] = resets.strides[0], resets.strides[1]
+    return found
+
+
 cdef fl_array array_of(const floating[:, :, :] array, Py_ssize_t T, Py_ssize_t B, Py_ssize_t columns, Py_ssize_t item):
     """An array (T, B, columns) to be read or written where it stands; None has no data."""
     cdef fl_array found
@@ -978,19 +944,20 @@ cdef class StreamState:
                 if view.shape[0] != size:
                     raise ValueError("state of the wrong size")
                 self.state[i + k] = <char *>&view[0] if size else NULL
+        self.call.job.type = &fl_forward_job
         self.call.net, self.call.tape = net, NULL
         self.call.T, self.call.B = 1, batch_size
         # What a team that meets at a usual price does little faster, one thread does without looking at the clock
-        self.call.plan = fl_make_plan(net, 1, batch_size, threads, 3, FL_EVEN)
+        self.call.job.plan = fl_make_plan(net, 1, batch_size, threads, 3, FL_EVEN)
         # A step that takes long is an ordinary call, which signals end
-        if self.call.plan.threads == 1 and self.call.plan.expected_ns < 5000000:
-            if fl_prepare(&self.call):
+        if self.call.job.plan.threads == 1 and self.call.job.plan.expected_ns < 5000000:
+            if self.call.job.type.prepare(&self.call.job):
                 raise MemoryError("scratch memory of a stream")
             self.prepared = True
 
     def __dealloc__(self):
         if self.prepared:
-            fl_release(&self.call)
+            self.call.job.type.release(&self.call.job)
 
     def step(self, x not None, output not None, int threads, int limit):
         """One step; False if `x` is not exactly a float array of shape (B, I) (or (I,)) that can be read in place."""
@@ -1023,7 +990,6 @@ cdef class StreamState:
 
     cdef int run(self, Py_buffer *source, Py_buffer *target, int threads, int limit) except -1:
         cdef fl_call *call = &self.call
-        cdef Job job = Job(call, NULL)
         cdef int before = self.current
         call.x.data, call.output.data = <char *>source.buf, <char *>target.buf
         call.x.strides[0] = call.output.strides[0] = 0
@@ -1035,9 +1001,9 @@ cdef class StreamState:
         try:
             if self.prepared:
                 with nogil:
-                    fl_forward(call, 0)
+                    call.job.type.work(&call.job, 0)
             else:
-                run_team(&job, threads, limit)
+                run_team(&call.job, threads, limit)
         finally:
             self.busy = False
         self.current = 1 - before

@@ -400,16 +400,17 @@ class Network(Generic[S]):
             units and meet at every step; ``chunk``: steps whose input product is taken at once (0: with the recurrent product);
             ``stride``: steps that a layer hands on to the next at a time; ``blocks_at_once``: blocks of units that a single row
             takes together; ``patience_ns``: a pair parts when it has lost more, and a quarter of the call, to other processes;
-            ``expected_ns``: what the cost model behind the choice takes the call for, on a server of 2023; its constants are
-            explained in ``kernels/plan.c``. The division depends on these arguments, on the size of L2 and on how fast the shared
-            cache is, which is measured once: ask with ``threads=64`` what a machine of 64 such processors would do. A call itself
-            may be divided otherwise: into groups that meet less often or into fewer threads while meetings take longer than usual,
-            processors are busy or threads would have to be woken up, into uneven parts while one of two processors is slower.
+            ``expected_ns``: the cost model's estimate, for a server of 2023: for comparing plans, not for predicting times; its
+            constants are explained in ``kernels/plan.c``. The division depends on these arguments, on the size of L2 and on how
+            fast the shared cache is, which is measured once: ask with ``threads=64`` what a machine of 64 such processors would
+            do. A call itself may be divided otherwise: into groups that meet less often or into fewer threads while meetings take
+            longer than usual, processors are busy or threads would have to be woken up, and into uneven parts while one of two
+            processors is slower.
 
         Raises
         ------
         ValueError, TypeError
-            If T or B is not an integer from 0 to 2^40, or `threads` none of 1 to 1024.
+            If T or B is not an integer from 0 to 2^40, or `threads` not from 1 to 1024.
         """
         T, B = as_integer("T", T, 0, 2**40), as_integer("B", B, 0, 2**40)
         return _engine.plan(self._packed.network, T, B, _threads.allowance(threads)[0])

@@ -44,7 +44,7 @@ static int is_ragged(const fl_tape *tape) { return tape->tokens < tape->T * tape
 static layout make_layout(const fl_backward_call *call)
 {
     const fl_network *net = call->net;
-    const fl_plan *plan = &call->plan;
+    const fl_plan *plan = &call->job.plan;
     const fl_index item = net->item, tokens = call->tape->tokens, B = call->tape->B;
     const fl_index widest = net->L > 1 ? fl_max(net->I, net->D * net->P) : net->I;
     layout l;
@@ -77,13 +77,13 @@ static layout make_layout(const fl_backward_call *call)
 /* Whether a reset or truncation stops gradients between steps t and t - 1, t >= 1. */
 static int cut(const place *p, fl_index t, fl_index row)
 {
-    return reset_at(p->call, t, row) || (p->call->steps && (t + p->call->first_step) % p->call->steps == 0);
+    return fl_reset_at(&p->call->resets, t, row) || (p->call->steps && (t + p->call->first_step) % p->call->steps == 0);
 }
 
 /* Waits for the others. A pair that is kept waiting parts here: thread 0 takes over all of the work. Non-zero: leave at once. */
 static int meet(place *p, fl_barrier *barrier, int size)
 {
-    if (fl_wait(barrier, size, &p->call->watch.stop, p->patience_ns))
+    if (fl_wait(barrier, size, &p->call->job.watch.stop, p->patience_ns))
         return FL_STOPPED;
     if (size == 1 || !atomic_load_explicit(&barrier->apart, memory_order_relaxed))
         return FL_OK;
@@ -137,7 +137,7 @@ static void recur(place *p, const pass *q, processed after, fl_index t, fl_index
         const char *R = (const char *)q->weights->R;
         const fl_factor weights = {
             .kind = FL_FULL,
-            .far = p->call->plan.far_R,
+            .far = p->call->job.plan.far_R,
             .K = K,
             .slab = fl_slab(K),
             .panel = R + j * K * bytes,
@@ -148,13 +148,13 @@ static void recur(place *p, const pass *q, processed after, fl_index t, fl_index
     }
     for (fl_index i = 0; i < fl_min(n, after.n); i++)
         if (cut(p, fl_max(t, after.t), row_of(p, i))) {
-            if (reset_at(p->call, fl_max(t, after.t), row_of(p, i)))
+            if (fl_reset_at(&p->call->resets, fl_max(t, after.t), row_of(p, i)))
                 add_own(p, q->own_h, p->l->dh_pitch, i, from, count, p->acc + i * bytes);
             memset(p->acc + i * bytes, 0, (size_t)bytes);
         }
     for (fl_index i = n; i < after.n; i++) {
         char *to = p->call->d_h_0 + ((q->index * p->tape->B + row_of(p, i)) * net->P + from) * net->item;
-        const int reset = !q->reverse && reset_at(p->call, after.t, row_of(p, i));
+        const int reset = !q->reverse && fl_reset_at(&p->call->resets, after.t, row_of(p, i));
 
         if (reset || !p->tape->h_0)
             add_own(p, q->own_h, p->l->dh_pitch, i, from, count, p->acc + i * bytes);
@@ -185,12 +185,12 @@ static void carry_c(const place *p, const pass *q, processed after, fl_index t, 
         if (i >= after.n)
             begin_row(p, q, p->call->d_c_n, p->net->C, row, from, count, dc, (end - from) * item);
         else if (i < n && cut(p, fl_max(t, after.t), row)) {
-            if (reset_at(p->call, fl_max(t, after.t), row))
+            if (fl_reset_at(&p->call->resets, fl_max(t, after.t), row))
                 add_own(p, q->own_c, p->l->dc_pitch, i, from, count, dc);
             memset(dc, 0, (size_t)((end - from) * item));
         } else if (i >= n) {
             char *to = p->call->d_c_0 + ((q->index * p->tape->B + row) * p->net->C + from) * item;
-            const int reset = !q->reverse && reset_at(p->call, after.t, row);
+            const int reset = !q->reverse && fl_reset_at(&p->call->resets, after.t, row);
 
             if (reset || !p->tape->c_0)
                 add_own(p, q->own_c, p->l->dc_pitch, i, from, count, dc);
@@ -298,7 +298,7 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
         const char *projection = (const char *)q->weights->projection + j * fl_padded(net->P) * width * item;
         const fl_factor weights = {
             .kind = FL_FULL,
-            .far = p->call->plan.far_R,
+            .far = p->call->job.plan.far_R,
             .K = net->P,
             .slab = fl_slab(net->P),
             .panel = projection,
@@ -496,13 +496,13 @@ static place take_place(fl_backward_call *call, const layout *l, int thread, uin
 {
     const fl_network *net = call->net;
     const fl_tape *tape = call->tape;
-    const fl_plan *plan = &call->plan;
+    const fl_plan *plan = &call->job.plan;
     const int unit_group = thread % plan->unit_groups, group = thread / plan->unit_groups % plan->row_groups;
     const int side = thread / plan->unit_groups / plan->row_groups, side_size = plan->unit_groups * plan->row_groups;
     const fl_index width = FL_VECTORS * net->V, columns = fl_ceil_div(net->P, width), units = fl_ceil_div(net->H, width);
     const fl_index row = fl_part(tape->B, plan->row_groups, group, plan->share);
-    fl_barrier *barriers = (fl_barrier *)call->scratch;
-    char *mine = call->scratch + l->bytes - (plan->threads - thread) * l->thread;
+    fl_barrier *barriers = (fl_barrier *)call->job.scratch;
+    char *mine = call->job.scratch + l->bytes - (plan->threads - thread) * l->thread;
     place p = {
         .call = call,
         .net = net,
@@ -527,13 +527,13 @@ static place take_place(fl_backward_call *call, const layout *l, int thread, uin
         .patience_ns = plan->threads == 2 && plan->unit_groups == 2 ? plan->patience_ns : INT64_MAX,
         .side_rank = thread % side_size,
         .team_rank = thread,
-        .zeros = call->scratch + l->barriers,
-        .dy = call->scratch + l->barriers + l->zeros,
+        .zeros = call->job.scratch + l->barriers,
+        .dy = call->job.scratch + l->barriers + l->zeros,
         .acc = mine,
         .panel = mine + l->acc,
         .rows_at = (const void **)(mine + l->acc + l->panel),
         .c_prev = (const void **)(mine + l->acc + l->panel + l->pointers),
-        .watcher = fl_watcher_of(&call->watch, thread, found),
+        .watcher = fl_watcher_of(&call->job.watch, thread, found),
     };
     p.dx = p.dy + tape->tokens * l->dy_pitch;
     p.dh = p.dx + net->D * l->dx;
@@ -543,40 +543,51 @@ static place take_place(fl_backward_call *call, const layout *l, int thread, uin
     return p;
 }
 
-void fl_backward(fl_backward_call *call, int thread)
+static void fl_backward(fl_job *job, int thread)
 {
+    fl_backward_call *call = (fl_backward_call *)job;
     const layout l = make_layout(call);
     const uint64_t found = fl_enter_float_state();
     place p = take_place(call, &l, thread, found);
 
     if (thread == 0)
-        call->begun = 1;
-    if (call->plan.threads > 1)
+        call->job.begun = 1;
+    if (call->job.plan.threads > 1)
         fl_start_clock();
     const int status = run_layers(&p);
-    if (call->plan.threads == 2)
-        call->worked_ns[thread] = status == FL_OK ? fl_worked_ns() : 0;
+    if (call->job.plan.threads == 2)
+        call->job.worked_ns[thread] = status == FL_OK ? fl_worked_ns() : 0;
     fl_leave_float_state(found);
 }
 
-int fl_prepare_backward(fl_backward_call *call)
+static int prepare(fl_job *job)
 {
-    if (is_ragged(call->tape) && call->plan.row_groups > 1) /* as in the forward pass */
-        call->plan.share = FL_EVEN;
+    fl_backward_call *call = (fl_backward_call *)job;
+
+    if (is_ragged(call->tape) && call->job.plan.row_groups > 1) /* as in the forward pass */
+        call->job.plan.share = FL_EVEN;
     const layout l = make_layout(call);
 
-    call->scratch = fl_borrow((size_t)l.bytes);
-    if (!call->scratch)
+    call->job.scratch = fl_borrow((size_t)l.bytes);
+    if (!call->job.scratch)
         return FL_NO_MEMORY;
-    fl_open_barriers((fl_barrier *)call->scratch, call->plan.directions * (call->plan.row_groups + 1) + 1);
-    memset(call->scratch + l.barriers, 0, (size_t)l.zeros);
-    atomic_init(&call->watch.stop, 0);
-    call->begun = 0;
+    fl_open_barriers((fl_barrier *)call->job.scratch, call->job.plan.directions * (call->job.plan.row_groups + 1) + 1);
+    memset(call->job.scratch + l.barriers, 0, (size_t)l.zeros);
+    atomic_init(&call->job.watch.stop, 0);
+    call->job.begun = 0;
     return FL_OK;
 }
 
-void fl_release_backward(fl_backward_call *call)
+static void release(fl_job *job)
 {
-    fl_give_back(call->scratch);
-    call->scratch = NULL;
+    fl_give_back(job->scratch);
+    job->scratch = NULL;
 }
+
+static fl_plan plan(const fl_job *job, int threads, double meeting_price, int pace)
+{
+    const fl_backward_call *call = (const fl_backward_call *)job;
+    return fl_make_backward_plan(call->net, call->tape->T, call->tape->B, threads, meeting_price, pace);
+}
+
+const fl_job_type fl_backward_job = {.plan = plan, .prepare = prepare, .work = fl_backward, .release = release};

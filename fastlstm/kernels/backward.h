@@ -90,11 +90,6 @@ static inline char *h_at(const place *p, const pass *q, fl_index token)
     return p->tape->y + (q->layer * p->tape->tokens + token) * p->tape->y_pitch + q->side * p->net->P * p->net->item;
 }
 
-static inline int reset_at(const fl_backward_call *call, fl_index t, fl_index row)
-{
-    return call->resets && call->resets[t * call->resets_strides[0] + row * call->resets_strides[1]];
-}
-
 /* o hidden(c) of the tokens from `token` on, kept for the projection's gradient. */
 static inline char *m_at(const place *p, const pass *q, fl_index token)
 {
@@ -109,7 +104,8 @@ static inline fl_index state_before(const place *p, const pass *q, fl_index t, f
     const fl_index before = q->reverse ? t + 1 : t - 1;
     const int inside = before >= 0 && before < tape->T && rank < active_rows(tape, before);
 
-    if (inside ? reset_at(p->call, fl_max(t, before), tape->order[rank]) : !q->reverse && reset_at(p->call, t, tape->order[rank]))
+    if (inside ? fl_reset_at(&p->call->resets, fl_max(t, before), tape->order[rank])
+               : !q->reverse && fl_reset_at(&p->call->resets, t, tape->order[rank]))
         return OWN;
     return inside ? tape->first[before] + rank : INITIAL;
 }
@@ -134,7 +130,7 @@ static inline void copy_padded(char *to, const char *from, fl_index bytes, fl_in
 /* Where the outputs of the rank'th thread of a direction begin, of n. */
 static inline fl_index my_part(const place *p, fl_index n, fl_index rank)
 {
-    return fl_part(n, p->side_size, rank, p->call->plan.share);
+    return fl_part(n, p->side_size, rank, p->call->job.plan.share);
 }
 
 /* All products over the tokens of the steps [t, end), a block's: dX, dW, dR and the gradients of biases, projection and peepholes. The

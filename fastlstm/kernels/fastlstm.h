@@ -345,7 +345,37 @@ typedef struct {
     atomic_int stop; /* set once: everybody leaves, and the results are unfinished */
 } fl_watch;
 
+typedef struct fl_job fl_job;
+
+/* What can be done with a call of either pass. */
 typedef struct {
+    /* The division of labour for at most `threads` threads, if meetings take so many times as long as usual (meeting.h) and two of them have
+     * this pace (pace.h). */
+    fl_plan (*plan)(const fl_job *job, int threads, double meeting_price, int pace);
+    /* Takes scratch for job->plan. FL_NO_MEMORY leaves nothing behind. */
+    int (*prepare)(fl_job *job);
+    /* Every thread 0 .. plan.threads-1 of the team calls this once, at the same time. */
+    void (*work)(fl_job *job, int thread);
+    void (*release)(fl_job *job);
+} fl_job_type;
+
+/* What a team has to know of a call of either pass, which begins with it. */
+struct fl_job {
+    const fl_job_type *type;
+    fl_watch watch;
+    fl_plan plan; /* from type->plan */
+
+    /* Set by type->prepare: */
+    char *scratch;
+    int begun;            /* set by thread 0: a team of the planned size has come together */
+    int64_t worked_ns[2]; /* set by a pair: how long each worked; 0: not to the end */
+};
+
+/* How a call of a pair turned out: the next one may be divided otherwise. */
+void fl_learn(const fl_job *job);
+
+typedef struct {
+    fl_job job; /* its type: fl_forward_job */
     const fl_network *net;
     fl_index T, B;
     fl_array x;             /* IN  (T, B, I) */
@@ -353,35 +383,18 @@ typedef struct {
     const char *h_0, *c_0;  /* IN  (L*D, B, P) and (L*D, B, C), contiguous; NULL: the layers' own, or zeros */
     char *h_n, *c_n;        /* OUT the same shapes, contiguous */
     const int64_t *lengths; /* IN  (B,); below 0 counts as 0, above T as T, but for the order of rows; NULL: all T */
-    const uint8_t *resets;  /* IN  (T, B) at resets_strides (bytes); NULL: none */
-    fl_index resets_strides[2];
-    fl_tape *tape; /* OUT; NULL: nothing is kept */
-    fl_watch watch;
+    fl_array resets;        /* IN  (T, B), bytes; NULL data: none */
+    fl_tape *tape;          /* OUT; NULL: nothing is kept */
 
-    fl_plan plan; /* from fl_make_plan */
-
-    /* Set by fl_prepare: */
+    /* Set by job.type->prepare: */
     fl_index *order; /* [B] rows: one row group's after another, each group's by falling length */
-    char *scratch;
     fl_index scratch_bytes;
-    int begun;            /* set by thread 0: a team of the planned size has come together */
-    int64_t worked_ns[2]; /* set by a pair: how long each worked; 0: not to the end */
 } fl_call;
 
-/* The division of labour for at most `threads` threads, if meetings take so many times as long as usual (meeting.h) and two of them have
- * this pace (pace.h). In one process the same arguments give the same plan; L2 and the speed of L3 are asked for once (caches.h). */
+extern const fl_job_type fl_forward_job;
+
+/* In one process the same arguments give the same plan; L2 and the speed of L3 are asked for once (caches.h). */
 fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace);
-
-/* How a plan for two turned out: the next one may divide otherwise. */
-void fl_learn(const fl_plan *plan, const int64_t worked_ns[2]);
-
-/* Takes scratch for call->plan and orders the rows. FL_NO_MEMORY leaves nothing behind. */
-int fl_prepare(fl_call *call);
-
-/* Every thread 0 .. plan.threads-1 of the team calls this once, at the same time. */
-void fl_forward(fl_call *call, int thread);
-
-void fl_release(fl_call *call);
 
 /* ---- Gradients -------------------------------------------------------------------------------------------------------------- */
 
@@ -391,34 +404,25 @@ typedef struct {
 } fl_layer_gradients;
 
 typedef struct {
+    fl_job job; /* its type: fl_backward_job */
     const fl_network *net;
     const fl_transposed *transposed;
     fl_tape *tape;             /* INOUT: used up */
     fl_array d_output;         /* IN  (T, B, D*P); NULL data: zeros */
     const char *d_h_n, *d_c_n; /* IN  as h_n and c_n; NULL: zeros */
-    const uint8_t *resets;     /* IN  as in the recorded call */
-    fl_index resets_strides[2];
-    fl_index first_step; /* the number that the first step has in `steps` */
-    fl_index steps;      /* truncation: gradients stop between t - 1 and t where t + first_step is a multiple; 0: none */
-    fl_array d_x;        /* OUT (T, B, I); padding is left alone; NULL data: not wanted */
-    char *d_h_0, *d_c_0; /* OUT as h_0 and c_0; rows of length 0 are left alone */
+    fl_array resets;           /* IN  as in the recorded call */
+    fl_index first_step;       /* the number that the first step has in `steps` */
+    fl_index steps;            /* truncation: gradients stop between t - 1 and t where t + first_step is a multiple; 0: none */
+    fl_array d_x;              /* OUT (T, B, I); padding is left alone; NULL data: not wanted */
+    char *d_h_0, *d_c_0;       /* OUT as h_0 and c_0; rows of length 0 are left alone */
     const fl_layer_gradients *d_weights; /* L * D records */
     int adds;                            /* to what they hold; 0: they hold nothing */
-    fl_watch watch;
-
-    fl_plan plan; /* from fl_make_backward_plan */
-
-    /* Set by fl_prepare_backward: */
-    char *scratch;
-    int begun; /* as in fl_call */
-    int64_t worked_ns[2];
 } fl_backward_call;
+
+extern const fl_job_type fl_backward_job;
 
 fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace);
 fl_index fl_block_steps(fl_index B); /* steps whose tokens are summed on their own before they join the gradient of a weight */
-int fl_prepare_backward(fl_backward_call *call);
-void fl_backward(fl_backward_call *call, int thread);
-void fl_release_backward(fl_backward_call *call);
 
 /* ---- Small things every part uses -------------------------------------------------------------------------------------------- */
 

@@ -66,7 +66,7 @@ typedef struct {
 static layout make_layout(const fl_call *call)
 {
     const fl_network *net = call->net;
-    const fl_plan *plan = &call->plan;
+    const fl_plan *plan = &call->job.plan;
     const fl_index item = net->item, panel = FL_VECTORS * net->V * item;
     const fl_index blocks = fl_largest_part(net->blocks, plan->unit_groups, plan->share);
     layout l;
@@ -94,7 +94,7 @@ static layout make_layout(const fl_call *call)
 
 static state state_of(const place *p, fl_index index)
 {
-    char *base = p->call->scratch + p->l->order + p->l->barriers + p->row_group * p->l->states + index * p->l->state;
+    char *base = p->call->job.scratch + p->l->order + p->l->barriers + p->row_group * p->l->states + index * p->l->state;
     state s = {.h = {base, base + p->l->rows * p->l->h_pitch}, .c = base + 2 * p->l->rows * p->l->h_pitch};
     s.m = s.c + p->l->rows * p->l->c_pitch;
     return s;
@@ -103,9 +103,9 @@ static state state_of(const place *p, fl_index index)
 /* What layer `layer` hands on. Side by side it writes one stride while the layer above reads the last. */
 static char *between_of(const place *p, fl_index layer, fl_index stride)
 {
-    const fl_plan *plan = &p->call->plan;
+    const fl_plan *plan = &p->call->job.plan;
     const fl_index number = plan->layer_groups > 1 ? 2 * layer + stride % 2 : layer % 2;
-    return p->call->scratch + p->l->order + p->l->barriers + plan->row_groups * p->l->states + number * p->l->between;
+    return p->call->job.scratch + p->l->order + p->l->barriers + plan->row_groups * p->l->states + number * p->l->between;
 }
 
 static fl_index length_of(const fl_call *call, fl_index row)
@@ -149,8 +149,7 @@ static void load_state(place *p, const state *s, fl_index index)
 
     for (fl_index row = 0; row < p->rows; row++) {
         const fl_index b = call->order[p->row + row], at = index * call->B + b;
-        const int fresh =
-            !fl_runs_back(net, index) && call->resets && length_of(call, b) && call->resets[b * call->resets_strides[1]];
+        const int fresh = !fl_runs_back(net, index) && length_of(call, b) && fl_reset_at(&call->resets, 0, b);
         const char *h_0 = call->h_0 && !fresh ? call->h_0 + at * net->P * net->item : NULL;
         const char *c_0 = call->c_0 && !fresh ? call->c_0 + at * net->C * net->item : NULL;
 
@@ -276,7 +275,8 @@ static void keep_inputs(place *p, int thread)
 {
     const fl_call *call = p->call;
     const fl_tape *tape = call->tape;
-    const fl_index from = fl_share(call->T, call->plan.threads, thread), to = fl_share(call->T, call->plan.threads, thread + 1);
+    const fl_index from = fl_share(call->T, call->job.plan.threads, thread),
+                   to = fl_share(call->T, call->job.plan.threads, thread + 1);
 
     for (fl_index t = from; t < to; t++)
         for (fl_index token = tape->first[t]; token < tape->first[t + 1]; token++) {
@@ -307,11 +307,11 @@ static void finish_step(const place *p, const pass *q, char *h, fl_index t, fl_i
         for (fl_index row = n; q->last && row < p->rows; row++)
             memset(row_at(&q->out, t, p->row + row) + from, 0, (size_t)bytes);
     }
-    if (!call->resets || next == 0 || next >= call->T)
+    if (!call->resets.data || next == 0 || next >= call->T)
         return;
     for (fl_index row = 0; row < n; row++) {
         const fl_index b = call->order[p->row + row];
-        if (next < length_of(call, b) && call->resets[next * call->resets_strides[0] + b * call->resets_strides[1]])
+        if (next < length_of(call, b) && fl_reset_at(&call->resets, next, b))
             begin_row(p, q->layer, h + row * p->l->h_pitch, q->state.c + row * p->l->c_pitch, NULL, NULL);
     }
 }
@@ -328,7 +328,7 @@ static int project(place *p, const pass *q, char *h, fl_index n)
         const char *panel = (const char *)q->layer->projection + block * fl_panel_bytes(net, net->H);
         const fl_factor weights = {
             .kind = net->kind,
-            .far = p->call->plan.far_R,
+            .far = p->call->job.plan.far_R,
             .K = net->H,
             .slab = fl_slab(net->H),
             .panel = panel,
@@ -359,7 +359,7 @@ static void input_product(place *p, const pass *q, char *xW, fl_index block, fl_
 {
     const fl_factor W = {
         .kind = p->net->kind,
-        .far = p->call->plan.far_W,
+        .far = p->call->job.plan.far_W,
         .K = q->layer->I,
         .slab = FL_SLAB,
         .panel = W_of(p, q, block),
@@ -378,7 +378,7 @@ static void recur(place *p, const pass *q, const char *xW, fl_index xW_next, fl_
     const fl_index item = net->item, block_bytes = net->units * item, panel = FL_VECTORS * net->V;
     const fl_factor R = {
         .kind = net->kind,
-        .far = p->call->plan.far_R,
+        .far = p->call->job.plan.far_R,
         .K = net->P,
         .slab = fl_slab(net->P),
         .panel = R_of(p, q, block),
@@ -410,7 +410,7 @@ static void recur(place *p, const pass *q, const char *xW, fl_index xW_next, fl_
 /* Neighbouring blocks taken together: a single row may need two for enough independent chains. */
 static fl_index together(const place *p, fl_index blocks_left, fl_index n)
 {
-    return n == 1 && blocks_left > 1 ? p->call->plan.blocks_at_once : 1;
+    return n == 1 && blocks_left > 1 ? p->call->job.plan.blocks_at_once : 1;
 }
 
 /* Step s: all blocks of this thread. If `chunk_rows` is not 0, xW is there already, as a chunk of so many rows has it. Every other step
@@ -441,7 +441,7 @@ static int step(place *p, const pass *q, fl_index s, fl_index n, char *xW, fl_in
             return FL_STOPPED;
     }
     if (net->has_projection
-        && (fl_wait(p->units, p->units_size, &p->call->watch.stop, p->patience_ns) || project(p, q, h_new, n)))
+        && (fl_wait(p->units, p->units_size, &p->call->job.watch.stop, p->patience_ns) || project(p, q, h_new, n)))
         return FL_STOPPED;
     return FL_OK;
 }
@@ -498,7 +498,7 @@ static int run(place *p, const pass *q, fl_index first, fl_index end)
             if (n && step(p, q, s, n, xW, chunk_rows))
                 return FL_STOPPED;
             finish_step(p, q, h_new, t, n);
-            if (n && fl_wait(p->units, p->units_size, &p->call->watch.stop, p->patience_ns))
+            if (n && fl_wait(p->units, p->units_size, &p->call->job.watch.stop, p->patience_ns))
                 return FL_STOPPED;
             xW += chunk_rows ? n * row_bytes : 0;
             if (p->units_size > 1 && atomic_load_explicit(&p->units->apart, memory_order_relaxed)) {
@@ -518,11 +518,11 @@ static int run(place *p, const pass *q, fl_index first, fl_index end)
 static place take_place(fl_call *call, const layout *l, int thread, uint64_t found)
 {
     const fl_network *net = call->net;
-    const fl_plan *plan = &call->plan;
+    const fl_plan *plan = &call->job.plan;
     const int unit_group = thread % plan->unit_groups, group = thread / plan->unit_groups % plan->row_groups;
     const int side = thread / plan->unit_groups / plan->row_groups, layers = side / plan->directions;
-    fl_barrier *barriers = (fl_barrier *)(call->scratch + l->order) + group * (l->sides + 1);
-    char *mine = call->scratch + l->bytes - (plan->threads - thread) * l->thread;
+    fl_barrier *barriers = (fl_barrier *)(call->job.scratch + l->order) + group * (l->sides + 1);
+    char *mine = call->job.scratch + l->bytes - (plan->threads - thread) * l->thread;
     const fl_index row = fl_part(call->B, plan->row_groups, group, plan->share);
     place p = {
         .call = call,
@@ -552,7 +552,7 @@ static place take_place(fl_call *call, const layout *l, int thread, uint64_t fou
         .hidden = (const void **)(mine + l->xW + l->hR + l->inputs),
         .rank = call->lengths ? group : row,
         .rank_step = call->lengths ? plan->row_groups : 1,
-        .watcher = fl_watcher_of(&call->watch, thread, found),
+        .watcher = fl_watcher_of(&call->job.watch, thread, found),
     };
     const fl_index width = net->has_projection ? FL_VECTORS * net->V : net->units;
     p.column = fl_min((net->has_projection ? p.projected : p.block) * width, net->P);
@@ -565,7 +565,7 @@ static fl_index lag_of(const fl_call *call, fl_index layer)
 {
     fl_index lag = 0;
 
-    while (layer >= fl_share(call->net->L, call->plan.layer_groups, lag + 1))
+    while (layer >= fl_share(call->net->L, call->job.plan.layer_groups, lag + 1))
         lag++;
     return lag;
 }
@@ -575,7 +575,7 @@ static int run_layer(place *p, fl_index layer, fl_index number)
 {
     fl_call *call = p->call;
     const fl_network *net = p->net;
-    const fl_index stride = call->plan.stride, first = number * stride, end = fl_min(first + stride, call->T);
+    const fl_index stride = call->job.plan.stride, first = number * stride, end = fl_min(first + stride, call->T);
     /* A buffer between layers holds the steps of one stride, from `lowest` on. */
     const fl_index lowest = net->reverse ? fl_max(call->T - first - stride, 0) : first, step = call->B * p->l->width;
     const grid below = {between_of(p, layer - 1, number) - lowest * step, step, p->l->width, NULL};
@@ -598,13 +598,14 @@ static int run_layer(place *p, fl_index layer, fl_index number)
         if (run(p, &q, first, end))
             return FL_STOPPED;
     }
-    return net->D > 1 && fl_wait(p->group, p->group_size, &call->watch.stop, INT64_MAX) ? FL_STOPPED : FL_OK;
+    return net->D > 1 && fl_wait(p->group, p->group_size, &call->job.watch.stop, INT64_MAX) ? FL_STOPPED : FL_OK;
 }
 
 static int run_layers(place *p)
 {
     fl_call *call = p->call;
-    const fl_index strides = call->T ? fl_ceil_div(call->T, call->plan.stride) : 0, most_lag = call->plan.layer_groups - 1;
+    const fl_index strides = call->T ? fl_ceil_div(call->T, call->job.plan.stride) : 0,
+                   most_lag = call->job.plan.layer_groups - 1;
 
     for (fl_index now = 0; now < strides + most_lag; now++) {
         for (fl_index layer = p->layer; layer < p->layer_end; layer++) {
@@ -612,7 +613,7 @@ static int run_layers(place *p)
             if (number >= 0 && number < strides && run_layer(p, layer, number))
                 return FL_STOPPED;
         }
-        if (most_lag && fl_wait(p->group, p->group_size, &call->watch.stop, p->patience_ns))
+        if (most_lag && fl_wait(p->group, p->group_size, &call->job.watch.stop, p->patience_ns))
             return FL_STOPPED;
         if (most_lag && p->group_size > 1 && atomic_load_explicit(&p->group->apart, memory_order_relaxed)) {
             if (p->layer > 0)
@@ -623,8 +624,9 @@ static int run_layers(place *p)
     return FL_OK;
 }
 
-void fl_forward(fl_call *call, int thread)
+static void fl_forward(fl_job *job, int thread)
 {
+    fl_call *call = (fl_call *)job;
     const fl_network *net = call->net;
     const layout l = make_layout(call);
     const uint64_t found = fl_enter_float_state();
@@ -632,8 +634,8 @@ void fl_forward(fl_call *call, int thread)
     int status;
 
     if (thread == 0)
-        call->begun = 1;
-    if (call->plan.threads > 1)
+        call->job.begun = 1;
+    if (call->job.plan.threads > 1)
         fl_start_clock();
     if (call->tape)
         keep_inputs(&p, thread);
@@ -642,15 +644,15 @@ void fl_forward(fl_call *call, int thread)
             const state s = state_of(&p, layer * net->D + d);
             load_state(&p, &s, layer * net->D + d);
         }
-    status = fl_wait(p.group, p.group_size, &call->watch.stop, p.patience_ns) ? FL_STOPPED : run_layers(&p);
+    status = fl_wait(p.group, p.group_size, &call->job.watch.stop, p.patience_ns) ? FL_STOPPED : run_layers(&p);
     if (status == FL_OK)
         for (fl_index layer = p.layer; layer < p.layer_end; layer++)
             for (int d = p.direction; d < p.direction + p.directions; d++) {
                 const state s = state_of(&p, layer * net->D + d);
                 save_state(&p, &s, layer * net->D + d);
             }
-    if (call->plan.threads == 2) /* groups of layers are no equal parts */
-        call->worked_ns[thread] = status == FL_OK && call->plan.layer_groups == 1 ? fl_worked_ns() : 0;
+    if (call->job.plan.threads == 2) /* groups of layers are no equal parts */
+        call->job.worked_ns[thread] = status == FL_OK && call->job.plan.layer_groups == 1 ? fl_worked_ns() : 0;
     fl_leave_float_state(found);
 }
 
@@ -659,13 +661,13 @@ void fl_forward(fl_call *call, int thread)
 /* Rows by falling length, dealt to the groups in turn, or to a pair as its share is: each gets its part of long and short ones. */
 static int deal_rows(fl_call *call)
 {
-    const fl_index B = call->B, groups = call->plan.row_groups;
-    fl_index *ranked = (fl_index *)(call->scratch + call->scratch_bytes) - B; /* the threads' part is not in use yet */
+    const fl_index B = call->B, groups = call->job.plan.row_groups;
+    fl_index *ranked = (fl_index *)(call->job.scratch + call->scratch_bytes) - B; /* the threads' part is not in use yet */
 
     if (!call->lengths)
         return fl_order_rows(NULL, B, call->order);
     const int status = fl_order_rows(call->lengths, B, ranked);
-    const int share = call->plan.share;
+    const int share = call->job.plan.share;
     fl_index next[2] = {0, fl_part(B, 2, 1, share)};
     if (status)
         return status;
@@ -677,30 +679,39 @@ static int deal_rows(fl_call *call)
     return FL_OK;
 }
 
-int fl_prepare(fl_call *call)
+static void release(fl_job *job)
 {
+    fl_give_back(job->scratch);
+    job->scratch = NULL;
+}
+
+static int prepare(fl_job *job)
+{
+    fl_call *call = (fl_call *)job;
     /* A tape has rows of a group at even distances; and so few rows leave no share of one. */
-    if (call->lengths && call->plan.row_groups > 1 && (call->tape || call->B < 4))
-        call->plan.share = FL_EVEN;
+    if (call->lengths && call->job.plan.row_groups > 1 && (call->tape || call->B < 4))
+        call->job.plan.share = FL_EVEN;
     const layout l = make_layout(call);
 
     call->scratch_bytes = l.bytes;
-    call->scratch = fl_borrow((size_t)l.bytes);
-    if (!call->scratch)
+    call->job.scratch = fl_borrow((size_t)l.bytes);
+    if (!call->job.scratch)
         return FL_NO_MEMORY;
-    call->order = (fl_index *)call->scratch;
-    if (call->plan.threads > 1)
-        fl_open_barriers((fl_barrier *)(call->scratch + l.order), call->plan.row_groups * (l.sides + 1));
-    atomic_init(&call->watch.stop, 0);
-    call->begun = 0;
+    call->order = (fl_index *)call->job.scratch;
+    if (call->job.plan.threads > 1)
+        fl_open_barriers((fl_barrier *)(call->job.scratch + l.order), call->job.plan.row_groups * (l.sides + 1));
+    atomic_init(&call->job.watch.stop, 0);
+    call->job.begun = 0;
     const int status = deal_rows(call);
     if (status)
-        fl_release(call);
+        release(job);
     return status;
 }
 
-void fl_release(fl_call *call)
+static fl_plan plan(const fl_job *job, int threads, double meeting_price, int pace)
 {
-    fl_give_back(call->scratch);
-    call->scratch = NULL;
+    const fl_call *call = (const fl_call *)job;
+    return fl_make_plan(call->net, call->T, call->B, threads, meeting_price, pace);
 }
+
+const fl_job_type fl_forward_job = {.plan = plan, .prepare = prepare, .work = fl_forward, .release = release};

@@ -215,7 +215,7 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads,
     return best;
 }
 
-void fl_learn(const fl_plan *plan, const int64_t worked_ns[2]) { fl_note_pace(plan->share, worked_ns[0], worked_ns[1]); }
+void fl_learn(const fl_job *job) { fl_note_pace(job->plan.share, job->worked_ns[0], job->worked_ns[1]); }
 
 /* ---- Gradients ----------------------------------------------------------------------------------------------------------------- */
 

@@ -19,6 +19,12 @@ typedef struct {
 /* Rows by falling length, and of equal ones by number. */
 int fl_order_rows(const int64_t *lengths, fl_index B, fl_index *order);
 
+/* Whether a row begins step t anew. */
+static inline int fl_reset_at(const fl_array *resets, fl_index t, fl_index row)
+{
+    return resets->data && resets->data[t * resets->strides[0] + row * resets->strides[1]];
+}
+
 /* A thread's part in stopping a call. */
 typedef struct {
     fl_watch *watch;

@@ -21,7 +21,7 @@ static int input_gradient(place *p, const pass *q, fl_index first, fl_index toke
         const char *W = (const char *)q->weights->W + j * K * width * item;
         const fl_factor weights = {
             .kind = FL_FULL,
-            .far = p->call->plan.far_W,
+            .far = p->call->job.plan.far_W,
             .K = K,
             .slab = fl_slab(K),
             .panel = W,

@@ -738,33 +738,31 @@ typedef struct {
 } shape;
 
 typedef struct {
-    fl_call *forward;
-    fl_backward_call *backward; /* NULL: forward */
+    fl_job *job;
     int thread;
 } member;
 
 static void *join(void *argument)
 {
     const member *m = argument;
-    if (m->backward)
-        fl_backward(m->backward, m->thread);
-    else
-        fl_forward(m->forward, m->thread);
+    m->job->type->work(m->job, m->thread);
     return NULL;
 }
 
-static void run_team(fl_call *forward, fl_backward_call *backward, int threads)
+static void run_team(fl_job *job)
 {
     pthread_t workers[64];
     member members[64];
 
+    EXPECT(job->type->prepare(job) == FL_OK, "prepare");
     for (int thread = 0; thread < 64; thread++)
-        members[thread] = (member){forward, backward, thread};
-    for (int thread = 1; thread < threads; thread++)
+        members[thread] = (member){job, thread};
+    for (int thread = 1; thread < job->plan.threads; thread++)
         pthread_create(&workers[thread], NULL, join, &members[thread]);
     join(&members[0]);
-    for (int thread = 1; thread < threads; thread++)
+    for (int thread = 1; thread < job->plan.threads; thread++)
         pthread_join(workers[thread], NULL);
+    job->type->release(job);
 }
 
 /* As many zeros and not one more, so that a sanitizer sees what is read or written behind them. */
@@ -797,6 +795,7 @@ static uint64_t backward(uint64_t h, const fl_call *call, fl_tape *tape, const f
         }
     }
     fl_backward_call back = {
+        .job = {.type = &fl_backward_job, .plan = plan},
         .net = net,
         .transposed = &transposed,
         .tape = tape,
@@ -804,18 +803,14 @@ static uint64_t backward(uint64_t h, const fl_call *call, fl_tape *tape, const f
         .d_h_n = s->left_out & 2 ? NULL : d_h_n,
         .d_c_n = s->left_out & 4 ? NULL : d_c_n,
         .resets = call->resets,
-        .resets_strides = {call->resets_strides[0], call->resets_strides[1]},
         .steps = s->steps,
         .d_x = {s->left_out & 8 ? NULL : d_x, {call->x.strides[0], call->x.strides[1]}},
         .d_h_0 = d_h_0,
         .d_c_0 = d_c_0,
         .d_weights = d_weights,
         .adds = adds,
-        .plan = plan,
     };
-    EXPECT(fl_prepare_backward(&back) == FL_OK, "fl_prepare_backward");
-    run_team(NULL, &back, plan.threads);
-    fl_release_backward(&back);
+    run_team(&back.job);
     h = hash(hash(hash(h, d_x, T * B * net->I * item), d_h_0, states * B * P * item), d_c_0, states * B * net->C * item);
     for (fl_index i = 0; i < states; i++) {
         const fl_index rows = net->gates * net->H;
@@ -857,7 +852,7 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
     void *h_n = numbers(item, states * s->B * P, 1), *c_n = numbers(item, states * s->B * C, 1);
     void *output = numbers(item, s->T * s->B * s->D * P, 1);
     int64_t *lengths = calloc((size_t)s->B + 1, sizeof *lengths);
-    uint8_t *resets = calloc((size_t)(s->T * s->B) + 1, 1);
+    char *resets = calloc((size_t)(s->T * s->B) + 1, 1);
     uint64_t h = UINT64_C(14695981039346656037);
 
     seed = 1;
@@ -886,6 +881,7 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
 
     EXPECT(fl_pack(&net, weights) == FL_OK, "fl_pack");
     fl_call call = {
+        .job = {.type = &fl_forward_job},
         .net = &net,
         .T = s->T,
         .B = s->B,
@@ -896,23 +892,18 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
         .h_n = h_n,
         .c_n = c_n,
         .lengths = s->lengths ? lengths : NULL,
-        .resets = s->resets ? resets : NULL,
-        .resets_strides = {s->B, 1},
+        .resets = {s->resets ? resets : NULL, {s->B, 1}},
     };
-    call.plan = plan.threads ? plan : fl_make_plan(&net, s->T, s->B, s->threads, 1, FL_EVEN);
+    call.job.plan = plan.threads ? plan : fl_make_plan(&net, s->T, s->B, s->threads, 1, FL_EVEN);
     fl_tape tape;
     const fl_dropout dropout = {s->L > 2 ? 0.25 : 0, 5};
     EXPECT(fl_make_tape(&tape, &net, s->T, s->B, call.lengths, call.h_0, call.c_0, dropout) == FL_OK, "fl_make_tape");
-    EXPECT(fl_prepare(&call) == FL_OK, "fl_prepare");
-    run_team(&call, NULL, call.plan.threads);
-    fl_release(&call);
+    run_team(&call.job);
     const uint64_t silent = hash(h, output, s->T * s->B * s->D * P * item);
     call.tape = &tape;
     memset(tape.x, 0xff,
            (size_t)((tape.h_0 ? tape.h_0 : (char *)tape.memory + tape.bytes) - tape.x)); /* NaN: room must not leak */
-    EXPECT(fl_prepare(&call) == FL_OK, "fl_prepare");
-    run_team(&call, NULL, call.plan.threads);
-    fl_release(&call);
+    run_team(&call.job);
     EXPECT(dropout.p > 0 || hash(h, output, s->T * s->B * s->D * P * item) == silent, "recording changes the output");
 
     h = hash(h, output, s->T * s->B * s->D * P * item);
