@@ -213,6 +213,9 @@ cdef extern from "team.h" nogil:
 
     void fl_open_barriers(fl_barrier *barriers, int count)
     void fl_join(fl_barrier *barrier, int size, int64_t patience_ns)
+
+
+cdef extern from "float_state.h" nogil:
     uint64_t fl_enter_float_state()
     void fl_leave_float_state(uint64_t found)
 
@@ -478,7 +481,7 @@ cdef inline void divide(fl_job *job, int threads, double meeting_price) noexcept
 
 
 cdef inline bint choose(fl_job *job, int threads, double meeting_price) noexcept nogil:
-    """Divide a call, but not among workers that would have to be woken up for too little. Whether they have to be."""
+    """Divide a call, but leave it to one thread if waking up workers costs more than they bring. Whether they are to be woken."""
     cdef int64_t team_ns
     divide(job, threads, meeting_price)
     if job.plan.threads == 1 or not fl_workers_sleep():

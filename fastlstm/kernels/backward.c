@@ -285,7 +285,7 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
                 if (q->packed->variant && q->packed->variant->proj_clip < INFINITY)
                     clip_gradient(p, q, token + i * p->rank_step, from, count, to);
             }
-        if (fl_stopped(&p->watcher, fl_max(n, 1) * K * width))
+        if (fl_check_stop(&p->watcher, fl_max(n, 1) * K * width))
             return FL_STOPPED;
     }
     if (!net->has_projection)
@@ -307,7 +307,7 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
         };
         fl_multiply(p->kernels, &weights, 1, p->acc, 0, p->rows_at, n, &p->watcher);
         cells(p, q, t, n, j, NULL);
-        if (fl_stopped(&p->watcher, n * net->P * width))
+        if (fl_check_stop(&p->watcher, n * net->P * width))
             return FL_STOPPED;
     }
     return FL_OK;
@@ -335,7 +335,7 @@ static void clear_gradients(const place *p, const pass *q)
             memset(large[i].at, 0, (size_t)(large[i].count * item));
 }
 
-/* Nothing is asked of it yet, but by rows without a step, which hand on what is asked of their final state. */
+/* Gradients of the network's own h_0 and c_0 begin with zeros; but a row without a step hands on the gradient of its final state. */
 static void clear_own(const place *p, const pass *q)
 {
     const fl_tape *tape = p->tape;
@@ -415,9 +415,9 @@ static void take_output_gradient(const place *p)
     const fl_network *net = p->net;
     const fl_tape *tape = p->tape;
     const fl_array *d = &p->call->d_output;
-    const fl_index end = fl_share(tape->T, p->team_size, p->team_rank + 1), bytes = net->P * net->item;
+    const fl_index end = fl_even_part(tape->T, p->team_size, p->team_rank + 1), bytes = net->P * net->item;
 
-    for (fl_index t = fl_share(tape->T, p->team_size, p->team_rank); t < end; t++)
+    for (fl_index t = fl_even_part(tape->T, p->team_size, p->team_rank); t < end; t++)
         for (fl_index token = tape->first[t]; token < tape->first[t + 1]; token++)
             for (fl_index side = 0; side < net->D; side++) {
                 char *to = p->dy + token * p->l->dy_pitch + side * p->l->dy_side;
@@ -436,9 +436,9 @@ static void hand_down(const place *p, fl_index layer)
     const fl_network *net = p->net;
     const fl_tape *tape = p->tape;
     const fl_array *d = &p->call->d_x;
-    const fl_index I = layer ? net->D * net->P : net->I, end = fl_share(tape->T, p->team_size, p->team_rank + 1);
+    const fl_index I = layer ? net->D * net->P : net->I, end = fl_even_part(tape->T, p->team_size, p->team_rank + 1);
 
-    for (fl_index t = fl_share(tape->T, p->team_size, p->team_rank); t < end; t++)
+    for (fl_index t = fl_even_part(tape->T, p->team_size, p->team_rank); t < end; t++)
         for (fl_index token = tape->first[t]; token < tape->first[t + 1]; token++) {
             char *dx = p->dx + token * p->l->dx_pitch;
             if (net->D == 2)

@@ -469,17 +469,20 @@ static inline const void *fl_peephole_of(const fl_network *net, const fl_layer *
 /* Whether record `index` of a network, layer-major, runs from the end to the beginning. */
 static inline int fl_runs_back(const fl_network *net, fl_index index) { return net->D == 2 ? index % 2 : net->reverse; }
 
-/* Where part `part` of `parts` even parts of n things begins; fl_share(n, parts, parts) == n. */
-static inline fl_index fl_share(fl_index n, fl_index parts, fl_index part) { return n / parts * part + fl_min(n % parts, part); }
+/* Where part `part` of `parts` even parts of n things begins; fl_even_part(n, parts, parts) == n. */
+static inline fl_index fl_even_part(fl_index n, fl_index parts, fl_index part)
+{
+    return n / parts * part + fl_min(n % parts, part);
+}
 
 /* So much of n things. */
 static inline fl_index fl_per_mille(fl_index n, int share) { return (n * share + 500) / 1000; }
 
-/* As fl_share, but the first of two parts has `share` per mille, and neither is empty. */
+/* As fl_even_part, but the first of two parts has `share` per mille, and neither is empty. */
 static inline fl_index fl_part(fl_index n, fl_index parts, fl_index part, int share)
 {
     if (parts != 2 || part != 1 || n < 2)
-        return fl_share(n, parts, part);
+        return fl_even_part(n, parts, part);
     return fl_max(1, fl_min(fl_per_mille(n, share), n - 1));
 }
 

@@ -155,7 +155,7 @@ static void load_state(place *p, const state *s, fl_index index)
 
         for (int i = 0; i < copies; i++)
             begin_row(p, &net->layers[index], s->h[i] + row * p->l->h_pitch, s->c + row * p->l->c_pitch, h_0, c_0);
-        if (fl_stopped(&p->watcher, net->P + net->C)) /* the memory of very many rows may have to be found first */
+        if (fl_check_stop(&p->watcher, net->P + net->C)) /* the memory of very many rows may have to be found first */
             return;
     }
 }
@@ -207,7 +207,7 @@ typedef struct {
 static fl_index time_of(const place *p, const pass *q, fl_index s) { return q->reverse ? p->call->T - 1 - s : s; }
 
 /* Rows of the group that have step t; they are the first ones. */
-static fl_index active_rows(const place *p, fl_index t)
+static fl_index group_rows(const place *p, fl_index t)
 {
     fl_index low = 0, high = p->rows;
 
@@ -275,12 +275,12 @@ static void keep_inputs(place *p, int thread)
 {
     const fl_call *call = p->call;
     const fl_tape *tape = call->tape;
-    const fl_index from = fl_share(call->T, call->job.plan.threads, thread),
-                   to = fl_share(call->T, call->job.plan.threads, thread + 1);
+    const fl_index from = fl_even_part(call->T, call->job.plan.threads, thread),
+                   to = fl_even_part(call->T, call->job.plan.threads, thread + 1);
 
     for (fl_index t = from; t < to; t++)
         for (fl_index token = tape->first[t]; token < tape->first[t + 1]; token++) {
-            if (fl_stopped(&p->watcher, call->net->I)) /* the memory of a long call may have to be found first */
+            if (fl_check_stop(&p->watcher, call->net->I)) /* the memory of a long call may have to be found first */
                 return;
             memcpy(tape->x + token * tape->x_pitch,
                    call->x.data + t * call->x.strides[0] + tape->order[token - tape->first[t]] * call->x.strides[1],
@@ -338,7 +338,7 @@ static int project(place *p, const pass *q, char *h, fl_index n)
         net->kernels->store(n, p->hR, h + block * bytes, p->l->h_pitch / net->item);
         if (q->layer->variant)
             net->kernels->clip(n, q->layer->variant->proj_clip, h + block * bytes, p->l->h_pitch / net->item);
-        if (fl_stopped(&p->watcher, n * net->H * FL_VECTORS * net->V))
+        if (fl_check_stop(&p->watcher, n * net->H * FL_VECTORS * net->V))
             return 1;
     }
     return 0;
@@ -437,7 +437,7 @@ static int step(place *p, const pass *q, fl_index s, fl_index n, char *xW, fl_in
               last         ? NULL
               : chunk_rows ? R_of(p, q, after)
                            : W_of(p, q, after));
-        if (fl_stopped(&p->watcher, n * count * (q->layer->I + net->P) * panel))
+        if (fl_check_stop(&p->watcher, n * count * (q->layer->I + net->P) * panel))
             return FL_STOPPED;
     }
     if (net->has_projection
@@ -453,7 +453,7 @@ static fl_index chunk_product(place *p, const pass *q, fl_index s, fl_index end)
     fl_index rows = 0;
 
     for (; s < end; s++) {
-        const fl_index t = time_of(p, q, s), n = active_rows(p, t);
+        const fl_index t = time_of(p, q, s), n = group_rows(p, t);
         for (fl_index row = 0; row < n; row++)
             p->inputs[rows++] = row_at(&q->in, t, p->row + row);
     }
@@ -461,7 +461,7 @@ static fl_index chunk_product(place *p, const pass *q, fl_index s, fl_index end)
         count = together(p, p->block_end - block, rows);
         input_product(p, q, p->xW + (block - p->block) * rows * panel * p->net->item, block, count, rows,
                       block + 1 < p->block_end ? W_of(p, q, block + 1) : NULL);
-        if (fl_stopped(&p->watcher, rows * count * q->layer->I * panel))
+        if (fl_check_stop(&p->watcher, rows * count * q->layer->I * panel))
             return -1;
     }
     return rows;
@@ -492,7 +492,7 @@ static int run(place *p, const pass *q, fl_index first, fl_index end)
         if (chunk_rows < 0)
             return FL_STOPPED;
         for (; s < chunk_end; s++) {
-            const fl_index t = time_of(p, q, s), n = active_rows(p, t);
+            const fl_index t = time_of(p, q, s), n = group_rows(p, t);
             char *h_new = q->state.h[(s + 1) % 2];
 
             if (n && step(p, q, s, n, xW, chunk_rows))
@@ -528,8 +528,8 @@ static place take_place(fl_call *call, const layout *l, int thread, uint64_t fou
         .call = call,
         .net = net,
         .l = l,
-        .layer = fl_share(net->L, plan->layer_groups, layers),
-        .layer_end = fl_share(net->L, plan->layer_groups, layers + 1),
+        .layer = fl_even_part(net->L, plan->layer_groups, layers),
+        .layer_end = fl_even_part(net->L, plan->layer_groups, layers + 1),
         .direction = side % plan->directions,
         .directions = (int)net->D / plan->directions,
         .row = row,
@@ -565,7 +565,7 @@ static fl_index lag_of(const fl_call *call, fl_index layer)
 {
     fl_index lag = 0;
 
-    while (layer >= fl_share(call->net->L, call->job.plan.layer_groups, lag + 1))
+    while (layer >= fl_even_part(call->net->L, call->job.plan.layer_groups, lag + 1))
         lag++;
     return lag;
 }

@@ -169,8 +169,8 @@ INLINE void add_slab(const int early, const int kind, const int M, const int vec
     }
 }
 
-/* early, kind, M and vectors are constants after inlining. So is the length of whole slabs where loops are unrolled, but in narrow tiles,
- * which are many. */
+/* early, kind, M and vectors are constants after inlining. So is the length of whole slabs where loops are unrolled; but narrow tiles are
+ * many, and share one loop to save code. */
 INLINE void tile(const int early, const int kind, const int M, const int vectors, int begins, fl_index slab, real *acc,
                  fl_index acc_next, const char *panel, fl_index panel_next, const char *scales, const void *const *rows,
                  fl_index K, const fl_fetch *fetch)

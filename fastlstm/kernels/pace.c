@@ -10,8 +10,8 @@
 
 #include <math.h>
 
-/* Shorter calls say nothing, and those that are not long little: what their threads read from each other comes at any time. What is less
- * than NOTICED, per mille, any two calls differ by. Nobody is left with less than LEAST. */
+/* Calls below SHORTEST_NS are ignored, and those below LONG_NS count less: what their threads read from each other comes sooner or later.
+ * Differences below NOTICED, per mille, are noise, too. No thread gets less than LEAST. */
 static const int64_t SHORTEST_NS = 20000, LONG_NS = 100000, FORGET_NS = 300000000;
 static const double REMEMBERED = 100; /* calls: who keeps to one thread since then tries two again */
 enum { LEAST = 150, NOTICED = 40 };

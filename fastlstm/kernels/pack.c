@@ -1,7 +1,7 @@
 /* Weights, from PyTorch's rows to panels: for a block of units, element k holds their gates side by side. And transposed, for
  * gradients: for a block of 4V inputs, element k holds what gate row k makes of them. */
 #include "fastlstm.h"
-#include "team.h"
+#include "float_state.h"
 
 #include <math.h>
 #include <stdlib.h>

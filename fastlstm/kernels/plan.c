@@ -28,6 +28,10 @@ enum { L1_WEIGHTS = 24 << 10 };   /* weights that stay in L1 from step to step *
 enum { CHUNK_ROWS = 192 };        /* so many reuse each panel of W often enough */
 enum { STRIDE_TOKENS = 256 };     /* tokens one layer hands to the next while they are still in a cache */
 
+/* Whether between two uses of one weight so many bytes of others pass, in one thread, that L2 does not keep it: then they are fetched
+ * early. */
+static int is_far(double bytes) { return bytes > 0.8 * (double)fl_l2_bytes(); }
+
 /* One product of `rows` rows with a packed matrix of `vectors` panel columns and K elements: arithmetic or reading, the larger. */
 static double product_ns(const fl_network *net, double rows, double vectors, double K, double resident)
 {
@@ -36,7 +40,7 @@ static double product_ns(const fl_network *net, double rows, double vectors, dou
     const double busy = fmax(rows, tiles * 1.25);
     const double arithmetic = busy * vectors * lanes * K / (FMA_PER_NS_PER_BYTE * (double)(net->V * net->item));
     const double bytes = vectors * lanes * (double)fl_weight_item(net->kind, net->item) * K;
-    if (resident <= 0.8 * (double)fl_l2_bytes())
+    if (!is_far(resident))
         return fmax(arithmetic, bytes / L2_BYTES_PER_NS);
     const double reading = bytes / fmin(fl_l3_bytes_per_ns(), L2_BYTES_PER_NS);
     return fmax(arithmetic, reading) + L3_NS_PER_BYTE * bytes;
@@ -56,7 +60,7 @@ static double exchange_ns(const fl_plan *plan, double bytes)
     return meeting_ns(plan, plan->unit_groups) + plan->meeting_price * lines * LINE_NS;
 }
 
-/* What keeps the busiest thread busy of n things in so many parts, in the time that an even pair's threads take for one. */
+/* What the busiest thread has to do of n things in so many parts, in units of what a thread of an even pair needs for one thing. */
 static double busiest(const fl_plan *plan, fl_index n, int parts)
 {
     if (plan->threads != 2 || parts != 2)
@@ -65,8 +69,8 @@ static double busiest(const fl_plan *plan, fl_index n, int parts)
     return fmax(first * FL_EVEN / share, ((double)n - first) * FL_EVEN / (1000 - share));
 }
 
-/* How many times as long as of an even pair the thread takes that ends last, where the pair's paces cannot be heeded: in a call of the
- * first alone, or of two directions or groups of layers side by side. */
+/* How many times as long as an even pair's the slower of two threads takes, where the plan cannot give them unequal shares: one thread
+ * alone, or two directions or groups of layers side by side. */
 static double delay(const fl_plan *plan)
 {
     const double share = plan->share;
@@ -108,7 +112,7 @@ static double step_ns(const fl_network *net, const fl_plan *plan, fl_index B, fl
 /* A step of all layers of the group that has most to do. */
 static double layers_ns(const fl_network *net, const fl_plan *plan, fl_index B)
 {
-    const fl_index bottom = fl_share(net->L, plan->layer_groups, 1),
+    const fl_index bottom = fl_even_part(net->L, plan->layer_groups, 1),
                    most = fl_ceil_div(net->L - bottom, fl_max(plan->layer_groups - 1, 1));
     const double first = step_ns(net, plan, B, net->I), others = step_ns(net, plan, B, net->D * net->P);
     return fmax(first + (double)(bottom - 1) * others, plan->layer_groups > 1 ? (double)most * others : 0);
@@ -138,10 +142,6 @@ static fl_index chunk_for(const fl_network *net, fl_index T, fl_index rows, fl_i
 /* Of the layer that has most. */
 static fl_index most_inputs(const fl_network *net) { return net->L > 1 ? fl_max(net->I, net->D * net->P) : net->I; }
 
-/* Whether between two uses of one weight so many bytes of others pass, in one thread, that L2 does not keep it: then they are fetched
- * early. */
-static int is_far(double bytes) { return bytes > 0.8 * (double)fl_l2_bytes(); }
-
 /* One block's four chains wait for the latency of multiply-add, four cycles: they use up one vector per cycle. That is all that L2 can
  * give if a vector is a cache line (and one stream it gives more steadily than two: 230 against 128 GB/s measured). What comes from far
  * beyond, so that L2 keeps next to nothing, comes faster in two streams: 127 against 109 GB/s from L3, 92 against 78 from memory. */
@@ -163,53 +163,69 @@ static fl_index stride_for(const fl_network *net, const fl_plan *plan, fl_index 
     return fl_min(T, plan->chunk ? fl_round_up(stride, plan->chunk) : stride);
 }
 
-fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace)
+/* Completes a division and prices it, in ns. */
+typedef double pricing(const fl_network *net, fl_plan *plan, fl_index T, fl_index B);
+
+/* The cheapest division. */
+static fl_plan search(pricing *price, const fl_network *net, fl_index T, fl_index B, int threads, int most_layers,
+                      fl_index most_units, double meeting_price, int pace)
 {
-    const int most_layers = net->D == 1 && T > 1 ? (int)fl_min(net->L, threads) : 1;
     fl_plan best = {
-        .threads = 1, .layer_groups = 1, .directions = 1, .row_groups = 1, .unit_groups = 1, .stride = T, .share = FL_EVEN};
+        .threads = 1, .layer_groups = 1, .directions = 1, .row_groups = 1, .unit_groups = 1, .meeting_price = meeting_price};
     double best_ns = INFINITY;
 
-    for (int layer_groups = 1; layer_groups <= fl_max(most_layers, 1); layer_groups++)
-        for (int directions = 1; directions <= fl_min(net->D, fl_max(threads, 1)); directions++) {
+    threads = threads > 1 ? threads : 1;
+    for (int layer_groups = 1; layer_groups <= most_layers; layer_groups++)
+        for (int directions = 1; directions <= fl_min(net->D, threads); directions++) {
             const int sides = layer_groups * directions;
-            for (int row_groups = 1; row_groups <= fl_max(fl_min(threads / sides, B), 1); row_groups++) {
-                const int most_units = (int)fl_min(threads / (sides * row_groups), net->blocks);
-                for (int unit_groups = 1; unit_groups <= fl_max(most_units, 1); unit_groups++) {
-                    const int team = sides * row_groups * unit_groups;
-                    if (fork_ns(meeting_price, team) >= best_ns)
-                        break; /* nor does a larger one pay */
+            for (int row_groups = 1; row_groups <= fl_max(fl_min(threads / sides, B), 1); row_groups++)
+                for (int unit_groups = 1; unit_groups <= fl_max(fl_min(threads / (sides * row_groups), most_units), 1);
+                     unit_groups++) {
                     fl_plan plan = {
-                        .threads = team,
+                        .threads = sides * row_groups * unit_groups,
                         .layer_groups = layer_groups,
                         .directions = directions,
                         .row_groups = row_groups,
                         .unit_groups = unit_groups,
-                        .stride = T,
                         .meeting_price = meeting_price,
                         .share = threads > 2 ? FL_EVEN : pace,
                     };
-                    plan.chunk = chunk_for(net, T, fl_largest_part(B, row_groups, plan.share),
-                                           fl_largest_part(net->blocks, unit_groups, plan.share));
-                    plan.stride = stride_for(net, &plan, T, B);
-                    plan.chunk = plan.stride > 1 ? fl_min(plan.chunk, plan.stride) : 0;
-                    const double ns = call_ns(net, &plan, T, B);
+                    if (fork_ns(meeting_price, plan.threads) >= best_ns)
+                        break; /* nor does a larger one pay */
+                    const double ns = price(net, &plan, T, B);
                     if (ns < best_ns) {
                         best = plan;
                         best_ns = ns;
                     }
                 }
-            }
         }
     if (best.row_groups * best.unit_groups == 1) /* the two sides are even */
         best.share = FL_EVEN;
+    best.expected_ns = (int64_t)fmin(best_ns, 9e18);
+    return best;
+}
+
+static double forward_ns(const fl_network *net, fl_plan *plan, fl_index T, fl_index B)
+{
+    plan->chunk = chunk_for(net, T, fl_largest_part(B, plan->row_groups, plan->share),
+                            fl_largest_part(net->blocks, plan->unit_groups, plan->share));
+    plan->stride = T;
+    plan->stride = stride_for(net, plan, T, B);
+    plan->chunk = plan->stride > 1 ? fl_min(plan->chunk, plan->stride) : 0;
+    return call_ns(net, plan, T, B);
+}
+
+fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace)
+{
+    const int most_layers = net->D == 1 && T > 1 ? (int)fl_max(fl_min(net->L, threads), 1) : 1;
+    fl_plan best = search(forward_ns, net, T, B, threads, most_layers, net->blocks, meeting_price, pace);
     const fl_index blocks = fl_largest_part(net->blocks, best.unit_groups, best.share);
     const double R = (double)(blocks * fl_panel_bytes(net, net->P)), W = (double)(blocks * fl_panel_bytes(net, most_inputs(net)));
     const double all = between_uses(net, &best, R + W);
+
     best.far_W = is_far(all);
     best.far_R = is_far(best.chunk ? R : all);
     best.blocks_at_once = blocks_at_once(net, best.stride > 1 ? R : all);
-    best.expected_ns = (int64_t)fmin(best_ns, 9e18);
     const double step = fmax(step_ns(net, &best, B, net->I), step_ns(net, &best, B, net->D * net->P));
     best.patience_ns = PATIENCE_NS + (int64_t)fmin(4 * step, 1e18);
     return best;
@@ -238,40 +254,20 @@ static double backward_step_ns(const fl_network *net, const fl_plan *plan, fl_in
     return ns + (double)B * per_token * plan->directions / plan->threads;
 }
 
+static double backward_ns(const fl_network *net, fl_plan *plan, fl_index T, fl_index B)
+{
+    const double steps = (double)T * (double)net->D / plan->directions;
+    const double first = backward_step_ns(net, plan, B, net->I), others = backward_step_ns(net, plan, B, net->D * net->P);
+
+    return fork_ns(plan->meeting_price, plan->threads) + steps * (first + (double)(net->L - 1) * others) * delay(plan);
+}
+
 fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace)
 {
-    fl_plan best = {.threads = 1, .layer_groups = 1, .directions = 1, .row_groups = 1, .unit_groups = 1, .share = FL_EVEN};
-    double best_ns = INFINITY;
-
-    for (int directions = 1; directions <= fl_min(net->D, fl_max(threads, 1)); directions++)
-        for (int row_groups = 1; row_groups <= fl_max(fl_min(threads / directions, B), 1); row_groups++)
-            for (int unit_groups = 1; unit_groups <= fl_max(threads / (directions * row_groups), 1); unit_groups++) {
-                const int team = directions * row_groups * unit_groups;
-                if (fork_ns(meeting_price, team) >= best_ns)
-                    break; /* nor does a larger one pay */
-                const fl_plan plan = {
-                    .threads = team,
-                    .layer_groups = 1,
-                    .directions = directions,
-                    .row_groups = row_groups,
-                    .unit_groups = unit_groups,
-                    .meeting_price = meeting_price,
-                    .share = threads > 2 ? FL_EVEN : pace,
-                };
-                const double steps = (double)T * (double)net->D / directions;
-                const double first = backward_step_ns(net, &plan, B, net->I);
-                const double others = backward_step_ns(net, &plan, B, net->D * net->P);
-                const double ns = fork_ns(meeting_price, team) + steps * (first + (double)(net->L - 1) * others) * delay(&plan);
-                if (ns < best_ns) {
-                    best = plan;
-                    best_ns = ns;
-                }
-            }
-    if (best.row_groups * best.unit_groups == 1)
-        best.share = FL_EVEN;
-    best.expected_ns = (int64_t)fmin(best_ns, 9e18);
-    best.patience_ns = PATIENCE_NS + (int64_t)fmin(4 * best_ns / (double)fl_max(T, 1), 1e18);
+    fl_plan best = search(backward_ns, net, T, B, threads, 1, threads, meeting_price, pace);
     const double column = (double)(net->gates * fl_padded(net->H) * net->item); /* of W and R, transposed */
+
+    best.patience_ns = PATIENCE_NS + (int64_t)fmin(4 * (double)best.expected_ns / (double)fl_max(T, 1), 1e18);
     best.far_R = is_far(column * (double)net->P / best.unit_groups);
     best.far_W = is_far(column * (T * B > FL_DX_ROWS ? FL_VECTORS * (double)net->V : (double)most_inputs(net) / best.threads));
     return best;

@@ -36,7 +36,7 @@ void fl_multiply(const fl_kernels *kernels, const fl_factor *weights, fl_index b
         const char *next = left ? panel + (k + count) * step : weights->then;
         fetch.step = step * (left ? fl_min(count, left) : count) / (tiles * count); /* two lines at most */
         for (fl_index t = 0; t < tiles; t++) { /* even tiles: 7 rows are 4 and 3, not 6 and 1 */
-            const fl_index first = fl_share(n, tiles, t), M = fl_share(n, tiles, t + 1) - first;
+            const fl_index first = fl_even_part(n, tiles, t), M = fl_even_part(n, tiles, t + 1) - first;
             const void *at[FL_MAX_TILE];
             for (fl_index m = 0; m < M; m++)
                 at[m] = (const char *)rows[first + m] + k * item;
@@ -45,7 +45,7 @@ void fl_multiply(const fl_kernels *kernels, const fl_factor *weights, fl_index b
             tile[M - 1](k == 0, next ? early : NULL, slab, acc + first * vectors * item, 0, panel + k * step, 0, scales, at,
                         count);
         }
-        if (left && fl_stopped(watcher, n * count * vectors)) /* one product of many rows may take a second */
+        if (left && fl_check_stop(watcher, n * count * vectors)) /* one product of many rows may take a second */
             return;
     }
 }

@@ -3,6 +3,7 @@
 #define FL_SCHEDULE_H
 
 #include "fastlstm.h"
+#include "float_state.h"
 #include "team.h"
 
 /* The weights of a product: as fl_tile has them; int8's scales stand before the weights. */
@@ -43,7 +44,7 @@ static inline fl_watcher fl_watcher_of(fl_watch *watch, int thread, uint64_t fou
 }
 
 /* Counts work; thread 0 asks its caller now and then whether to go on. Non-zero: leave at once. */
-static inline int fl_stopped(fl_watcher *watcher, fl_index work)
+static inline int fl_check_stop(fl_watcher *watcher, fl_index work)
 {
     fl_watch *watch = watcher->watch;
 
@@ -63,7 +64,7 @@ static inline int fl_stopped(fl_watcher *watcher, fl_index work)
 }
 
 /* acc = n rows, at least one, times one block's weights, or two neighbouring ones' (then n is 1). It is left unfinished if the call is
- * stopped: the caller asks fl_stopped before it goes on. */
+ * stopped: the caller asks fl_check_stop before it goes on. */
 void fl_multiply(const fl_kernels *kernels, const fl_factor *weights, fl_index blocks, char *acc, fl_index acc_next,
                  const void **rows, fl_index n, fl_watcher *watcher);
 

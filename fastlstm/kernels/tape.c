@@ -1,38 +1,7 @@
-/* The memory of a recorded call, and the order of rows that all of it follows. */
+/* The memory of a recorded call. */
 #include "schedule.h"
 
-#include <stdlib.h>
 #include <string.h>
-
-typedef struct {
-    int64_t length;
-    fl_index row;
-} ranked;
-
-static int by_falling_length(const void *left, const void *right)
-{
-    const ranked *a = left, *b = right;
-    return a->length != b->length ? (a->length < b->length) - (a->length > b->length) : (a->row > b->row) - (a->row < b->row);
-}
-
-int fl_order_rows(const int64_t *lengths, fl_index B, fl_index *order)
-{
-    if (!lengths) {
-        for (fl_index b = 0; b < B; b++)
-            order[b] = b;
-        return FL_OK;
-    }
-    ranked *rows = malloc((size_t)fl_max(B, 1) * sizeof *rows);
-    if (!rows)
-        return FL_NO_MEMORY;
-    for (fl_index b = 0; b < B; b++)
-        rows[b] = (ranked){lengths[b], b};
-    qsort(rows, (size_t)B, sizeof *rows, by_falling_length);
-    for (fl_index b = 0; b < B; b++)
-        order[b] = rows[b].row;
-    free(rows);
-    return FL_OK;
-}
 
 /* Rows of `bytes` at a pitch. */
 static void copy_rows(char *to, fl_index pitch, const char *from, fl_index bytes, fl_index rows)
@@ -157,33 +126,6 @@ void fl_read_tape(const fl_tape *tape, const fl_network *net, fl_index record, i
                                + (unit * FL_VECTORS + what * FL_UNITS) * item,
                            (size_t)(fl_min(FL_UNITS, n - unit) * item));
         }
-}
-
-/* Well mixed bits of x [S. Vigna's splitmix64, after D. Stafford's variant 13 of MurmurHash3's finalizer]. */
-static uint64_t mixed(uint64_t x)
-{
-    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return x ^ (x >> 31);
-}
-
-void fl_drop(const fl_dropout *dropout, fl_index layer, fl_index t, fl_index row, fl_index column, fl_index n, fl_index item,
-             void *values)
-{
-    const uint64_t golden = UINT64_C(0x9e3779b97f4a7c15), bound = (uint64_t)(dropout->p * 0x1p32);
-    const double scale = dropout->p < 1 ? 1 / (1 - dropout->p) : 0;
-    uint64_t key = mixed(dropout->seed + golden);
-
-    key = mixed(key ^ ((uint64_t)layer + golden));
-    key = mixed(key ^ ((uint64_t)t + golden));
-    key = mixed(key ^ ((uint64_t)row + golden)) + (uint64_t)column * golden;
-    for (fl_index j = 0; j < n; j++, key += golden) {
-        const double factor = mixed(key) >> 32 < bound ? 0 : scale;
-        if (item == 4)
-            ((float *)values)[j] *= (float)factor;
-        else
-            ((double *)values)[j] *= factor;
-    }
 }
 
 void fl_free_tape(fl_tape *tape)

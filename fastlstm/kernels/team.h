@@ -1,4 +1,4 @@
-/* What the threads of a team share besides the data: a barrier, and the floating-point state they compute in. */
+/* Where the threads of a team wait for each other. */
 #ifndef FL_TEAM_H
 #define FL_TEAM_H
 
@@ -57,7 +57,7 @@ static inline int64_t fl_nap(int64_t since)
 }
 
 /* The last to arrive has kept another waiting. */
-static inline void fl_excuse(fl_barrier *barrier, int generation, int64_t patience_ns)
+static inline void fl_note_late(fl_barrier *barrier, int generation, int64_t patience_ns)
 {
     const int64_t place = atomic_load_explicit(&barrier->place, memory_order_acquire), now = fl_now_ns();
     const int64_t waited = now - atomic_load_explicit(&barrier->since, memory_order_relaxed);
@@ -84,7 +84,7 @@ static inline int fl_wait(fl_barrier *barrier, int size, atomic_int *stop, int64
     const int generation = atomic_load_explicit(&barrier->generation, memory_order_acquire);
     if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) == size - 1) {
         if (atomic_load_explicit(&barrier->place, memory_order_relaxed) >> 16 == generation + 1)
-            fl_excuse(barrier, generation, patience_ns);
+            fl_note_late(barrier, generation, patience_ns);
         atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
         atomic_store_explicit(&barrier->generation, generation + 1, memory_order_release);
         return 0;
@@ -118,34 +118,6 @@ static inline void fl_join(fl_barrier *barrier, int size, int64_t patience_ns)
     atomic_int never = 0;
 
     fl_wait(barrier, size, &never, patience_ns);
-}
-
-/* Rounding to nearest, no traps, subnormal numbers as zero: the state every kernel runs in. Returns the state found. */
-static inline uint64_t fl_enter_float_state(void)
-{
-#if defined(__x86_64__)
-    const uint32_t found = _mm_getcsr();
-    _mm_setcsr(0x9fc0); /* all exceptions masked, FTZ, DAZ */
-    return found;
-#elif defined(__aarch64__)
-    uint64_t found;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(found));
-    __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)1 << 24)); /* FZ */
-    return found;
-#else
-    return 0;
-#endif
-}
-
-static inline void fl_leave_float_state(uint64_t found)
-{
-#if defined(__x86_64__)
-    _mm_setcsr((uint32_t)found);
-#elif defined(__aarch64__)
-    __asm__ volatile("msr fpcr, %0" : : "r"(found));
-#else
-    (void)found;
-#endif
 }
 
 #endif

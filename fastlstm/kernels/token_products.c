@@ -13,8 +13,8 @@ static int input_gradient(place *p, const pass *q, fl_index first, fl_index toke
     const fl_index end = my_part(p, pieces * panels, p->side_rank + 1);
 
     for (fl_index at = begin; at < end; at++) {
-        const fl_index j = at / pieces, from = first + fl_share(tokens, pieces, at % pieces);
-        const fl_index n = first + fl_share(tokens, pieces, at % pieces + 1) - from, count = fl_min(width, q->I - j * width);
+        const fl_index j = at / pieces, from = first + fl_even_part(tokens, pieces, at % pieces);
+        const fl_index n = first + fl_even_part(tokens, pieces, at % pieces + 1) - from, count = fl_min(width, q->I - j * width);
 
         for (fl_index i = 0; i < n; i++)
             p->rows_at[i] = gates_at(p, q, from + i);
@@ -32,7 +32,7 @@ static int input_gradient(place *p, const pass *q, fl_index first, fl_index toke
         p->kernels->store(n, p->acc, p->acc, width);
         for (fl_index i = 0; i < n; i++)
             memcpy(q->dx + (from + i) * p->l->dx_pitch + j * width * item, p->acc + i * width * item, (size_t)(count * item));
-        if (fl_stopped(&p->watcher, n * K * width))
+        if (fl_check_stop(&p->watcher, n * K * width))
             return FL_STOPPED;
     }
     return FL_OK;
@@ -58,7 +58,7 @@ static void outer_product(const place *p, int begins, fl_index n, const char *a,
     fl_outer *const *outer = p->kernels->outers[fl_ceil_div(count, p->net->V) - 1];
 
     for (fl_index tile = 0; tile < tiles; tile++) {
-        const fl_index from = fl_share(rows, tiles, tile), M = fl_share(rows, tiles, tile + 1) - from;
+        const fl_index from = fl_even_part(rows, tiles, tile), M = fl_even_part(rows, tiles, tile + 1) - from;
         char *to = out + (from * columns + column) * item;
 
         for (fl_index m = 0; m < M; m++) /* wanted at the end, from afar */
@@ -93,7 +93,7 @@ static int gate_weights(place *p, const pass *q, int begins, fl_index token, fl_
                               d_weight + (gate * net->H + unit) * columns * net->item, fl_min(FL_UNITS, net->H - unit), columns,
                               column);
             }
-            if (fl_stopped(&p->watcher, n * (to - from) * FL_UNITS * width))
+            if (fl_check_stop(&p->watcher, n * (to - from) * FL_UNITS * width))
                 return FL_STOPPED;
         }
     return FL_OK;
@@ -126,7 +126,7 @@ static int projection_weights(place *p, const pass *q, int begins, fl_index toke
             outer_product(p, begins, n, q->dh + token * p->l->dh_pitch + run * FL_UNITS * net->item, p->l->dh_pitch,
                           q->d_weights->weight_hr + run * FL_UNITS * net->H * net->item,
                           fl_min(FL_UNITS, net->P - run * FL_UNITS), net->H, column);
-        if (fl_stopped(&p->watcher, n * (end - begin) * FL_UNITS * width))
+        if (fl_check_stop(&p->watcher, n * (end - begin) * FL_UNITS * width))
             return FL_STOPPED;
     }
     return FL_OK;

@@ -3,7 +3,8 @@
  * A worker that has nothing to do spins for some milliseconds, and then it sleeps. To begin a call with one that spins takes a
  * microsecond; one that sleeps, on a processor that has gone to sleep as well, needs 20 to 200: longer than the whole step that a stream
  * makes every 20 ms. It is woken up all the same where calls follow each other at once, as soon as they have lost by computing alone what
- * it costs: then at most twice as much is lost as by who knows the future. What it costs is measured, and soon forgotten.
+ * it costs (as skis are rented until the rent has reached their price: at most twice the loss of the best choice in hindsight). What it
+ * costs is measured, and soon forgotten.
  */
 #include "waking.h"
 
