@@ -27,6 +27,7 @@ cdef extern from *:
     #define FL_OPENMP _OPENMP
     #else
     static int omp_get_num_threads(void) { return 1; }
+    static int omp_get_num_procs(void) { return 1; }
     #define FL_OPENMP 0
     #endif
     #if defined(__clang__)
@@ -36,6 +37,7 @@ cdef extern from *:
     #endif
     """
     int omp_get_num_threads() noexcept nogil
+    int omp_get_num_procs() noexcept nogil
     const int FL_OPENMP
     const char *FL_COMPILER
 
@@ -455,6 +457,11 @@ def set_main_thread(unsigned long ident):
     """Calls made by this thread look for signals while they run."""
     global main_thread
     main_thread = ident
+
+
+def openmp_processors():
+    """Processors that OpenMP's runtime has for a team."""
+    return omp_get_num_procs()
 
 
 def wake_always(bint always):
@@ -1007,6 +1014,7 @@ cdef class StreamState:
                     call.job.type.work(&call.job, 0)
             else:
                 run_team(&call.job, threads, limit)
+            PyErr_CheckSignals()  # now: later an exception would lose the output of a step that is taken
         finally:
             self.busy = False
         self.current = 1 - before

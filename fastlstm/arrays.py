@@ -43,7 +43,8 @@ class Inputs(NamedTuple):
     c_0: Array | None  # (L*D, B, C)
     lengths: Array | None  # (B,)
     resets: Array | None  # (T, B), bytes
-    order: Array | None  # with a mask: the times (T, B, 1) of the steps of x
+    steps: Array | None  # with a mask: the times (T, B, 1) of the steps of x
+    ended: Array | None  # with a mask: rows (B,) that restart after their last step
 
     def arrays(self) -> Iterator[tuple[str, Array | None]]:
         """Those that a call reads, under the names of the arguments."""

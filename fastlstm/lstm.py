@@ -130,7 +130,8 @@ class LSTM(Network[State]):
             state is that of each row's last real step, and the backward direction starts there.
         mask : bool array, shape (T, B), also if `batch_first`, optional
             An alternative to `lengths`: true where a row has a step. Other steps are skipped: their output is zero and the state
-            does not change, as in Keras with ``zero_output_for_mask``. ``(T,)`` for one sequence.
+            does not change, as in Keras with ``zero_output_for_mask``. A reset at such a step takes effect at the row's next real
+            one, and behind the last one on the state that is returned. ``(T,)`` for one sequence.
         resets : bool array, shape (T, B), also if `batch_first`, optional
             Where true, that row restarts before step t, as if no state had been given. ``(T,)`` for one sequence. The backward
             direction restarts at the same boundaries: a reset at step t takes effect before it processes step t - 1.

@@ -28,7 +28,7 @@ from fastlstm.arrays import (
     pieces,
     shape_error,
 )
-from fastlstm.masks import put_in_order, without_masked
+from fastlstm.masks import begin_anew, compact, spread, without_masked
 from fastlstm.packed import Packed, State
 from fastlstm.recompute import RecomputedTape
 from fastlstm.rounding import TYPES
@@ -229,7 +229,7 @@ class Network(Generic[S]):
     def _call(self, x: Any, state: Any, lengths: Any, mask: Any, resets: Any, out: Any, threads: int | None) -> tuple[Any, S]:
         """Run whole sequences."""
         inputs = self._check(x, state, lengths, mask, resets)
-        _, x, single, h_0, c_0, lengths, resets, order = inputs
+        _, x, single, h_0, c_0, lengths, resets, steps, ended = inputs
         T, B, _ = x.shape
         most, limit = _threads.allowance(threads)
         merge_mode = self.weights.merge_mode
@@ -244,8 +244,10 @@ class Network(Generic[S]):
             result, output = self._new_output(T, B, single)
         final, packed = self._new_state(B), self._packed
         packed.forward(packed.network, x, h_0, c_0, output, *final, lengths, resets, most, limit)
-        if order is not None:
-            put_in_order(output, order)
+        if steps is not None:
+            spread(output, steps)
+        if ended is not None:
+            begin_anew(final, ended, self._directions(reverse=False), self.weights.initial_state)
         if given is not None and result is not given and not merges:
             copy_to(given, result)
             result = given
@@ -302,11 +304,23 @@ class Network(Generic[S]):
             lengths = as_lengths(lengths, T, B)
         if resets is not None:
             resets = as_resets(resets, (T,) if single else (T, B))
-        order = None
+        steps = ended = None
         if mask is not None:
-            x, lengths, resets, order = without_masked(x, mask, lengths, resets, single)
+            if lengths is not None:
+                raise ValueError("mask and lengths cannot be used together: pass one of them")
+            steps, lengths, resets, ended = without_masked(mask, resets, T, B, single)
+            x = compact(x, steps)
+        if ended is not None and h_0 is not None and c_0 is not None:  # directions that begin at the end
+            h_0, c_0 = h_0.copy(), c_0.copy()
+            begin_anew((h_0, c_0), ended, self._directions(reverse=True), self.weights.initial_state)
         # Inputs(...) itself takes twice as long, a twentieth of a small call
-        return tuple.__new__(Inputs, (given, x, single, h_0, c_0, lengths, resets, order))
+        return tuple.__new__(Inputs, (given, x, single, h_0, c_0, lengths, resets, steps, ended))
+
+    def _directions(self, *, reverse: bool) -> slice:
+        """Of the records (L*D) those that run in time or, with `reverse`, against it."""
+        if self.num_directions == 2:
+            return slice(int(reverse), None, 2)
+        return slice(None) if self.weights.reverse == reverse else slice(0)
 
     def _output_shape(self, T: int, B: int, single: bool) -> tuple[int, ...]:
         return (T, self._width) if single else (B, T, self._width) if self._batch_first else (T, B, self._width)

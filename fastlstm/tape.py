@@ -12,7 +12,7 @@ import numpy as np
 from fastlstm import _engine
 from fastlstm import threads as _threads
 from fastlstm.arrays import Array, Inputs, as_bytes, as_flag, as_floats, contiguous, for_kernels, shape_error
-from fastlstm.masks import put_in_order, taken_in_order
+from fastlstm.masks import begin_anew, compact, spread
 from fastlstm.packed import BACKWARD, FORWARD, OptionalState, State
 from fastlstm.weights import suffix
 
@@ -78,13 +78,15 @@ class Tape(Generic[S]):
         self._batch_first = network.batch_first  # the network's may change before the gradients are taken
         self._lengths = None if inputs.lengths is None else inputs.lengths.copy()
         self._resets = None if inputs.resets is None else inputs.resets.copy()
-        self._order = inputs.order
+        self._steps, self._ended, self._given = inputs.steps, inputs.ended, inputs.h_0 is not None
         self._unused = [True]  # emptied by the one backward pass: of two threads only one can pop
         self.output, output = network._new_output(T, B, inputs.single)
         final = network._new_state(B)
         self._record(inputs.x, (inputs.h_0, inputs.c_0), output, final, _threads.allowance(threads))
-        if inputs.order is not None:
-            put_in_order(output, inputs.order)
+        if inputs.steps is not None:
+            spread(output, inputs.steps)
+        if inputs.ended is not None:
+            begin_anew(final, inputs.ended, network._directions(reverse=False), network.weights.initial_state)
         self.state: S = network._as_returned(final, inputs.single)
 
     def _record(self, x: Array, state: OptionalState, output: Array, final: State, threads: tuple[int, int]) -> None:
@@ -185,8 +187,8 @@ class Tape(Generic[S]):
         d_y: Array | None = None
         if d_output is not None:
             d_y = net._as_written(for_kernels(_like("d_output", d_output, self.output)), self._single, self._batch_first)
-        if d_y is not None and self._order is not None:
-            d_y = taken_in_order(d_y, self._order)
+        if d_y is not None and self._steps is not None:
+            d_y = compact(d_y, self._steps)
         d_final, allowed = self._check_state(d_state), _threads.allowance(threads)
 
         single, I = self._single, net.input_size
@@ -197,6 +199,10 @@ class Tape(Generic[S]):
             room = _room if self._lengths is None and T and B else zeros
             d_input = room((T, I) if single else (B, T, I) if self._batch_first else (T, B, I), net.dtype)
             d_x = d_input[:, None] if single else d_input.transpose(1, 0, 2) if self._batch_first else d_input
+        d_asked = d_final
+        if self._ended is not None:
+            d_final = copies(d_final, net._new_state(B))
+            begin_anew(d_final, self._ended, net._directions(reverse=False), None)
         d_initial = copies(d_final, net._new_state(B))  # a row without a step hands on what it is given
         shapes = self._packed.shapes
         parameters = _room_of(shapes, net.dtype, T * B)
@@ -218,12 +224,25 @@ class Tape(Generic[S]):
             self._free()
             raise
         self._free()
-        if d_x is not None and self._order is not None:
-            put_in_order(d_x, self._order)
+        if d_x is not None and self._steps is not None:
+            spread(d_x, self._steps)
+        if self._ended is not None:
+            self._add_initial(parameters, d_asked, net._directions(reverse=False))
+            if self._given:
+                self._add_initial(parameters, d_initial, net._directions(reverse=True))
+            begin_anew(d_initial, self._ended, net._directions(reverse=True), None)
         for name in shapes:
             if name.startswith("bias_hh"):
                 parameters[name][...] = parameters[name.replace("bias_hh", "bias_ih")]
         return Gradients(d_input, net._as_returned(d_initial, single), parameters)
+
+    def _add_initial(self, parameters: dict[str, Array], d_state: OptionalState, records: slice) -> None:
+        """Where rows restart, the gradient of their state is one of the network's own initial state, if it has one."""
+        for kind, d in zip(("h_0", "c_0"), d_state, strict=True):
+            for record in range(len(self._packed.weights.layers))[records]:
+                name = kind + suffix(record, self._net.num_directions)
+                if d is not None and name in parameters:
+                    parameters[name] += d[record, self._ended].sum(axis=0)
 
     def _check_state(self, d_state: Any) -> OptionalState:
         if d_state is None:

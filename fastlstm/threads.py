@@ -86,6 +86,8 @@ def processors() -> int:
             count = len(os.sched_getaffinity(0))
         except AttributeError:  # not on macOS
             count = os.cpu_count() or 1
+        # OMP_PROC_BIND and its like leave this thread one processor, and each worker another
+        count = max(count, _engine.openmp_processors())
         _processors = max(1, min(count, _quota()))
     return _processors
 
@@ -119,7 +121,7 @@ def _control_groups() -> list[Path]:
     """Every control group from the process's own up to the root: each may hold a quota."""
     groups: list[Path] = []
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = os.fsdecode(Path("/proc/self/cgroup").read_bytes()).splitlines()
     except OSError:
         return groups
     for line in lines:

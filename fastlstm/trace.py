@@ -12,7 +12,7 @@ import numpy as np
 from fastlstm.arrays import Array
 from fastlstm.cell import PLAIN
 from fastlstm.equations import clip, evaluate
-from fastlstm.masks import put_in_order
+from fastlstm.masks import spread
 from fastlstm.tape import Tape
 from fastlstm.weights import LayerWeights
 
@@ -62,10 +62,10 @@ class Trace:
             padding = np.arange(T)[:, None] >= tape._lengths
             for values in found.values():
                 values[:, padding] = 0
-        if tape._order is not None:
+        if tape._steps is not None:
             for values in found.values():
                 for record in values:
-                    put_in_order(record, tape._order)
+                    spread(record, tape._steps)
         shape = lstm.num_layers, lstm.num_directions, T, *(() if tape._single else (B,))
         return cls(**{what: values.reshape(*shape, values.shape[-1]) for what, values in found.items()})
 

@@ -439,6 +439,46 @@ assert len(list(pathlib.Path("/proc/self/task").iterdir())) == 2, "and on two wh
     )
 
 
+@posix
+def test_an_interrupted_step_is_not_taken() -> None:
+    """Or whoever catches a timeout could not know whether to take it again."""
+    run_python(
+        """
+import signal
+import fastlstm, numpy as np
+
+class Late(Exception):
+    pass
+
+def late(*_):
+    raise Late
+
+signal.signal(signal.SIGALRM, late)
+stream, x = fastlstm.LSTM(64, 512, 4, seed=0).stream(), np.ones((1, 64), np.float32)
+kept = 0
+for _ in range(200):
+    before = stream.state[0].tobytes()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1e-4)
+        while True:
+            before, _ = stream.state[0].tobytes(), stream.step(x)
+    except Late:
+        kept += stream.state[0].tobytes() == before
+assert kept > 150, kept
+""",
+        **QUIET,
+    )
+
+
+@linux
+@pytest.mark.parametrize("variable", ["OMP_PROC_BIND=true", "OMP_PLACES=cores"])
+def test_bound_threads_leave_the_number_as_it_is(variable: str) -> None:
+    code = "import fastlstm; print(fastlstm.get_num_threads())"
+    name, value = variable.split("=")
+    plain, bound = (run_python(code, OMP_NUM_THREADS=None, **more).stdout for more in ({}, {name: value}))
+    assert plain == bound
+
+
 @linux
 def test_workers_are_woken_up_for_enough() -> None:
     """A small call alone stays on one thread, small calls at once do not, nor does a large one."""

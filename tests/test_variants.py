@@ -524,6 +524,7 @@ def test_masked_steps_are_left_out(name: str, batch_first: bool) -> None:
     rng = np.random.default_rng(2)
     mask = rng.random((12, 6)) < 0.6
     mask[:, 4], mask[:, 5] = False, True
+    case.resets[behind_last(mask)] = False
     case.x[~mask] = np.nan
     time = int(batch_first)
     lstm = fastlstm.LSTM.from_weights(case.weights, batch_first=batch_first)
@@ -546,6 +547,89 @@ def test_masked_steps_are_left_out(name: str, batch_first: bool) -> None:
         one = lstm(case.x[:, row], state, mask=mask[:, row], resets=case.resets[:, row])
         whole = output[::-1, row] if case.weights.flipped else output[:, row]
         assert_same_bytes(flat(one), (np.ascontiguousarray(whole), h, c), f"row {row} as one sequence")
+
+
+def behind_last(mask: np.ndarray) -> np.ndarray:
+    """Masked steps that have no real one after them."""
+    return ~np.maximum.accumulate(mask[::-1], axis=0)[::-1]
+
+
+@pytest.mark.parametrize("name", ["peepholes", "learned state", "rnn"])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_reset_behind_the_last_step_holds_for_the_next_call(name: str, given: bool) -> None:
+    """Calls on parts of a sequence, masked at their ends, give what one on the whole does; and so do their gradients."""
+    rng = np.random.default_rng(0)
+    network: Any = fastlstm.RNN(3, 5, 2, seed=0, dtype="float64")
+    state: Any = rng.standard_normal((2, 6, 5))
+    if name != "rnn":
+        network = make_variant_case("t9b6i3h5l2", VARIANTS[name], "float64").network()
+        state = tuple(rng.standard_normal((2, 2, 6, 5)))
+    state = state if given else None
+    x, d_output = rng.standard_normal((9, 6, 3)), rng.standard_normal((9, 6, 5))
+    mask, resets = rng.random((9, 6)) < 0.5, rng.random((9, 6)) < 0.4
+    mask[3:5, :3], resets[4, :2] = False, True
+    mask[:5, 5], resets[:5, 5] = False, True
+    one, two = slice(5), slice(5, None)
+
+    def record(part: slice, before: Any) -> fastlstm.Tape[Any]:
+        tape: fastlstm.Tape[Any] = network.record(x[part], before, mask=mask[part], resets=resets[part])
+        output, final = network(x[part], before, mask=mask[part], resets=resets[part])
+        assert output.tobytes() == tape.output.tobytes()
+        assert [a.tobytes() for a in as_tuple(final)] == [a.tobytes() for a in as_tuple(tape.state)]
+        return tape
+
+    whole, first = record(slice(None), state), record(one, state)
+    second = record(two, first.state)
+    assert np.concatenate([first.output, second.output]).tobytes() == whole.output.tobytes()
+    assert [a.tobytes() for a in as_tuple(second.state)] == [a.tobytes() for a in as_tuple(whole.state)]
+
+    d_state = tuple(rng.standard_normal(array.shape) for array in as_tuple(whole.state))
+    expected = whole.backward(d_output, d_state if len(d_state) == 2 else d_state[0])
+    g_two = second.backward(d_output[two], d_state if len(d_state) == 2 else d_state[0])
+    g_one = first.backward(d_output[one], g_two.state)
+    np.testing.assert_allclose(np.concatenate([g_one.input, g_two.input]), expected.input, rtol=0, atol=1e-12)
+    for found, wanted in zip(as_tuple(g_one.state), as_tuple(expected.state), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
+    for key, value in expected.parameters.items():
+        if given or not key.startswith(("h_0", "c_0")):  # the second part was given a state
+            total = g_one.parameters[key] + g_two.parameters[key]
+            np.testing.assert_allclose(total, value, rtol=0, atol=1e-11, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["peepholes", "learned state"])
+def test_a_reset_behind_the_last_step_of_both_directions(name: str) -> None:
+    """The forward one ends with the initial state, and the other begins with it."""
+    rng = np.random.default_rng(0)
+    lstm = make_variant_case("t5b3i3h4l2d2", VARIANTS[name], "float64").network()
+    x, state, d_output = rng.standard_normal((5, 3, 3)), rng.standard_normal((2, 4, 3, 4)), rng.standard_normal((5, 3, 8))
+    mask, resets = np.ones((5, 3), bool), np.zeros((5, 3), bool)
+    mask[3:, :2], resets[4, 1] = False, True
+    initial = lstm.weights.initial_state
+    fresh = state.copy()
+    for array, values in zip(fresh, initial, strict=True):
+        array[1::2, 1] = values[1::2]
+    tape, plain = lstm.record(x, tuple(state), mask=mask, resets=resets), lstm.record(x, tuple(fresh), mask=mask)
+    assert tape.output.tobytes() == plain.output.tobytes()
+    for found, wanted, values in zip(tape.state, plain.state, initial, strict=True):
+        wanted[::2, 1] = values[::2]
+        assert found.tobytes() == wanted.tobytes()
+    d_state = rng.standard_normal((2, 4, 3, 4))
+    g, kept = tape.backward(d_output, tuple(d_state)), d_state.copy()
+    kept[:, ::2, 1] = 0
+    expected = plain.backward(d_output, tuple(kept))
+    assert g.input.tobytes() == expected.input.tobytes()
+    for kind, found, wanted, asked in zip("hc", g.state, expected.state, d_state, strict=True):
+        for record in range(4):
+            key = f"{kind}_0_l{record // 2}" + "_reverse" * (record % 2)
+            if key in g.parameters:
+                gained = wanted[record, 1] if record % 2 else asked[record, 1]
+                np.testing.assert_allclose(g.parameters[key], expected.parameters[key] + gained, rtol=0, atol=1e-13, err_msg=key)
+        wanted[1::2, 1] = 0
+        assert found.tobytes() == wanted.tobytes()
+
+
+def as_tuple(state: Any) -> tuple[np.ndarray, ...]:
+    return state if isinstance(state, tuple) else (state,)
 
 
 def test_large_arrays_are_copied_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
