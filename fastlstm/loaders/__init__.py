@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -170,7 +171,7 @@ def convert(
     Returns
     -------
     LSTMInfo
-        The LSTM as the source describes it.
+        The LSTM as the source describes it, with the ``batch_first`` that was written.
 
     Raises
     ------
@@ -190,8 +191,9 @@ def convert(
     told = reading.told(go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode)
     weights, info = reading.read(source, name, allow_nonfinite, layout, external_data, told=told)
     assert info is not None
-    write(weights, bool(info.batch_first) if batch_first is None else batch_first)
-    return info
+    written = bool(info.batch_first) if batch_first is None else batch_first
+    write(weights, written)
+    return replace(info, batch_first=written)
 
 
 def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, external_data: bool = False) -> Model | Graph:
