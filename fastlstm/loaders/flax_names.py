@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from fastlstm.errors import FormatError
 from fastlstm.loaders.assembly import MAX_TENSORS, Part, Sizes, network, split_name, uniquely_named
 from fastlstm.loaders.flax_live import Said
-from fastlstm.loaders.found import Found, quoted
+from fastlstm.loaders.found import Found, other_layer, quoted, refused
 from fastlstm.loaders.tensors import LazyTensor, Named, Read
 
 __all__ = ["find"]
@@ -128,7 +128,7 @@ def find(
         at = _without_cell(path)[:-1] if pair else _without_cell(path)
         other = next(filter(None, (one.other_kind() for one in both)), "")
         if other:
-            found = Found("", problem=f"{quoted('/'.join(at))}: this is {other}, not an LSTM", is_lstm=False)
+            found = other_layer("", quoted("/".join(at)), other)
         else:
             found = _examine(both, read, limit, say([one.path for one in both]) if say else Said(batch_first=batch_first))
         if not pair:
@@ -185,10 +185,8 @@ def _examine(cells: Sequence[Cell], read: Read, limit: float, said: Said) -> Fou
             reverse=said.reverse,
             flipped=said.flipped,
         )
-    except FormatError as error:
-        return Found("", problem=str(error))
-    except ValueError as error:  # a size no network has
-        return Found("", problem=f"{quoted('/'.join(cells[0].path))}: {error}")
+    except ValueError as error:
+        return refused("", quoted("/".join(cells[0].path)), error)
 
 
 def _without_cell(path: Path) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fastlstm.errors import FormatError
 from fastlstm.weights import Weights
 
-__all__ = ["Contents", "Found", "LSTMInfo", "distinct", "listing", "quoted"]
+__all__ = ["Contents", "Found", "LSTMInfo", "distinct", "listing", "other_layer", "quoted", "refused"]
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,16 @@ def distinct(found: Iterable[Found]) -> list[Found]:
         items[0] if len(items) == 1 else Found(name, problem=f"{len(items)} recurrent layers have the name {quoted(name)}")
         for name, items in by_name.items()
     ]
+
+
+def other_layer(name: str, where: str, kind: str) -> Found:
+    """A layer that is understood and no LSTM, but a GRU, say; ``where`` names it in the message."""
+    return Found(name, problem=f"{where}: this is {kind}, not an LSTM", is_lstm=False)
+
+
+def refused(name: str, where: str, error: ValueError) -> Found:
+    """An LSTM that cannot be loaded: a FormatError names the tensor, another error is of sizes that no network has."""
+    return Found(name, problem=str(error) if isinstance(error, FormatError) else f"{where}: {error}")
 
 
 def quoted(text: str) -> str:

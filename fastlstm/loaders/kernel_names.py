@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders.assembly import MAX_TENSORS, Part, Sizes, network, split_name, uniquely_named
-from fastlstm.loaders.found import Found, quoted
+from fastlstm.loaders.found import Found, other_layer, quoted, refused
 from fastlstm.loaders.tensors import LazyTensor, Named, Read
 from fastlstm.weights import Weights
 
@@ -95,7 +95,7 @@ def _examine(
     shape = both[0]["recurrent_kernel"][1].shape
     other = {3: "a GRU", 1: "a plain RNN"}.get(shape[1] // shape[0] if len(shape) == 2 and shape[0] else 0)
     if other and shape[1] % shape[0] == 0:
-        return Found("", problem=f"{quoted('/'.join(path))}: this is {other}, not an LSTM", is_lstm=False)
+        return other_layer("", quoted("/".join(path)), other)
     try:
         for scope in both:
             for leaf in ("kernel", "recurrent_kernel"):
@@ -110,10 +110,8 @@ def _examine(
         gates = LAYOUTS[layout or "keras"]
         records = [_parts(scope, sizes, gates) for scope in both]
         found = network("", sizes, records, read, limit, batch_first=layout != "haste" if batch_first is None else batch_first)
-    except FormatError as error:
-        return Found("", problem=str(error))
-    except ValueError as error:  # a size no network has
-        return Found("", problem=f"{quoted('/'.join(path))}: {error}")
+    except ValueError as error:
+        return refused("", quoted("/".join(path)), error)
     if layout or found.info is None:
         return found
     return Found("", replace(found.info, problem=LAYOUT), _ask)

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from fastlstm.cell import PLAIN, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.assembly import MAX_TENSORS, Part, Sizes, network, split_name, uniquely_named
-from fastlstm.loaders.found import Found, quoted
+from fastlstm.loaders.found import Found, quoted, refused
 from fastlstm.loaders.tensors import LazyTensor, Named, Read
 
 __all__ = ["RunTime", "find"]
@@ -268,10 +268,8 @@ def _examine(group: Group, read: Read, limit: float, batch_first: bool | None, r
             forget_bias=forget_bias,
             reverse=group.reverse,
         )
-    except FormatError as error:
-        return Found("", problem=str(error))
-    except ValueError as error:  # a size no network has
-        return Found("", problem=f"{quoted('/'.join(group.path))}: {error}")
+    except ValueError as error:
+        return refused("", quoted("/".join(group.path)), error)
 
 
 def _check_peepholes(records: Sequence[Sequence[Part]]) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders.found import Contents, Found, listing, quoted
+from fastlstm.loaders.found import Contents, Found, listing, other_layer, quoted
 from fastlstm.loaders.keras import config as keras_config
 from fastlstm.loaders.keras.config import NOTHING, Told
 from fastlstm.loaders.keras.hdf5 import Dataset, Group
@@ -121,7 +121,7 @@ def entry_found(layer: Configured, layout: Layout | None, version: int | None, l
     name = joined(layer.names)
     other = keras_config.other_kind(layer.entry)
     if other:
-        return Found(name, problem=f"layer {quoted(name)}: this is {other}, not an LSTM", is_lstm=False)
+        return other_layer(name, f"layer {quoted(name)}", other)
     try:
         version, told = keras_config.told_version(layer.entry, version, told)
     except FormatError as error:

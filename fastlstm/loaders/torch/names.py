@@ -23,7 +23,7 @@ import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.loaders.found import Found, LSTMInfo, distinct, listing, quoted
+from fastlstm.loaders.found import Found, LSTMInfo, distinct, listing, other_layer, quoted, refused
 from fastlstm.loaders.tensors import LazyTensor, Named, Reader, check_dtype, check_size, handed_over, one_precision
 from fastlstm.weights import Weights, check_sizes, parameter_shapes
 
@@ -231,13 +231,11 @@ def _is_foreign(parts: Sequence[str], in_cell: bool) -> bool:
 def _examine(candidate: Candidate, reader: Reader, limit: float, batch_first: bool | None) -> Found:
     other = _other_kind(candidate)
     if other:
-        return Found(candidate.prefix, problem=f"{quoted(candidate.prefix)}: this is {other}, not an LSTM", is_lstm=False)
+        return other_layer(candidate.prefix, quoted(candidate.prefix), other)
     try:
         info, parameters = _check(candidate, limit)
-    except FormatError as error:
-        return Found(candidate.prefix, problem=str(error))
-    except ValueError as error:  # a size no network has
-        return Found(candidate.prefix, problem=f"{quoted(candidate.prefix)}: {error}")
+    except ValueError as error:
+        return refused(candidate.prefix, quoted(candidate.prefix), error)
 
     def read() -> Weights:
         arrays = iter(reader([tensor for parameter in parameters.values() for _, tensor in parameter.stored.values()]))
