@@ -17,7 +17,7 @@ from fastlstm.arrays import as_flag
 from fastlstm.errors import FormatError
 from fastlstm.files import as_path, same_file
 from fastlstm.loaders import reading
-from fastlstm.loaders.found import Contents, LSTMInfo, listing, quoted
+from fastlstm.loaders.found import Contents, LSTMInfo, listing, quoted, summary
 
 if TYPE_CHECKING:
     from fastlstm.loaders.source import SourceFile
@@ -481,7 +481,7 @@ def from_tensorflow(
     tensors = live.flattened(reading.as_mapping(variables))
     run_time = tensorflow_names.RunTime(forget_bias, Cell(cell_clip=cell_clip, proj_clip=proj_clip))
     found = tensorflow_names.find(tensors, live.read_one, run_time=run_time, asked=name)
-    return reading.chosen(Contents(found, reading.summary("variables", tensors)), name, batch_first)
+    return reading.chosen(Contents(found, summary("variables", tensors)), name, batch_first)
 
 
 def from_haste(tensors: Mapping[str, Any], name: str | None = None, *, batch_first: bool | None = None) -> LSTM:
@@ -512,4 +512,4 @@ def from_haste(tensors: Mapping[str, Any], name: str | None = None, *, batch_fir
 
     every = live.flattened(reading.as_mapping(tensors))
     found = kernel_names.find(every, live.read_one, batch_first=False, layout="haste")
-    return reading.chosen(Contents(found, reading.summary("a state dict", every)), name, batch_first)
+    return reading.chosen(Contents(found, summary("a state dict", every)), name, batch_first)

@@ -18,7 +18,7 @@ from fastlstm.arrays import Array
 from fastlstm.cell import PLAIN, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Found, LSTMInfo, distinct, quoted
-from fastlstm.loaders.tensors import Named, Read, check_size, fill, handed_over, one_precision
+from fastlstm.loaders.tensors import Named, Read, check_size, dtypes, fill, handed_over, one_precision
 from fastlstm.weights import LayerWeights, Weights, check_sizes, parameter_shapes, suffix
 
 __all__ = ["MAX_TENSORS", "Part", "Sizes", "network", "split_name", "uniquely_named"]
@@ -145,7 +145,7 @@ def network(
         bidirectional=sizes.bidirectional,
         proj_size=sizes.proj_size,
         bias=sizes.bias,
-        dtype="+".join(sorted({part.source[1].dtype for part in parts})),
+        dtype=dtypes(part.source[1] for part in parts),
         batch_first=batch_first,
     )
     return Found(name, info, load)

@@ -25,7 +25,7 @@ from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders import flax_names
 from fastlstm.loaders.flax_live import said_of
-from fastlstm.loaders.found import Contents, listing, quoted
+from fastlstm.loaders.found import Contents, quoted, summary
 from fastlstm.loaders.live import flattened, read_one
 from fastlstm.loaders.source import SourceFile
 from fastlstm.loaders.tensors import STORED, LazyTensor
@@ -96,9 +96,8 @@ def find(file: SourceFile) -> Contents:
             at += len(chunk)
         return flat.reshape(tensor.shape)
 
-    names = f": {listing(tensors, 5)}" if tensors else ""
     found = flax_names.find(tensors, read, file.weights_limit)
-    return Contents(found, f"a Flax file (msgpack) with {len(tensors)} arrays{names}")
+    return Contents(found, summary("a Flax file (msgpack)", tensors, "arrays"))
 
 
 def find_live(source: object) -> Contents:
@@ -120,8 +119,7 @@ def find_live(source: object) -> Contents:
             "flax.linen.Module, pass the variables; for a file: fastlstm.load)"
         )
     tensors = flattened(source)
-    names = f": {listing(tensors, 5)}" if tensors else ""
-    return Contents(flax_names.find(tensors, read_one, say=say), f"a tree with {len(tensors)} arrays{names}")
+    return Contents(flax_names.find(tensors, read_one, say=say), summary("a tree", tensors, "arrays"))
 
 
 class Reader:

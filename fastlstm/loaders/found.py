@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from fastlstm.errors import FormatError
 from fastlstm.weights import Weights
 
-__all__ = ["Contents", "Found", "LSTMInfo", "distinct", "listing", "other_layer", "quoted", "refused"]
+__all__ = ["Contents", "Found", "LSTMInfo", "distinct", "listing", "other_layer", "quoted", "refused", "summary"]
 
 
 @dataclass(frozen=True)
@@ -186,3 +186,8 @@ def listing(names: Iterable[str], limit: int = 20) -> str:
     every = list(names)
     more = f" and {len(every) - limit} more" if len(every) > limit else ""
     return ", ".join(quoted(name) for name in every[:limit]) + more
+
+
+def summary(what: str, names: Collection[str], unit: str = "tensors") -> str:
+    """``a file with 8 tensors: 'a', 'b', 'c', 'd', 'e' and 3 more``."""
+    return f"{what} with {len(names)} {unit}" + (f": {listing(names, 5)}" if names else "")

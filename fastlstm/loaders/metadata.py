@@ -21,7 +21,7 @@ from fastlstm.cell import PLAIN, Activation, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders import strict_json
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
-from fastlstm.loaders.tensors import LazyTensor, Reader, check_dtype, check_size, handed_over, precision
+from fastlstm.loaders.tensors import LazyTensor, Reader, check_dtype, check_size, dtypes, handed_over, precision
 from fastlstm.rounding import TYPES
 from fastlstm.weights import Weights
 
@@ -217,7 +217,7 @@ def find(ours: Ours, tensors: Mapping[str, LazyTensor], read: Reader, limit: flo
         bidirectional=shown.bidirectional,
         proj_size=shown.proj_size,
         bias=shown.bias,
-        dtype="+".join(sorted({tensor.dtype for tensor in tensors.values()})),
+        dtype=dtypes(tensors.values()),
         batch_first=ours.batch_first,
     )
     if ours.nonlinearity:

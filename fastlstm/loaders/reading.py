@@ -18,7 +18,7 @@ from fastlstm.arrays import as_flag
 from fastlstm.errors import FormatError
 from fastlstm.files import as_path
 from fastlstm.loaders import shards
-from fastlstm.loaders.found import Contents, Found, LSTMInfo, listing, quoted
+from fastlstm.loaders.found import Contents, Found, LSTMInfo, quoted
 from fastlstm.weights import Weights
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ __all__ = [
     "made",
     "read",
     "read_rnn",
-    "summary",
     "told",
     "weights_of",
     "writer",
@@ -199,10 +198,6 @@ def as_mapping(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"expected a mapping of names to arrays, got {type(value).__name__} (for a file: fastlstm.load)")
     return value
-
-
-def summary(what: str, tensors: Mapping[str, object]) -> str:
-    return f"{what} with {len(tensors)} tensors" + (f": {listing(tensors, 5)}" if tensors else "")
 
 
 def writer(name: str, path: str | os.PathLike[str], otherwise: str | None = None) -> Callable[[Weights, bool], None]:

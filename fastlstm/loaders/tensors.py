@@ -5,7 +5,7 @@ Numbers become floats exactly: of float16 and bfloat16 the float32 of the same v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -23,6 +23,7 @@ __all__ = [
     "Reader",
     "check_dtype",
     "check_size",
+    "dtypes",
     "fill",
     "handed_over",
     "one_precision",
@@ -63,6 +64,11 @@ Read = Callable[[Any], Array]
 def precision(dtype: str) -> np.dtype[Any]:
     """What numbers of a dtype become here: float64 stays, all else is float32."""
     return np.dtype(np.float64 if dtype == "float64" else np.float32)
+
+
+def dtypes(tensors: Iterable[LazyTensor]) -> str:
+    """As LSTMInfo has them: several are joined by ``+``."""
+    return "+".join(sorted({tensor.dtype for tensor in tensors}))
 
 
 def check_dtype(name: str, tensor: LazyTensor) -> None:

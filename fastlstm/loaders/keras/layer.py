@@ -23,7 +23,7 @@ from fastlstm.cell import PLAIN
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
 from fastlstm.loaders.keras.config import NOTHING, CellPlan, Plan, Told, plain_plan
-from fastlstm.loaders.tensors import LazyTensor, check_size, handed_over, one_precision, to_floats
+from fastlstm.loaders.tensors import LazyTensor, check_size, dtypes, handed_over, one_precision, to_floats
 from fastlstm.weights import LayerWeights, Weights, check_sizes
 
 __all__ = ["CellTensors", "Layout", "Tensor", "found"]
@@ -131,7 +131,7 @@ def _check(name: str, layout: Layout, plan: Plan, limit: float) -> LSTMInfo:
         bidirectional=plan.bidirectional,
         proj_size=0,
         bias=any(cell.bias for cell in layout.cells),
-        dtype="+".join(sorted({tensor.dtype for tensor in tensors})),
+        dtype=dtypes(tensors),
         batch_first=plan.batch_first,
     )
     check_sizes(info.input_size, info.hidden_size, info.num_layers, 0)

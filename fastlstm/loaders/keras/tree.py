@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders.found import Contents, Found, listing, other_layer, quoted
+from fastlstm.loaders.found import Contents, Found, listing, other_layer, quoted, summary
 from fastlstm.loaders.keras import config as keras_config
 from fastlstm.loaders.keras.config import NOTHING, Told
 from fastlstm.loaders.keras.hdf5 import Dataset, Group
@@ -113,7 +113,7 @@ def contents(results: Sequence[Found], paths: Sequence[str], what: str, tree: Gr
             item = replace(item, name=path, info=info, aliases=tuple(sorted(aliases)))
         named.append(item)
     datasets = [dataset.name for group in tree.walk() for dataset in group.datasets.values()]
-    return Contents(named, f"{what} with {len(datasets)} dataset(s)" + (f": {listing(datasets, 5)}" if datasets else ""))
+    return Contents(named, summary(what, datasets, "dataset(s)"))
 
 
 def entry_found(layer: Configured, layout: Layout | None, version: int | None, limit: float, told: Told) -> Found:

@@ -24,7 +24,7 @@ import numpy as np
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Found, LSTMInfo, distinct, listing, other_layer, quoted, refused
-from fastlstm.loaders.tensors import LazyTensor, Named, Reader, check_dtype, check_size, handed_over, one_precision
+from fastlstm.loaders.tensors import LazyTensor, Named, Reader, check_dtype, check_size, dtypes, handed_over, one_precision
 from fastlstm.weights import Weights, check_sizes, parameter_shapes
 
 __all__ = ["Group", "find", "looks_like_parameter"]
@@ -309,7 +309,7 @@ def _check(candidate: Candidate, limit: float) -> tuple[LSTMInfo, dict[str, Para
         bidirectional=any(direction for _, direction, _ in given),
         proj_size=recurrent if "weight_hr" in kinds else 0,
         bias=not kinds.isdisjoint({"bias_ih", "bias_hh"}),
-        dtype="+".join(sorted({tensor.dtype for parameter in given.values() for _, tensor in parameter.stored.values()})),
+        dtype=dtypes(tensor for parameter in given.values() for _, tensor in parameter.stored.values()),
     )
     check_sizes(info.input_size, info.hidden_size, info.num_layers, info.proj_size)
     parameters = {}
