@@ -422,9 +422,9 @@ def from_flax(params: Any, name: str | None = None, *, batch_first: bool | None 
     TypeError
         If it is neither a mapping nor a module of ``flax.nnx``.
     """
-    from fastlstm.loaders import flax_file
+    from fastlstm.loaders import flax_live
 
-    return reading.chosen(flax_file.find_live(params), name, batch_first)
+    return reading.chosen(flax_live.find(params), name, batch_first)
 
 
 def from_tensorflow(
