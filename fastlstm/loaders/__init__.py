@@ -136,8 +136,10 @@ def load(
         If reading that format needs a package that is not installed; the message says which.
     """
     batch_first = reading.flag_or_none("batch_first", batch_first)
-    told = reading.told(go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode)
-    weights, info = reading.read(path, name, allow_nonfinite, layout, external_data, told=told)
+    arguments = reading.keras_arguments(
+        go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode
+    )
+    weights, info = reading.read(path, name, allow_nonfinite, layout, external_data, arguments=arguments)
     return reading.made(weights, info, batch_first)
 
 
@@ -188,8 +190,10 @@ def convert(
     if same_file(source, os.fspath(target)):
         raise ValueError(f"target must be another file than source, got {source!r:.200} for both")
     batch_first = reading.flag_or_none("batch_first", batch_first)
-    told = reading.told(go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode)
-    weights, info = reading.read(source, name, allow_nonfinite, layout, external_data, told=told)
+    arguments = reading.keras_arguments(
+        go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode
+    )
+    weights, info = reading.read(source, name, allow_nonfinite, layout, external_data, arguments=arguments)
     assert info is not None
     written = bool(info.batch_first) if batch_first is None else batch_first
     write(weights, written)
@@ -479,8 +483,8 @@ def from_tensorflow(
             raise ValueError(f"forget_bias must be a finite number, got {forget_bias!r:.100}")
         forget_bias = float(forget_bias)
     tensors = live.flattened(reading.as_mapping(variables))
-    run_time = tensorflow_names.RunTime(forget_bias, Cell(cell_clip=cell_clip, proj_clip=proj_clip))
-    found = tensorflow_names.find(tensors, live.read_one, run_time=run_time, asked=name)
+    options = tensorflow_names.TensorFlowOptions(forget_bias, Cell(cell_clip=cell_clip, proj_clip=proj_clip))
+    found = tensorflow_names.find(tensors, live.read_one, options=options, asked=name)
     return reading.chosen(Contents(found, summary("variables", tensors)), name, batch_first)
 
 

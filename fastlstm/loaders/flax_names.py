@@ -25,7 +25,7 @@ from fastlstm.cell import PLAIN, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.assembly import MAX_TENSORS, Part, Sizes, network, split_name, uniquely_named
 from fastlstm.loaders.found import Found, other_layer, quoted, refused
-from fastlstm.loaders.tensors import LazyTensor, Named, Read
+from fastlstm.loaders.tensors import LazyTensor, NamedTensor, ReadStored
 
 __all__ = ["FlaxOptions", "Path", "find"]
 
@@ -53,7 +53,7 @@ class CellTensors:
     """What one path holds: tensors by (linear layer, kernel or bias)."""
 
     path: Path
-    tensors: dict[tuple[str, str], Named] = field(default_factory=dict)
+    tensors: dict[tuple[str, str], NamedTensor] = field(default_factory=dict)
     foreign: str = ""
     twice: str = ""
 
@@ -71,7 +71,7 @@ class CellTensors:
             self.twice = f"{quoted(name)} and {quoted(self.tensors[key][0])} are the same parameter"
         self.tensors[key] = name, tensor
 
-    def get(self, linear: str, leaf: str) -> Named:
+    def get(self, linear: str, leaf: str) -> NamedTensor:
         if (linear, leaf) not in self.tensors:
             raise FormatError(f"{quoted('/'.join((*self.path, linear, leaf)))} is missing")
         return self.tensors[linear, leaf]
@@ -120,7 +120,7 @@ class CellTensors:
 
 def find(
     tensors: Mapping[str, LazyTensor],
-    read: Read,
+    read: ReadStored,
     limit: float = math.inf,
     batch_first: bool | None = True,
     options_of: Callable[[list[Path]], FlaxOptions] | None = None,
@@ -180,7 +180,7 @@ def _pair(path: Path, cells: Mapping[Path, CellTensors]) -> tuple[Path, Path] | 
     return (forward, backward) if forward in cells and backward in cells else None
 
 
-def _examine(cells: Sequence[CellTensors], read: Read, limit: float, options: FlaxOptions) -> Found:
+def _examine(cells: Sequence[CellTensors], read: ReadStored, limit: float, options: FlaxOptions) -> Found:
     if options.problem:
         return Found("", problem=options.problem)
     try:

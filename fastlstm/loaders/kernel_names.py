@@ -17,7 +17,7 @@ from dataclasses import replace
 from fastlstm.errors import FormatError
 from fastlstm.loaders.assembly import MAX_TENSORS, Part, Sizes, network, split_name, uniquely_named
 from fastlstm.loaders.found import Found, other_layer, quoted, refused
-from fastlstm.loaders.tensors import LazyTensor, Named, Read
+from fastlstm.loaders.tensors import LazyTensor, NamedTensor, ReadStored
 from fastlstm.weights import Weights
 
 __all__ = ["LAYOUTS", "find"]
@@ -29,7 +29,7 @@ LEAVES = ("kernel", "recurrent_kernel", "bias")
 
 def find(
     tensors: Mapping[str, LazyTensor],
-    read: Read,
+    read: ReadStored,
     limit: float = math.inf,
     batch_first: bool | None = None,
     layout: str | None = None,
@@ -48,8 +48,8 @@ def find(
     return uniquely_named(result)
 
 
-def _scopes(tensors: Mapping[str, LazyTensor]) -> dict[Path, dict[str, Named]]:
-    scopes: dict[Path, dict[str, Named]] = {}
+def _scopes(tensors: Mapping[str, LazyTensor]) -> dict[Path, dict[str, NamedTensor]]:
+    scopes: dict[Path, dict[str, NamedTensor]] = {}
     for name in tensors:
         *before, leaf = _path(name)
         if leaf == "recurrent_kernel":
@@ -86,8 +86,8 @@ def _around_directions(path: Path) -> Path:
 
 def _examine(
     path: Path,
-    both: Sequence[Mapping[str, Named]],
-    read: Read,
+    both: Sequence[Mapping[str, NamedTensor]],
+    read: ReadStored,
     limit: float,
     batch_first: bool | None,
     layout: str | None,
@@ -117,7 +117,7 @@ def _examine(
     return Found("", replace(found.info, problem=LAYOUT), _ask)
 
 
-def _parts(scope: Mapping[str, Named], sizes: Sizes, gates: str) -> list[Part]:
+def _parts(scope: Mapping[str, NamedTensor], sizes: Sizes, gates: str) -> list[Part]:
     I, H = sizes.input_size, sizes.hidden_size
     if sizes.bias and "bias" not in scope:
         raise FormatError(f"one direction has a bias, that of {quoted(scope['kernel'][0])} has none")

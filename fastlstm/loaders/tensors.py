@@ -18,9 +18,9 @@ __all__ = [
     "FLOATS",
     "STORED",
     "LazyTensor",
-    "Named",
-    "Read",
-    "Reader",
+    "NamedTensor",
+    "ReadFloats",
+    "ReadStored",
     "check_dtype",
     "check_size",
     "dtypes",
@@ -51,11 +51,11 @@ class LazyTensor(Protocol):
     def dtype(self) -> str: ...
 
 
-Named: TypeAlias = "tuple[str, LazyTensor]"
+NamedTensor: TypeAlias = "tuple[str, LazyTensor]"
 # Reads tensors into new C-contiguous arrays: float64 as it is, float32, float16 and bfloat16 as float32.
-Reader = Callable[[Sequence[Any]], Sequence[Array]]
+ReadFloats = Callable[[Sequence[Any]], Sequence[Array]]
 # Returns one tensor as it is stored: the dtype that STORED has for its own, any layout; or floats made of it.
-Read = Callable[[Any], Array]
+ReadStored = Callable[[Any], Array]
 
 
 # ---- Checks --------------------------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def check_dtype(name: str, tensor: LazyTensor) -> None:
         raise FormatError(f"{quoted(name)} must be one of {', '.join(FLOATS)}, got {tensor.dtype:.100}")
 
 
-def one_precision(tensors: Sequence[Named]) -> np.dtype[Any]:
+def one_precision(tensors: Sequence[NamedTensor]) -> np.dtype[Any]:
     """What all these become; tensors of no floats are refused, and those that do not go together."""
     first_name, first = tensors[0]
     for name, tensor in tensors:

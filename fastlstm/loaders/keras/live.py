@@ -22,7 +22,7 @@ __all__ = ["find", "keras_weights"]
 
 
 @dataclass(frozen=True)
-class LiveTensor:
+class KerasVariable:
     """A variable, not converted yet."""
 
     name: str
@@ -122,8 +122,8 @@ def _cells(layer: Any) -> tuple[CellTensors, ...]:
         kernel, recurrent, bias = (getattr(part, name, None) for name in ("kernel", "recurrent_kernel", "bias"))
         if kernel is None or recurrent is None:
             return ()
-        matrices = LiveTensor(f"{part.name}/kernel", kernel), LiveTensor(f"{part.name}/recurrent_kernel", recurrent)
-        cells.append(CellTensors(*matrices, None if bias is None else LiveTensor(f"{part.name}/bias", bias)))
+        matrices = KerasVariable(f"{part.name}/kernel", kernel), KerasVariable(f"{part.name}/recurrent_kernel", recurrent)
+        cells.append(CellTensors(*matrices, None if bias is None else KerasVariable(f"{part.name}/bias", bias)))
     return tuple(cells)
 
 
