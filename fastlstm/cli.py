@@ -17,7 +17,6 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -311,8 +310,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    info = fastlstm.convert(args.file, args.output, args.name, **choice(args))
-    print(info if args.batch_first is None else replace(info, batch_first=args.batch_first))
+    print(fastlstm.convert(args.file, args.output, args.name, **choice(args)))
     return 0
 
 

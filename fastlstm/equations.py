@@ -10,7 +10,7 @@ import numpy as np
 from fastlstm.cell import Activation
 from fastlstm.weights import Array, LayerWeights
 
-__all__ = ["backward", "clip", "evaluate", "forward"]
+__all__ = ["backward", "clip", "evaluate", "forward", "sigmoid"]
 
 Saved = tuple[Array, ...]  # what a step keeps for its gradient
 
@@ -72,7 +72,7 @@ def evaluate(activation: Activation, x: Array) -> tuple[Array, Array]:
     a, b = (*activation.parameters, 0.0, 0.0)[:2]
     match activation.name:
         case "sigmoid":
-            y = _sigmoid(x)
+            y = sigmoid(x)
             return y, y * (1 - y)
         case "tanh" | "scaled_tanh":
             a, b = activation.parameters or (1.0, 1.0)
@@ -90,7 +90,7 @@ def evaluate(activation: Activation, x: Array) -> tuple[Array, Array]:
         case "softsign":
             return x / (1 + np.abs(x)), 1 / (1 + np.abs(x)) ** 2
         case "softplus":
-            return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), _sigmoid(x)
+            return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), sigmoid(x)
         case "elu":
             e = np.exp(np.minimum(x, 0))
             return np.where(x < 0, a * np.expm1(np.minimum(x, 0)), x), np.where(x <= 0, a * e, 1.0)
@@ -101,6 +101,7 @@ def evaluate(activation: Activation, x: Array) -> tuple[Array, Array]:
     raise AssertionError(activation.name)
 
 
-def _sigmoid(x: Array) -> Array:
+def sigmoid(x: Array) -> Array:
+    """Of x's own type."""
     e = np.exp(-np.abs(x))  # cannot overflow
     return np.where(x < 0, e, 1.0) / (1.0 + e)

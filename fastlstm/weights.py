@@ -72,7 +72,8 @@ class Weights:
         How the outputs of the two directions of a one-layer network are combined, as in Keras' Bidirectional. "ave" is half the
         sum; None returns a pair.
     weight_dtype : {None, "float16", "bfloat16", "int8"}
-        The smaller type in which the engine stores the matrices, which must already be rounded to it; see :meth:`rounded`.
+        The smaller type in which the engine stores the matrices. Those that are not rounded to it yet are when a network is made
+        of them; :meth:`rounded` does so before.
 
     Raises
     ------
@@ -121,8 +122,9 @@ class Weights:
         if self.weight_dtype and self.dtype != np.float32:
             raise ValueError(f"weight_dtype {self.weight_dtype!r} needs float32 weights, got {self.dtype}")
         expected = self.expected_shapes()
-        for name in expected.keys() - given.keys():
-            raise ValueError(f"{name} is missing: expected shape {expected[name]}")
+        for name, shape in expected.items():
+            if name not in given:
+                raise ValueError(f"{name} is missing: expected shape {shape}")
         for name, tensor in given.items():
             if name not in expected:
                 raise ValueError(f"{name} was not expected in a network with bias={self.bias}, proj_size={self.proj_size}")

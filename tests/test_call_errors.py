@@ -178,6 +178,11 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "weight_hh_l1 must be a numpy.ndarray, got MaskedArray",
     ),
+    "several are missing": (  # the first in PyTorch's order is named
+        lambda: Weights((LayerWeights(ONE, ONE, ONE[:, 0], ONE[:, 0]), LayerWeights(ONE, ONE))),
+        ValueError,
+        "bias_ih_l1 is missing: expected shape (4,)",
+    ),
     "no layers": (lambda: Weights((1, None)), TypeError, "layers must be a tuple of fastlstm.LayerWeights, got int, NoneType"),
     "a number": (lambda: Weights(1), TypeError, "layers must be a tuple of fastlstm.LayerWeights, got int"),
     "no tuple": (

@@ -101,8 +101,8 @@ def run_weights(weights: Weights, x: np.ndarray) -> np.ndarray:
 
 def weights_of(variables: Variables, name: str | None = None, forget_bias: float = 1.0, cell: Cell = PLAIN) -> Weights:
     """As :func:`from_tensorflow`, for variants too."""
-    run_time = tensorflow_names.RunTime(forget_bias, cell)
-    found = tensorflow_names.find(live.flattened(variables), live.read_one, run_time=run_time, asked=name)
+    options = tensorflow_names.TensorFlowOptions(forget_bias, cell)
+    found = tensorflow_names.find(live.flattened(variables), live.read_one, options=options, asked=name)
     from fastlstm.loaders.found import Contents
 
     chosen = Contents(found, "").choose(name)

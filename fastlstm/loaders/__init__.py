@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from fastlstm.arrays import as_flag
 from fastlstm.errors import FormatError
 from fastlstm.files import as_path, same_file
 from fastlstm.loaders import reading
-from fastlstm.loaders.found import Contents, LSTMInfo, listing, quoted
+from fastlstm.loaders.found import Contents, LSTMInfo, listing, quoted, summary
 
 if TYPE_CHECKING:
     from fastlstm.loaders.source import SourceFile
@@ -135,8 +136,10 @@ def load(
         If reading that format needs a package that is not installed; the message says which.
     """
     batch_first = reading.flag_or_none("batch_first", batch_first)
-    told = reading.told(go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode)
-    weights, info = reading.read(path, name, allow_nonfinite, layout, external_data, told=told)
+    arguments = reading.keras_arguments(
+        go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode
+    )
+    weights, info = reading.read(path, name, allow_nonfinite, layout, external_data, arguments=arguments)
     return reading.made(weights, info, batch_first)
 
 
@@ -170,7 +173,7 @@ def convert(
     Returns
     -------
     LSTMInfo
-        The LSTM as the source describes it.
+        The LSTM as the source describes it, with the ``batch_first`` that was written.
 
     Raises
     ------
@@ -187,11 +190,14 @@ def convert(
     if same_file(source, os.fspath(target)):
         raise ValueError(f"target must be another file than source, got {source!r:.200} for both")
     batch_first = reading.flag_or_none("batch_first", batch_first)
-    told = reading.told(go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode)
-    weights, info = reading.read(source, name, allow_nonfinite, layout, external_data, told=told)
+    arguments = reading.keras_arguments(
+        go_backwards, activation=activation, recurrent_activation=recurrent_activation, merge_mode=merge_mode
+    )
+    weights, info = reading.read(source, name, allow_nonfinite, layout, external_data, arguments=arguments)
     assert info is not None
-    write(weights, bool(info.batch_first) if batch_first is None else batch_first)
-    return info
+    written = bool(info.batch_first) if batch_first is None else batch_first
+    write(weights, written)
+    return replace(info, batch_first=written)
 
 
 def load_model(path: str | os.PathLike[str], *, allow_nonfinite: bool = False, external_data: bool = False) -> Model | Graph:
@@ -420,9 +426,9 @@ def from_flax(params: Any, name: str | None = None, *, batch_first: bool | None 
     TypeError
         If it is neither a mapping nor a module of ``flax.nnx``.
     """
-    from fastlstm.loaders import flax_file
+    from fastlstm.loaders import flax_live
 
-    return reading.chosen(flax_file.find_live(params), name, batch_first)
+    return reading.chosen(flax_live.find(params), name, batch_first)
 
 
 def from_tensorflow(
@@ -477,9 +483,9 @@ def from_tensorflow(
             raise ValueError(f"forget_bias must be a finite number, got {forget_bias!r:.100}")
         forget_bias = float(forget_bias)
     tensors = live.flattened(reading.as_mapping(variables))
-    run_time = tensorflow_names.RunTime(forget_bias, Cell(cell_clip=cell_clip, proj_clip=proj_clip))
-    found = tensorflow_names.find(tensors, live.read_one, run_time=run_time, asked=name)
-    return reading.chosen(Contents(found, reading.summary("variables", tensors)), name, batch_first)
+    options = tensorflow_names.TensorFlowOptions(forget_bias, Cell(cell_clip=cell_clip, proj_clip=proj_clip))
+    found = tensorflow_names.find(tensors, live.read_one, options=options, asked=name)
+    return reading.chosen(Contents(found, summary("variables", tensors)), name, batch_first)
 
 
 def from_haste(tensors: Mapping[str, Any], name: str | None = None, *, batch_first: bool | None = None) -> LSTM:
@@ -510,4 +516,4 @@ def from_haste(tensors: Mapping[str, Any], name: str | None = None, *, batch_fir
 
     every = live.flattened(reading.as_mapping(tensors))
     found = kernel_names.find(every, live.read_one, batch_first=False, layout="haste")
-    return reading.chosen(Contents(found, reading.summary("a state dict", every)), name, batch_first)
+    return reading.chosen(Contents(found, summary("a state dict", every)), name, batch_first)

@@ -18,7 +18,7 @@ from fastlstm.arrays import Array
 from fastlstm.cell import PLAIN, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Found, LSTMInfo, distinct, quoted
-from fastlstm.loaders.tensors import Named, Read, check_size, fill, handed_over, one_precision
+from fastlstm.loaders.tensors import NamedTensor, ReadStored, check_size, dtypes, fill, handed_over, one_precision
 from fastlstm.weights import LayerWeights, Weights, check_sizes, parameter_shapes, suffix
 
 __all__ = ["MAX_TENSORS", "Part", "Sizes", "network", "split_name", "uniquely_named"]
@@ -46,7 +46,7 @@ class Part:
     """
 
     kind: str
-    source: Named
+    source: NamedTensor
     shape: tuple[int, ...]
     gates: str = ""
     rows: tuple[int, int] | None = None
@@ -77,7 +77,7 @@ def network(
     name: str,
     sizes: Sizes,
     records: Sequence[Sequence[Part]],
-    read: Read,
+    read: ReadStored,
     limit: float = math.inf,
     *,
     batch_first: bool | None = None,
@@ -145,7 +145,7 @@ def network(
         bidirectional=sizes.bidirectional,
         proj_size=sizes.proj_size,
         bias=sizes.bias,
-        dtype="+".join(sorted({part.source[1].dtype for part in parts})),
+        dtype=dtypes(part.source[1] for part in parts),
         batch_first=batch_first,
     )
     return Found(name, info, load)
@@ -164,7 +164,7 @@ def _check(parts: Sequence[Part], limit: float) -> np.dtype[Any]:
     return dtype
 
 
-def _read_into(tensors: dict[str, Array], record: Sequence[Part], H: int, read: Read) -> None:
+def _read_into(tensors: dict[str, Array], record: Sequence[Part], H: int, read: ReadStored) -> None:
     """Read one tensor after the other, so that no two are held as they are stored; one with several places only once."""
     by_source: dict[str, list[Part]] = {}
     for part in record:

@@ -1,4 +1,4 @@
-"""Files of ``flax.serialization.to_bytes`` (.msgpack): nested dictionaries with arrays in them. Live parameters of Flax, too.
+"""Files of ``flax.serialization.to_bytes`` (.msgpack): nested dictionaries with arrays in them.
 
 Read without the msgpack package: it would make all objects and copies of all arrays before anything could be counted. Here the
 structure is walked once, and arrays stay in the file until they are asked for.
@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import math
 import struct
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,14 +21,12 @@ import numpy as np
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders import flax_names
-from fastlstm.loaders.flax_live import said_of
-from fastlstm.loaders.found import Contents, listing, quoted
-from fastlstm.loaders.live import flattened, read_one
+from fastlstm.loaders.found import Contents, quoted, summary
 from fastlstm.loaders.source import SourceFile
 from fastlstm.loaders.tensors import STORED, LazyTensor
 from fastlstm.weights import MAX_SIZE
 
-__all__ = ["find", "find_live", "recognises"]
+__all__ = ["find", "recognises"]
 
 MAX_DEPTH = 50
 MAX_NAME = 500
@@ -96,32 +91,8 @@ def find(file: SourceFile) -> Contents:
             at += len(chunk)
         return flat.reshape(tensor.shape)
 
-    names = f": {listing(tensors, 5)}" if tensors else ""
     found = flax_names.find(tensors, read, file.weights_limit)
-    return Contents(found, f"a Flax file (msgpack) with {len(tensors)} arrays{names}")
-
-
-def find_live(source: object) -> Contents:
-    """List the LSTMs in a tree of parameters, or in a module of ``flax.nnx``.
-
-    Flax itself is never imported: whoever passes a module has done so.
-
-    Raises
-    ------
-    TypeError
-        If it is neither.
-    """
-    nnx, say = sys.modules.get("flax.nnx"), None
-    if nnx is not None and isinstance(source, nnx.Module):
-        source, say = nnx.state(source), partial(said_of, source)
-    if not isinstance(source, Mapping):
-        raise TypeError(
-            f"params must be a tree of parameters or a flax.nnx.Module, got {type(source).__name__} (of a "
-            "flax.linen.Module, pass the variables; for a file: fastlstm.load)"
-        )
-    tensors = flattened(source)
-    names = f": {listing(tensors, 5)}" if tensors else ""
-    return Contents(flax_names.find(tensors, read_one, say=say), f"a tree with {len(tensors)} arrays{names}")
+    return Contents(found, summary("a Flax file (msgpack)", tensors, "arrays"))
 
 
 class Reader:

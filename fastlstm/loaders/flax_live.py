@@ -1,4 +1,4 @@
-"""What a live module of ``flax.nnx`` says of its cells beside their parameters: activations, direction, order of axes.
+"""Live parameters and modules of Flax. A module of ``flax.nnx`` also says activations, direction and order of axes of its cells.
 
 References
 ----------
@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import inspect
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from fastlstm.cell import PLAIN, Activation, Cell
+from fastlstm.cell import Activation, Cell
 from fastlstm.errors import FormatError
-from fastlstm.loaders.found import quoted
+from fastlstm.loaders import flax_names
+from fastlstm.loaders.flax_names import FlaxOptions, Path
+from fastlstm.loaders.found import Contents, quoted, summary
+from fastlstm.loaders.live import flattened, read_one
 
-__all__ = ["Said", "said_of"]
+__all__ = ["find"]
 
-Path = tuple[str, ...]
 # The functions of ``jax.nn`` that the engine has
 FUNCTIONS = {
     "sigmoid": Activation("sigmoid"),
@@ -35,37 +38,48 @@ FUNCTIONS = {
 PARAMETERS = "pass its parameters, nnx.state(...), which are run as Flax's own"
 
 
-@dataclass(frozen=True)
-class Said:
-    """Of one cell, or of both of a ``Bidirectional``, by default what Flax's are; ``problem``: why it cannot be run as there."""
+def find(source: object) -> Contents:
+    """List the LSTMs in a tree of parameters, or in a module of ``flax.nnx``.
 
-    cell: Cell = PLAIN
-    reverse: bool = False
-    flipped: bool = False
-    batch_first: bool | None = True
-    problem: str = ""
+    Flax itself is never imported: whoever passes a module has done so.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    """
+    nnx, options_of = sys.modules.get("flax.nnx"), None
+    if nnx is not None and isinstance(source, nnx.Module):
+        source, options_of = nnx.state(source), partial(_options_of, source)
+    if not isinstance(source, Mapping):
+        raise TypeError(
+            f"params must be a tree of parameters or a flax.nnx.Module, got {type(source).__name__} (of a "
+            "flax.linen.Module, pass the variables; for a file: fastlstm.load)"
+        )
+    tensors = flattened(source)
+    return Contents(flax_names.find(tensors, read_one, options_of=options_of), summary("a tree", tensors, "arrays"))
 
 
-def said_of(module: Any, cells: list[Path]) -> Said:
+def _options_of(module: Any, cells: list[Path]) -> FlaxOptions:
     """What a module says of the cell at a path, or of two cells side by side."""
     try:
         return _both(module, cells) if len(cells) == 2 else _one(module, cells[0])
     except FormatError as error:
-        return Said(problem=f"{quoted('/'.join(cells[0]))}: {error}")
+        return FlaxOptions(problem=f"{quoted('/'.join(cells[0]))}: {error}")
 
 
-def _one(module: Any, path: Path) -> Said:
+def _one(module: Any, path: Path) -> FlaxOptions:
     cell = _cell(_at(module, path))
     if path[-1:] != ("cell",):
-        return Said(cell)
+        return FlaxOptions(cell)
     rnn = _at(module, path[:-1])
     if not isinstance(rnn, sys.modules["flax.nnx"].RNN):  # what a module of one's own does with its cell is its own affair
-        return Said(cell)
+        return FlaxOptions(cell)
     _check_own(rnn, "RNN")
-    return Said(cell, bool(rnn.reverse), bool(rnn.reverse) and not rnn.keep_order, not rnn.time_major)
+    return FlaxOptions(cell, bool(rnn.reverse), bool(rnn.reverse) and not rnn.keep_order, not rnn.time_major)
 
 
-def _both(module: Any, paths: list[Path]) -> Said:
+def _both(module: Any, paths: list[Path]) -> FlaxOptions:
     cells = [_cell(_at(module, path)) for path in paths]
     for path in paths:
         if path[-1] == "cell":
@@ -77,7 +91,7 @@ def _both(module: Any, paths: list[Path]) -> Said:
         raise FormatError(f"its merge_fn is not concatenation, the default: {alone}")
     if cells[0] != cells[1]:
         raise FormatError(f"its directions have different activations: {alone}")
-    return Said(cells[0], batch_first=not pair.time_major)
+    return FlaxOptions(cells[0], batch_first=not pair.time_major)
 
 
 def _cell(cell: Any) -> Cell:

@@ -21,13 +21,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from fastlstm.cell import PLAIN, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.assembly import MAX_TENSORS, Part, Sizes, network, split_name, uniquely_named
-from fastlstm.loaders.flax_live import Said
-from fastlstm.loaders.found import Found, quoted
-from fastlstm.loaders.tensors import LazyTensor, Named, Read
+from fastlstm.loaders.found import Found, other_layer, quoted, refused
+from fastlstm.loaders.tensors import LazyTensor, NamedTensor, ReadStored
 
-__all__ = ["find"]
+__all__ = ["FlaxOptions", "Path", "find"]
 
 Path = tuple[str, ...]
 GATES = "ifgo"
@@ -37,12 +37,23 @@ GRU = {"ir", "iz", "in", "hr", "hz", "hn"}
 VALUE = ("value", "raw_value")  # of a Param, where a tree was flattened through it
 
 
+@dataclass(frozen=True)
+class FlaxOptions:
+    """Of one cell, or of both of a ``Bidirectional``, by default what Flax's are; ``problem``: why it cannot be run as there."""
+
+    cell: Cell = PLAIN
+    reverse: bool = False
+    flipped: bool = False
+    batch_first: bool | None = True
+    problem: str = ""
+
+
 @dataclass
-class Cell:
+class CellTensors:
     """What one path holds: tensors by (linear layer, kernel or bias)."""
 
     path: Path
-    tensors: dict[tuple[str, str], Named] = field(default_factory=dict)
+    tensors: dict[tuple[str, str], NamedTensor] = field(default_factory=dict)
     foreign: str = ""
     twice: str = ""
 
@@ -60,7 +71,7 @@ class Cell:
             self.twice = f"{quoted(name)} and {quoted(self.tensors[key][0])} are the same parameter"
         self.tensors[key] = name, tensor
 
-    def get(self, linear: str, leaf: str) -> Named:
+    def get(self, linear: str, leaf: str) -> NamedTensor:
         if (linear, leaf) not in self.tensors:
             raise FormatError(f"{quoted('/'.join((*self.path, linear, leaf)))} is missing")
         return self.tensors[linear, leaf]
@@ -109,14 +120,14 @@ class Cell:
 
 def find(
     tensors: Mapping[str, LazyTensor],
-    read: Read,
+    read: ReadStored,
     limit: float = math.inf,
     batch_first: bool | None = True,
-    say: Callable[[list[Path]], Said] | None = None,
+    options_of: Callable[[list[Path]], FlaxOptions] | None = None,
 ) -> list[Found]:
     """Find the LSTMs among tensors named by their paths, with slashes or dots; moments of an optimizer are passed over.
 
-    ``say`` tells what else is known of a cell, or of two side by side.
+    ``options_of`` tells what else is known of a cell, or of two side by side.
     """
     cells = _cells(tensors)
     result = []
@@ -128,9 +139,10 @@ def find(
         at = _without_cell(path)[:-1] if pair else _without_cell(path)
         other = next(filter(None, (one.other_kind() for one in both)), "")
         if other:
-            found = Found("", problem=f"{quoted('/'.join(at))}: this is {other}, not an LSTM", is_lstm=False)
+            found = other_layer("", quoted("/".join(at)), other)
         else:
-            found = _examine(both, read, limit, say([one.path for one in both]) if say else Said(batch_first=batch_first))
+            options = options_of([one.path for one in both]) if options_of else FlaxOptions(batch_first=batch_first)
+            found = _examine(both, read, limit, options)
         if not pair:
             whole = (separator.join(each) for each in (path, _without_params(path)) for separator in "/.")
             found = replace(found, aliases=tuple(whole))
@@ -138,8 +150,8 @@ def find(
     return uniquely_named(result)
 
 
-def _cells(tensors: Mapping[str, LazyTensor]) -> dict[Path, Cell]:
-    cells: dict[Path, Cell] = {}
+def _cells(tensors: Mapping[str, LazyTensor]) -> dict[Path, CellTensors]:
+    cells: dict[Path, CellTensors] = {}
     for name, tensor in tensors.items():
         path = split_name(name)
         path = path[:-1] if path[-1] in VALUE and len(path) > 1 else path
@@ -147,7 +159,7 @@ def _cells(tensors: Mapping[str, LazyTensor]) -> dict[Path, Cell]:
             continue
         *before, linear, leaf = path
         if linear in SEPARATE or linear in DENSE or linear in GRU:
-            cell = cells.setdefault(tuple(before), Cell(tuple(before)))
+            cell = cells.setdefault(tuple(before), CellTensors(tuple(before)))
             if leaf in ("kernel", "bias"):
                 cell.add(linear, leaf, name, tensor)
             else:
@@ -158,7 +170,7 @@ def _cells(tensors: Mapping[str, LazyTensor]) -> dict[Path, Cell]:
     return {path: cell for path, cell in cells.items() if len(cell.linears) >= (2 if cell.is_dense else 3)}
 
 
-def _pair(path: Path, cells: Mapping[Path, Cell]) -> tuple[Path, Path] | None:
+def _pair(path: Path, cells: Mapping[Path, CellTensors]) -> tuple[Path, Path] | None:
     """The two paths of a ``Bidirectional``, if this is one of them."""
     end = path[-1:] if path[-1:] == ("cell",) else ()
     before = path[: len(path) - len(end)]
@@ -168,9 +180,9 @@ def _pair(path: Path, cells: Mapping[Path, Cell]) -> tuple[Path, Path] | None:
     return (forward, backward) if forward in cells and backward in cells else None
 
 
-def _examine(cells: Sequence[Cell], read: Read, limit: float, said: Said) -> Found:
-    if said.problem:
-        return Found("", problem=said.problem)
+def _examine(cells: Sequence[CellTensors], read: ReadStored, limit: float, options: FlaxOptions) -> Found:
+    if options.problem:
+        return Found("", problem=options.problem)
     try:
         I, H = cells[0].sizes()
         sizes = Sizes(I, H, bidirectional=len(cells) == 2)
@@ -180,15 +192,13 @@ def _examine(cells: Sequence[Cell], read: Read, limit: float, said: Said) -> Fou
             [cell.parts(I, H) for cell in cells],
             read,
             limit,
-            batch_first=said.batch_first,
-            cell=said.cell,
-            reverse=said.reverse,
-            flipped=said.flipped,
+            batch_first=options.batch_first,
+            cell=options.cell,
+            reverse=options.reverse,
+            flipped=options.flipped,
         )
-    except FormatError as error:
-        return Found("", problem=str(error))
-    except ValueError as error:  # a size no network has
-        return Found("", problem=f"{quoted('/'.join(cells[0].path))}: {error}")
+    except ValueError as error:
+        return refused("", quoted("/".join(cells[0].path)), error)
 
 
 def _without_cell(path: Path) -> Path:

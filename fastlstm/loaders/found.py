@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from fastlstm.errors import FormatError
 from fastlstm.weights import Weights
 
-__all__ = ["Contents", "Found", "LSTMInfo", "distinct", "listing", "quoted"]
+__all__ = ["Contents", "Found", "LSTMInfo", "distinct", "listing", "other_layer", "quoted", "refused", "summary"]
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,16 @@ def distinct(found: Iterable[Found]) -> list[Found]:
     ]
 
 
+def other_layer(name: str, where: str, kind: str) -> Found:
+    """A layer that is understood and no LSTM, but a GRU, say; ``where`` names it in the message."""
+    return Found(name, problem=f"{where}: this is {kind}, not an LSTM", is_lstm=False)
+
+
+def refused(name: str, where: str, error: ValueError) -> Found:
+    """An LSTM that cannot be loaded: a FormatError names the tensor, another error is of sizes that no network has."""
+    return Found(name, problem=str(error) if isinstance(error, FormatError) else f"{where}: {error}")
+
+
 def quoted(text: str) -> str:
     """``repr`` cut to 100 characters: the only way a name from a file enters a message."""
     shown = repr(text[:100])
@@ -176,3 +186,8 @@ def listing(names: Iterable[str], limit: int = 20) -> str:
     every = list(names)
     more = f" and {len(every) - limit} more" if len(every) > limit else ""
     return ", ".join(quoted(name) for name in every[:limit]) + more
+
+
+def summary(what: str, names: Collection[str], unit: str = "tensors") -> str:
+    """``a file with 8 tensors: 'a', 'b', 'c', 'd', 'e' and 3 more``."""
+    return f"{what} with {len(names)} {unit}" + (f": {listing(names, 5)}" if names else "")

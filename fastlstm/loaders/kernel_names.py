@@ -16,8 +16,8 @@ from dataclasses import replace
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders.assembly import MAX_TENSORS, Part, Sizes, network, split_name, uniquely_named
-from fastlstm.loaders.found import Found, quoted
-from fastlstm.loaders.tensors import LazyTensor, Named, Read
+from fastlstm.loaders.found import Found, other_layer, quoted, refused
+from fastlstm.loaders.tensors import LazyTensor, NamedTensor, ReadStored
 from fastlstm.weights import Weights
 
 __all__ = ["LAYOUTS", "find"]
@@ -29,7 +29,7 @@ LEAVES = ("kernel", "recurrent_kernel", "bias")
 
 def find(
     tensors: Mapping[str, LazyTensor],
-    read: Read,
+    read: ReadStored,
     limit: float = math.inf,
     batch_first: bool | None = None,
     layout: str | None = None,
@@ -48,8 +48,8 @@ def find(
     return uniquely_named(result)
 
 
-def _scopes(tensors: Mapping[str, LazyTensor]) -> dict[Path, dict[str, Named]]:
-    scopes: dict[Path, dict[str, Named]] = {}
+def _scopes(tensors: Mapping[str, LazyTensor]) -> dict[Path, dict[str, NamedTensor]]:
+    scopes: dict[Path, dict[str, NamedTensor]] = {}
     for name in tensors:
         *before, leaf = _path(name)
         if leaf == "recurrent_kernel":
@@ -86,8 +86,8 @@ def _around_directions(path: Path) -> Path:
 
 def _examine(
     path: Path,
-    both: Sequence[Mapping[str, Named]],
-    read: Read,
+    both: Sequence[Mapping[str, NamedTensor]],
+    read: ReadStored,
     limit: float,
     batch_first: bool | None,
     layout: str | None,
@@ -95,7 +95,7 @@ def _examine(
     shape = both[0]["recurrent_kernel"][1].shape
     other = {3: "a GRU", 1: "a plain RNN"}.get(shape[1] // shape[0] if len(shape) == 2 and shape[0] else 0)
     if other and shape[1] % shape[0] == 0:
-        return Found("", problem=f"{quoted('/'.join(path))}: this is {other}, not an LSTM", is_lstm=False)
+        return other_layer("", quoted("/".join(path)), other)
     try:
         for scope in both:
             for leaf in ("kernel", "recurrent_kernel"):
@@ -110,16 +110,14 @@ def _examine(
         gates = LAYOUTS[layout or "keras"]
         records = [_parts(scope, sizes, gates) for scope in both]
         found = network("", sizes, records, read, limit, batch_first=layout != "haste" if batch_first is None else batch_first)
-    except FormatError as error:
-        return Found("", problem=str(error))
-    except ValueError as error:  # a size no network has
-        return Found("", problem=f"{quoted('/'.join(path))}: {error}")
+    except ValueError as error:
+        return refused("", quoted("/".join(path)), error)
     if layout or found.info is None:
         return found
     return Found("", replace(found.info, problem=LAYOUT), _ask)
 
 
-def _parts(scope: Mapping[str, Named], sizes: Sizes, gates: str) -> list[Part]:
+def _parts(scope: Mapping[str, NamedTensor], sizes: Sizes, gates: str) -> list[Part]:
     I, H = sizes.input_size, sizes.hidden_size
     if sizes.bias and "bias" not in scope:
         raise FormatError(f"one direction has a bias, that of {quoted(scope['kernel'][0])} has none")

@@ -21,11 +21,11 @@ from fastlstm.cell import PLAIN, Activation, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders import strict_json
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
-from fastlstm.loaders.tensors import LazyTensor, Reader, check_dtype, check_size, handed_over, precision
+from fastlstm.loaders.tensors import LazyTensor, ReadFloats, check_dtype, check_size, dtypes, handed_over, precision
 from fastlstm.rounding import TYPES
 from fastlstm.weights import Weights
 
-__all__ = ["KEY", "MAX_TEXT", "Ours", "batch_first", "find", "parse", "text_of"]
+__all__ = ["KEY", "MAX_TEXT", "Metadata", "batch_first", "find", "parse", "text_of"]
 
 KEY = "fastlstm"
 MAX_TEXT = 200_000  # characters: a thousand cells, each of its own kind
@@ -33,7 +33,7 @@ FLAGS = ("batch_first", "reverse", "flipped")
 
 
 @dataclass(frozen=True)
-class Ours:
+class Metadata:
     """What such a text says; ``cells`` is None for a network that PyTorch has too."""
 
     batch_first: bool
@@ -85,7 +85,7 @@ def _from_cell(cell: Cell) -> dict[str, Any]:
 # ---- Reading -------------------------------------------------------------------------------------------------------------------
 
 
-def parse(text: object) -> Ours:
+def parse(text: object) -> Metadata:
     """Read it back.
 
     Raises
@@ -113,11 +113,11 @@ def parse(text: object) -> Ours:
         if "cells" not in ours:
             if ours.keys() != {"batch_first"}:
                 raise ValueError("reverse, flipped, merge_mode, weight_dtype and nonlinearity need cells")
-            return Ours(**ours)
+            return Metadata(**ours)
         cells = ours.pop("cells")
         if not isinstance(cells, list) or not cells:
             raise ValueError("cells must be a list")
-        return Ours(cells=tuple(map(_to_cell, cells)), **ours)
+        return Metadata(cells=tuple(map(_to_cell, cells)), **ours)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise FormatError(f"metadata {KEY!r} is broken: {str(error)[:200]}; it is {quoted(str(text)[:200])}") from None
 
@@ -164,7 +164,7 @@ def _number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def find(ours: Ours, tensors: Mapping[str, LazyTensor], read: Reader, limit: float) -> list[Found]:
+def find(ours: Metadata, tensors: Mapping[str, LazyTensor], read: ReadFloats, limit: float) -> list[Found]:
     """The one network of a file that says it holds a variant: its tensors are exactly those of the network.
 
     Raises
@@ -217,7 +217,7 @@ def find(ours: Ours, tensors: Mapping[str, LazyTensor], read: Reader, limit: flo
         bidirectional=shown.bidirectional,
         proj_size=shown.proj_size,
         bias=shown.bias,
-        dtype="+".join(sorted({tensor.dtype for tensor in tensors.values()})),
+        dtype=dtypes(tensors.values()),
         batch_first=ours.batch_first,
     )
     if ours.nonlinearity:

@@ -22,7 +22,7 @@ from fastlstm.errors import FormatError
 from fastlstm.files import writing
 from fastlstm.loaders import metadata, schemes
 from fastlstm.loaders.archive import Archive
-from fastlstm.loaders.found import Contents, listing, quoted
+from fastlstm.loaders.found import Contents, quoted, summary
 from fastlstm.loaders.source import SourceFile
 from fastlstm.loaders.tensors import to_floats
 from fastlstm.weights import MAX_SIZE, Weights
@@ -74,8 +74,7 @@ def find(file: SourceFile) -> Contents:
         found = metadata.find(ours, members, lambda wanted: [to_floats(read(m), m.dtype) for m in wanted], file.weights_limit)
     else:
         found = schemes.find(members, read, file.weights_limit, ours.batch_first if ours else None, file.layout)
-    names = listing(members, 5)
-    return Contents(found, f"a NumPy archive with {len(members)} arrays" + (f": {names}" if names else ""))
+    return Contents(found, summary("a NumPy archive", members, "arrays"))
 
 
 def members_of(archive: Archive) -> dict[str, Member]:

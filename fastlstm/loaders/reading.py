@@ -18,11 +18,11 @@ from fastlstm.arrays import as_flag
 from fastlstm.errors import FormatError
 from fastlstm.files import as_path
 from fastlstm.loaders import shards
-from fastlstm.loaders.found import Contents, Found, LSTMInfo, listing, quoted
+from fastlstm.loaders.found import Contents, Found, LSTMInfo, quoted
 from fastlstm.weights import Weights
 
 if TYPE_CHECKING:
-    from fastlstm.loaders.keras.config import Told
+    from fastlstm.loaders.keras.config import KerasArguments
     from fastlstm.loaders.source import SourceFile
     from fastlstm.lstm import LSTM
     from fastlstm.models.graph import Graph
@@ -38,11 +38,10 @@ __all__ = [
     "contents_of",
     "flag_or_none",
     "format_of",
+    "keras_arguments",
     "made",
     "read",
     "read_rnn",
-    "summary",
-    "told",
     "weights_of",
     "writer",
 ]
@@ -87,8 +86,8 @@ def format_of(file: SourceFile) -> Format:
         if loader.recognises(file):
             if file.layout is not None and name not in PLAIN_TENSORS:
                 raise FormatError(f"layout={file.layout!r} applies only to npz and safetensors files")
-            if file.told is not None and name != "keras.file":
-                raise FormatError(f"{', '.join(file.told.names())}: only for Keras files")
+            if file.keras_arguments is not None and name != "keras.file":
+                raise FormatError(f"{', '.join(file.keras_arguments.names())}: only for Keras files")
             return loader
     raise FormatError(describe(file))
 
@@ -104,7 +103,7 @@ def read(
     layout: str | None = None,
     external_data: bool = False,
     contents: Callable[[SourceFile], Contents] = contents_of,
-    told: Told | None = None,
+    arguments: KerasArguments | None = None,
 ) -> tuple[Weights, LSTMInfo | None]:
     """Whatever was noted of the file is forgotten when this returns: the network takes memory next."""
     from fastlstm.loaders.source import opened, return_freed
@@ -113,7 +112,7 @@ def read(
     if layout not in (None, "keras", "haste"):
         raise ValueError(f"layout must be 'keras', 'haste' or None, got {layout!r:.100}")
     with opened(path, layout) as file:
-        file.external_data, file.told = as_flag("external_data", external_data), told
+        file.external_data, file.keras_arguments = as_flag("external_data", external_data), arguments
         found = contents(file).choose(name)
         weights, info = weights_of(found, allow_nonfinite), found.info
     size = file.size
@@ -177,18 +176,18 @@ def made(weights: Weights, info: LSTMInfo | None, batch_first: bool | None) -> L
         raise FormatError(str(error)) from error
 
 
-def told(go_backwards: bool | None, **layer: str | None) -> Told | None:
+def keras_arguments(go_backwards: bool | None, **layer: str | None) -> KerasArguments | None:
     """What the caller says of a layer of Keras; None if that is nothing."""
     if go_backwards is None and all(value is None for value in layer.values()):
         return None
-    from fastlstm.loaders.keras.config import MERGE_MODES, Told
+    from fastlstm.loaders.keras.config import MERGE_MODES, KerasArguments
 
     for key, value in layer.items():
         if not isinstance(value, (str, type(None))):
             raise TypeError(f"{key} must be text, or None, got {type(value).__name__}")
     if layer["merge_mode"] not in (*MERGE_MODES, None):
         raise ValueError(f"merge_mode must be one of {', '.join(MERGE_MODES)}, or None, got {layer['merge_mode']!r:.100}")
-    return Told(None if go_backwards is None else as_flag("go_backwards", go_backwards), **layer)
+    return KerasArguments(None if go_backwards is None else as_flag("go_backwards", go_backwards), **layer)
 
 
 def flag_or_none(name: str, value: Any) -> bool | None:
@@ -199,10 +198,6 @@ def as_mapping(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"expected a mapping of names to arrays, got {type(value).__name__} (for a file: fastlstm.load)")
     return value
-
-
-def summary(what: str, tensors: Mapping[str, object]) -> str:
-    return f"{what} with {len(tensors)} tensors" + (f": {listing(tensors, 5)}" if tensors else "")
 
 
 def writer(name: str, path: str | os.PathLike[str], otherwise: str | None = None) -> Callable[[Weights, bool], None]:

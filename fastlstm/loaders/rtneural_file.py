@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders.assembly import Part, Sizes, network
-from fastlstm.loaders.found import Contents, Found, listing, quoted
+from fastlstm.loaders.found import Contents, Found, listing, other_layer, quoted
 from fastlstm.loaders.json_text import JsonTensor, NumberList, float32, matrix, vector
 from fastlstm.loaders.source import SourceFile
 
@@ -46,7 +46,7 @@ def find(file: SourceFile) -> Contents:
             except FormatError as error:
                 found.append(Found(name, problem=str(error)))
         elif layer["type"] == "gru":
-            found.append(Found(name, problem=f"{name}: this is a GRU, not an LSTM", is_lstm=False))
+            found.append(other_layer(name, name, "a GRU"))
     kinds = listing((str(layer["type"]) for layer in layers), 5)
     return Contents(found, f"an RTNeural file with layers {kinds}")
 

@@ -120,7 +120,7 @@ def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
 
 
-def _ours(given: Any) -> metadata.Ours | None:
+def _ours(given: Any) -> metadata.Metadata | None:
     """What ``write_safetensors`` recorded, None in files of others."""
     text = given.get(metadata.KEY) if isinstance(given, dict) else None
     return None if text is None else metadata.parse(text)

@@ -10,14 +10,14 @@ from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
 from fastlstm.loaders import flax_names, kernel_names, tensorflow_names
 from fastlstm.loaders.found import Found, distinct
-from fastlstm.loaders.tensors import LazyTensor, Read, fill, precision
+from fastlstm.loaders.tensors import LazyTensor, ReadStored, fill, precision
 from fastlstm.loaders.torch import names as torch_names
 
 __all__ = ["find"]
 
 
 def find(
-    tensors: Mapping[str, LazyTensor], read: Read, limit: float, batch_first: bool | None = None, layout: str | None = None
+    tensors: Mapping[str, LazyTensor], read: ReadStored, limit: float, batch_first: bool | None = None, layout: str | None = None
 ) -> list[Found]:
     """Find the LSTMs of PyTorch's, Flax's, TensorFlow 1's, Keras' and Haste's names.
 

@@ -14,7 +14,7 @@ from fastlstm.files import as_path
 from fastlstm.loaders.archive import Archive
 
 if TYPE_CHECKING:
-    from fastlstm.loaders.keras.config import Told
+    from fastlstm.loaders.keras.config import KerasArguments
 
 __all__ = ["WEIGHTS_CEILING", "SourceFile", "opened", "return_freed", "weights_limit"]
 
@@ -39,7 +39,7 @@ class SourceFile:
         self.size = size
         self.path = path
         self.layout = layout  # what the caller said of tensors whose names do not tell
-        self.told: Told | None = None  # what the caller said of a Keras layer of which there are weights alone
+        self.keras_arguments: KerasArguments | None = None  # of a layer of which there are weights alone, by the caller
         self.external_data = False  # whether the caller wants other files to be read, too
         self.copies = ExitStack()  # files that are needed for as long as this one
         self.head = self.read(0, min(size, HEAD))

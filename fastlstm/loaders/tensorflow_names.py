@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 from fastlstm.cell import PLAIN, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.assembly import MAX_TENSORS, Part, Sizes, network, split_name, uniquely_named
-from fastlstm.loaders.found import Found, quoted
-from fastlstm.loaders.tensors import LazyTensor, Named, Read
+from fastlstm.loaders.found import Found, quoted, refused
+from fastlstm.loaders.tensors import LazyTensor, NamedTensor, ReadStored
 
-__all__ = ["RunTime", "find"]
+__all__ = ["TensorFlowOptions", "find"]
 
 Path = tuple[str, ...]
 GATES = "igfo"  # TensorFlow's i, j, f, o
@@ -51,7 +51,7 @@ WITHOUT_FORGET_BIAS = re.compile(r"cudnn_compatible_lstm_cell(_[0-9]+)?")
 
 
 @dataclass(frozen=True)
-class RunTime:
+class TensorFlowOptions:
     """What a cell of TensorFlow 1 is given when it is made and does not store; None for what TensorFlow's code gives it."""
 
     forget_bias: float | None = None
@@ -63,7 +63,7 @@ class Scope:
     """The variables of one cell; ``foreign`` is one that no such cell has, ``twice`` says which are the same."""
 
     path: Path
-    tensors: dict[str, Named] = field(default_factory=dict)
+    tensors: dict[str, NamedTensor] = field(default_factory=dict)
     foreign: str = ""
     twice: str = ""
 
@@ -88,7 +88,7 @@ class Scope:
             raise FormatError(f"{quoted(name)} has {kernel.shape[0]} rows, none for inputs beside {P or H} for the state")
         return I, H, P
 
-    def get(self, name: str) -> Named:
+    def get(self, name: str) -> NamedTensor:
         if name not in self.tensors:
             raise FormatError(f"{quoted('/'.join((*self.path, name)))} is missing")
         return self.tensors[name]
@@ -122,24 +122,24 @@ class Group:
 
 def find(
     tensors: Mapping[str, LazyTensor],
-    read: Read,
+    read: ReadStored,
     limit: float = math.inf,
     batch_first: bool | None = True,
-    run_time: RunTime | None = None,
+    options: TensorFlowOptions | None = None,
     asked: str | None = None,
 ) -> list[Found]:
     """Find the LSTMs among variables; slots of optimizers and moving averages are passed over.
 
     Parameters
     ----------
-    run_time : RunTime, optional
+    options : TensorFlowOptions, optional
         By default TensorFlow's own; then a scope without a kernel is taken for something else of the same name.
     asked : str, optional
         A scope that is a cell whatever it is called.
     """
-    scopes = [scope for scope in _scopes(tensors, asked) if run_time is not None or "kernel" in scope.tensors]
+    scopes = [scope for scope in _scopes(tensors, asked) if options is not None or "kernel" in scope.tensors]
     groups = _grouped(scopes)
-    found = [_examine(group, read, limit, batch_first, run_time or RunTime()) for group in groups]
+    found = [_examine(group, read, limit, batch_first, options or TensorFlowOptions()) for group in groups]
     return uniquely_named((group.path, group.path, item) for group, item in zip(groups, found, strict=True))
 
 
@@ -235,13 +235,13 @@ def _of_one_size(group: Group) -> list[Group]:
     return [group]
 
 
-def _examine(group: Group, read: Read, limit: float, batch_first: bool | None, run_time: RunTime) -> Found:
+def _examine(group: Group, read: ReadStored, limit: float, batch_first: bool | None, options: TensorFlowOptions) -> Found:
     directions = 1 + any(direction for _, direction in group.scopes)
     scopes = [scope.path[-1:] for scope in group.scopes.values()]
     foreign = next((name for names in scopes for name in names if FOREIGN.fullmatch(name)), None)
     if foreign is not None:
         return Found("", problem=f"{quoted('/'.join(group.path))}: its cell is {quoted(foreign)}, which is no LSTM of this kind")
-    forget_bias = run_time.forget_bias
+    forget_bias = options.forget_bias
     if forget_bias is None:
         forget_bias = 0.0 if all(names and WITHOUT_FORGET_BIAS.fullmatch(names[0]) for names in scopes) else 1.0
     try:
@@ -264,14 +264,12 @@ def _examine(group: Group, read: Read, limit: float, batch_first: bool | None, r
             read,
             limit,
             batch_first=batch_first,
-            cell=run_time.cell,
+            cell=options.cell,
             forget_bias=forget_bias,
             reverse=group.reverse,
         )
-    except FormatError as error:
-        return Found("", problem=str(error))
-    except ValueError as error:  # a size no network has
-        return Found("", problem=f"{quoted('/'.join(group.path))}: {error}")
+    except ValueError as error:
+        return refused("", quoted("/".join(group.path)), error)
 
 
 def _check_peepholes(records: Sequence[Sequence[Part]]) -> None:

@@ -5,7 +5,7 @@ Numbers become floats exactly: of float16 and bfloat16 the float32 of the same v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -18,11 +18,12 @@ __all__ = [
     "FLOATS",
     "STORED",
     "LazyTensor",
-    "Named",
-    "Read",
-    "Reader",
+    "NamedTensor",
+    "ReadFloats",
+    "ReadStored",
     "check_dtype",
     "check_size",
+    "dtypes",
     "fill",
     "handed_over",
     "one_precision",
@@ -50,11 +51,11 @@ class LazyTensor(Protocol):
     def dtype(self) -> str: ...
 
 
-Named: TypeAlias = "tuple[str, LazyTensor]"
+NamedTensor: TypeAlias = "tuple[str, LazyTensor]"
 # Reads tensors into new C-contiguous arrays: float64 as it is, float32, float16 and bfloat16 as float32.
-Reader = Callable[[Sequence[Any]], Sequence[Array]]
+ReadFloats = Callable[[Sequence[Any]], Sequence[Array]]
 # Returns one tensor as it is stored: the dtype that STORED has for its own, any layout; or floats made of it.
-Read = Callable[[Any], Array]
+ReadStored = Callable[[Any], Array]
 
 
 # ---- Checks --------------------------------------------------------------------------------------------------------------------
@@ -65,13 +66,18 @@ def precision(dtype: str) -> np.dtype[Any]:
     return np.dtype(np.float64 if dtype == "float64" else np.float32)
 
 
+def dtypes(tensors: Iterable[LazyTensor]) -> str:
+    """As LSTMInfo has them: several are joined by ``+``."""
+    return "+".join(sorted({tensor.dtype for tensor in tensors}))
+
+
 def check_dtype(name: str, tensor: LazyTensor) -> None:
     """Refuse a tensor that holds no floats."""
     if tensor.dtype not in FLOATS:
         raise FormatError(f"{quoted(name)} must be one of {', '.join(FLOATS)}, got {tensor.dtype:.100}")
 
 
-def one_precision(tensors: Sequence[Named]) -> np.dtype[Any]:
+def one_precision(tensors: Sequence[NamedTensor]) -> np.dtype[Any]:
     """What all these become; tensors of no floats are refused, and those that do not go together."""
     first_name, first = tensors[0]
     for name, tensor in tensors:

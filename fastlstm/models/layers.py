@@ -11,8 +11,9 @@ import numpy as np
 from fastlstm.arrays import Array
 from fastlstm.lstm import LSTM
 from fastlstm.network import merged
-from fastlstm.operators.activations import ACTIVATIONS
-from fastlstm.operators.product import SMALL, small_product
+from fastlstm.operators.activations import KERAS_ACTIVATIONS
+from fastlstm.operators.normalizations import normalized
+from fastlstm.operators.product import product
 from fastlstm.weights import Weights
 
 INPUT = "input"  # the name of what the model is called with
@@ -83,7 +84,7 @@ class Dense(Step):
     weight : array, shape (outputs, inputs)
     bias : array, shape (outputs,), or None
     activation : str
-        One of :data:`ACTIVATIONS`.
+        One of :data:`KERAS_ACTIVATIONS`.
     """
 
     weight: Array
@@ -91,9 +92,9 @@ class Dense(Step):
     activation: str = "linear"
 
     def run(self, *values: Array) -> Array:
-        y = small_product(values[0], self.weight) if self.weight.size <= SMALL else values[0] @ self.weight.T
+        y = product(values[0], self.weight.T)
         y = y if self.bias is None else y + self.bias
-        return ACTIVATIONS[self.activation](y)
+        return KERAS_ACTIVATIONS[self.activation](y)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,9 +132,7 @@ class LayerNorm(Step):
     epsilon: float = 1e-5
 
     def run(self, *values: Array) -> Array:
-        x = values[0]
-        centred = x - x.mean(axis=-1, keepdims=True)
-        y: Array = centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + x.dtype.type(self.epsilon))
+        y, _, _ = normalized(values[0], (-1,), self.epsilon)
         y = y if self.gamma is None else y * self.gamma
         return y if self.beta is None else y + self.beta
 
@@ -153,12 +152,12 @@ class Affine(Step):
 
 @dataclass(frozen=True, eq=False)
 class Activate(Step):
-    """An activation alone, one of :data:`ACTIVATIONS`."""
+    """An activation alone, one of :data:`KERAS_ACTIVATIONS`."""
 
     activation: str
 
     def run(self, *values: Array) -> Array:
-        return ACTIVATIONS[self.activation](values[0])
+        return KERAS_ACTIVATIONS[self.activation](values[0])
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,17 +9,12 @@ from typing import Any
 import numpy as np
 
 from fastlstm.arrays import Array
+from fastlstm.equations import sigmoid
 from fastlstm.operators.arguments import axis_of
 
 Given = dict[str, Any]
 
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # Klambauer et al., "Self-Normalizing Neural Networks", 2017
-
-
-def _sigmoid(x: Array) -> Array:
-    e = np.exp(-np.abs(x))  # cannot overflow
-    result: Array = np.where(x < 0, e, 1) / (1 + e)
-    return result
 
 
 def _softmax(x: Array) -> Array:
@@ -32,27 +27,6 @@ def _log_softmax(x: Array) -> Array:
     shifted = x - x.max(axis=-1, keepdims=True)
     result: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return result
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "linear": lambda x: x,
-    "relu": lambda x: np.maximum(x, 0),
-    "sigmoid": _sigmoid,
-    "tanh": np.tanh,
-    "softmax": _softmax,
-    "elu": lambda x: np.where(x < 0, np.expm1(np.minimum(x, 0)), x),
-    "softplus": lambda x: np.logaddexp(x, 0),
-    "softsign": lambda x: x / (1 + np.abs(x)),
-    "silu": lambda x: x * _sigmoid(x),
-    "exponential": np.exp,
-    "leaky_relu": lambda x: np.where(x < 0, x * 0.2, x),  # Keras' slope
-    "relu6": lambda x: np.clip(x, 0, 6),
-    "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
-    "hard_sigmoid_keras2": lambda x: np.clip(x * 0.2 + 0.5, 0, 1),
-    "selu": lambda x: SELU_SCALE * np.where(x < 0, SELU_ALPHA * np.expm1(np.minimum(x, 0)), x),
-    "log_softmax": _log_softmax,
-    "gelu": lambda x: gelu(x),
-}
 
 
 def along_axis(function: Callable[[Array], Array]) -> Callable[..., Array]:
@@ -116,3 +90,24 @@ def hard_swish(x: Array) -> Array:
 
 def prelu(x: Array, slope: Array) -> Array:
     return np.where(x < 0, x * np.broadcast_to(slope, x.shape), x)
+
+
+KERAS_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {  # of layers, with the constants of Keras 3 where none says otherwise
+    "linear": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0),
+    "sigmoid": sigmoid,
+    "tanh": np.tanh,
+    "softmax": _softmax,
+    "elu": elu,
+    "softplus": lambda x: np.logaddexp(x, 0),
+    "softsign": lambda x: x / (1 + np.abs(x)),
+    "silu": lambda x: x * sigmoid(x),
+    "exponential": np.exp,
+    "leaky_relu": lambda x: leaky_relu(x, 0.2),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+    "hard_sigmoid_keras2": hard_sigmoid,
+    "selu": selu,
+    "log_softmax": _log_softmax,
+    "gelu": gelu,
+}

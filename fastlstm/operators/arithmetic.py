@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from fastlstm.arrays import Array
-from fastlstm.operators.activations import ACTIVATIONS, leaky_relu
+from fastlstm.operators.activations import KERAS_ACTIVATIONS, leaky_relu
 from fastlstm.operators.arguments import axes_of, axis_of, integers_of, number_of
-from fastlstm.operators.product import SMALL, small_product
+from fastlstm.operators.product import product
 
 Given = dict[str, Any]
 
@@ -35,13 +35,6 @@ def gemm_size(a: Array, b: Array, c: Array | None = None, transA: int = 0, trans
 def _matrices(*inputs: Array) -> None:
     if any(x.ndim != 2 for x in inputs):
         raise ValueError(f"matrices expected, got shapes {', '.join(str(x.shape) for x in inputs)}")
-
-
-def product(a: Array, b: Array) -> Array:
-    """``a b``; with a small matrix b each row adds in one order, alone and in any batch."""
-    if b.ndim == 2 and 0 < b.size <= SMALL and a.ndim and a.shape[-1] == len(b) and a.dtype.kind == "f":
-        return small_product(a, b.T)
-    return np.asarray(np.matmul(a, b))
 
 
 def gemm(
@@ -101,9 +94,9 @@ def einsum_size(*inputs: Array, equation: str) -> int:
 # What a product may end with, as ONNX Runtime's optimizers write it
 FUSED: dict[bytes, Callable[..., Array]] = {
     b"": lambda x: x,
-    b"Relu": ACTIVATIONS["relu"],
-    b"Sigmoid": ACTIVATIONS["sigmoid"],
-    b"Tanh": ACTIVATIONS["tanh"],
+    b"Relu": KERAS_ACTIVATIONS["relu"],
+    b"Sigmoid": KERAS_ACTIVATIONS["sigmoid"],
+    b"Tanh": KERAS_ACTIVATIONS["tanh"],
     b"LeakyRelu": leaky_relu,
 }
 

@@ -18,6 +18,7 @@ __all__ = [
     "instance_normalization",
     "layer_normalization",
     "mean",
+    "normalized",
     "skip_layer_normalization",
 ]
 
@@ -27,12 +28,12 @@ def mean(x: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
     return np.asarray(x.sum(axis, keepdims=keepdims) / x.dtype.type(math.prod(x.shape[each] for each in axis)))
 
 
-def _normalized(x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array, Array, Array]:
-    """And the mean, and one by the deviation."""
+def normalized(x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array, Array, Array]:
+    """And the mean, and the deviation from it."""
     middle = mean(x, axes, True)
     centred = x - middle
     deviation = np.sqrt(mean(centred * centred, axes, True) + x.dtype.type(epsilon))
-    return centred / deviation, middle, 1 / deviation
+    return centred / deviation, middle, deviation
 
 
 def _by_channel(parameter: Array, x: Array) -> Array:
@@ -46,7 +47,7 @@ def layer_normalization(
     x: Array, scale: Array, bias: Array | None = None, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
 ) -> Array:
     axes = tuple(range(axis_of(axis, x.ndim), x.ndim))
-    y, _, _ = _normalized(x, axes, epsilon)
+    y, _, _ = normalized(x, axes, epsilon)
     y = y * np.broadcast_to(scale, x.shape)
     return np.asarray(y if bias is None else y + np.broadcast_to(bias, x.shape))
 
@@ -57,9 +58,9 @@ def skip_layer_normalization(
     """A layer norm of a sum: the result, the mean, one by the deviation, and the sum."""
     total = x + np.broadcast_to(skip, x.shape)
     total = total if bias is None else total + np.broadcast_to(bias, x.shape)
-    y, middle, inverse = _normalized(total, (axis_of(-1, x.ndim),), epsilon)
+    y, middle, deviation = normalized(total, (axis_of(-1, x.ndim),), epsilon)
     y = y * np.broadcast_to(gamma, x.shape)
-    return y if beta is None else y + np.broadcast_to(beta, x.shape), middle, inverse, total
+    return y if beta is None else y + np.broadcast_to(beta, x.shape), middle, 1 / deviation, total
 
 
 def batch_normalization(x: Array, scale: Array, bias: Array, average: Array, variance: Array, epsilon: float = 1e-5) -> Array:
@@ -75,7 +76,7 @@ def batch_normalization_of(given: dict[str, Any], opset: int, outputs: int) -> d
 
 
 def instance_normalization(x: Array, scale: Array, bias: Array, epsilon: float = 1e-5) -> Array:
-    y, _, _ = _normalized(x, tuple(range(2, x.ndim)), epsilon)
+    y, _, _ = normalized(x, tuple(range(2, x.ndim)), epsilon)
     return np.asarray(y * _by_channel(scale, x) + _by_channel(bias, x))
 
 
@@ -86,7 +87,7 @@ def group_normalization(
         raise ValueError(f"{num_groups} groups of the channels of shape {x.shape}")
     size = x.shape[1] // num_groups
     groups = x.reshape(len(x), num_groups, size * math.prod(x.shape[2:]))
-    y = _normalized(groups, (2,), epsilon)[0].reshape(x.shape)
+    y = normalized(groups, (2,), epsilon)[0].reshape(x.shape)
     scale, bias = (np.repeat(each, size) if by_group else each for each in (scale, bias))
     return np.asarray(y * _by_channel(scale, x) + _by_channel(bias, x))
 

@@ -19,8 +19,9 @@ import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.operators import activations, arithmetic, layout, normalizations, quantized, selection
-from fastlstm.operators.activations import ACTIVATIONS
+from fastlstm.operators.activations import KERAS_ACTIVATIONS
 from fastlstm.operators.arguments import sizes_of
+from fastlstm.operators.product import product
 
 __all__ = ["OPERATORS", "Operator"]
 
@@ -209,7 +210,7 @@ OPERATORS: dict[str, Operator] = {
     "Less": _pair(np.less),
     "LessOrEqual": _pair(np.less_equal),
     "Log": _unary(np.log),
-    "MatMul": Operator(arithmetic.product, (2, 2), elements=arithmetic.product_size, alike=True),
+    "MatMul": Operator(product, (2, 2), elements=arithmetic.product_size, alike=True),
     "MatMulInteger": Operator(
         quantized.matmul_integer, (2, 4), elements=lambda a, b, *_: arithmetic.product_size(a, b) + 2 * (a.size + b.size)
     ),
@@ -257,16 +258,16 @@ OPERATORS: dict[str, Operator] = {
     "HardSigmoid": _unary(activations.hard_sigmoid, alpha="f", beta="f"),
     "HardSwish": _unary(activations.hard_swish),
     "LeakyRelu": _unary(activations.leaky_relu, alpha="f"),
-    "LogSoftmax": _softmax(ACTIVATIONS["log_softmax"]),
+    "LogSoftmax": _softmax(KERAS_ACTIVATIONS["log_softmax"]),
     "Mish": _unary(lambda x: x * np.tanh(np.logaddexp(x, 0))),
     "PRelu": Operator(activations.prelu, (2, 2), alike=True, floats=True),
-    "Relu": _unary(ACTIVATIONS["relu"], floats=False),
+    "Relu": _unary(KERAS_ACTIVATIONS["relu"], floats=False),
     "Selu": _unary(activations.selu, alpha="f", gamma="f"),
-    "Sigmoid": _unary(ACTIVATIONS["sigmoid"]),
-    "Softmax": _softmax(ACTIVATIONS["softmax"]),
-    "Softplus": _unary(ACTIVATIONS["softplus"]),
-    "Softsign": _unary(ACTIVATIONS["softsign"]),
-    "Tanh": _unary(ACTIVATIONS["tanh"]),
+    "Sigmoid": _unary(KERAS_ACTIVATIONS["sigmoid"]),
+    "Softmax": _softmax(KERAS_ACTIVATIONS["softmax"]),
+    "Softplus": _unary(KERAS_ACTIVATIONS["softplus"]),
+    "Softsign": _unary(KERAS_ACTIVATIONS["softsign"]),
+    "Tanh": _unary(KERAS_ACTIVATIONS["tanh"]),
     # What ONNX Runtime's optimizers write
     "com.microsoft.FusedGemm": Operator(
         arithmetic.fused_gemm,
@@ -290,7 +291,7 @@ OPERATORS: dict[str, Operator] = {
         floats=True,
     ),
     "com.microsoft.Gelu": _unary(activations.gelu),
-    "com.microsoft.QuickGelu": _unary(lambda x, alpha=1.702: x * ACTIVATIONS["sigmoid"](alpha * x), alpha="f"),
+    "com.microsoft.QuickGelu": _unary(lambda x, alpha=1.702: x * KERAS_ACTIVATIONS["sigmoid"](alpha * x), alpha="f"),
     "com.microsoft.SkipLayerNormalization": Operator(
         normalizations.skip_layer_normalization,
         (3, 5),

@@ -18,11 +18,11 @@ from fastlstm.loaders.found import quoted
 
 __all__ = [
     "MERGE_MODES",
-    "NOTHING",
+    "NO_ARGUMENTS",
     "RECURRENT",
     "CellPlan",
+    "KerasArguments",
     "Plan",
-    "Told",
     "check_keys",
     "class_of",
     "config_of",
@@ -34,8 +34,8 @@ __all__ = [
     "plan",
     "returns_state",
     "shown",
-    "told_version",
     "usual_gate",
+    "version_from",
 ]
 
 RECURRENT = ("LSTM", "CuDNNLSTM", "RNN", "Bidirectional")  # may be an LSTM
@@ -94,7 +94,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Told:
+class KerasArguments:
     """What a caller says of a layer by Keras' names, where there are weights alone; None for Keras' default."""
 
     go_backwards: bool | None = None
@@ -107,10 +107,10 @@ class Told:
         return [name for name, value in vars(self).items() if value is not None]
 
 
-NOTHING = Told()
+NO_ARGUMENTS = KerasArguments()
 
 
-def plain_plan(count: int, bidirectional: bool, told: Told = NOTHING, version: int | None = None) -> Plan:
+def plain_plan(count: int, bidirectional: bool, arguments: KerasArguments = NO_ARGUMENTS, version: int | None = None) -> Plan:
     """What the caller tells of so many cells, and else Keras' defaults, where there are weights alone.
 
     Raises
@@ -118,19 +118,19 @@ def plain_plan(count: int, bidirectional: bool, told: Told = NOTHING, version: i
     FormatError
         If that does not fit the layer, or an activation is not known; the caller adds the layer's name.
     """
-    if bidirectional and told.go_backwards:
+    if bidirectional and arguments.go_backwards:
         raise FormatError("go_backwards: the file holds both directions of a Bidirectional layer")
     if bidirectional and count != 2:
         raise FormatError(STACKS)
-    if not bidirectional and told.merge_mode is not None:
+    if not bidirectional and arguments.merge_mode is not None:
         raise FormatError("merge_mode: the file holds no Bidirectional layer, but one direction")
-    gate = _told_activation(told.recurrent_activation, "recurrent_activation", SIGMOID, version)
-    activation = _told_activation(told.activation, "activation", TANH, version)
+    gate = _given_activation(arguments.recurrent_activation, "recurrent_activation", SIGMOID, version)
+    activation = _given_activation(arguments.activation, "activation", TANH, version)
     cells = (CellPlan(cell=Cell(gate, activation, activation)),) * count
-    return Plan(cells, bidirectional, bool(told.go_backwards), told.merge_mode or "concat")
+    return Plan(cells, bidirectional, bool(arguments.go_backwards), arguments.merge_mode or "concat")
 
 
-def _told_activation(name: str | None, key: str, default: Activation, version: int | None) -> Activation:
+def _given_activation(name: str | None, key: str, default: Activation, version: int | None) -> Activation:
     if name is None:
         return default
     if name == "hard_sigmoid" and version is None:
@@ -172,19 +172,19 @@ def other_kind(entry: Mapping[str, Any]) -> str:
     return ""
 
 
-def told_version(entry: Mapping[str, Any], version: int | None, told: Told) -> tuple[int | None, Told]:
+def version_from(entry: Mapping[str, Any], version: int | None, arguments: KerasArguments) -> tuple[int | None, KerasArguments]:
     """The version, from the caller where the file has none and a layer's hard_sigmoid needs it; and what else the caller says."""
     names = {f"hard_sigmoid_keras{number}": number for number in HARD_SIGMOID}
-    said = {names[name] for name in (told.activation, told.recurrent_activation) if name in names}
+    said = {names[name] for name in (arguments.activation, arguments.recurrent_activation) if name in names}
     if version is not None or len(said) != 1:
-        return version, told
+        return version, arguments
     pairs = list(zip(*(plan(entry, number).cells for number in HARD_SIGMOID), strict=True))
     needed = {
         "activation": any(a.cell.candidate != b.cell.candidate for a, b in pairs),
         "recurrent_activation": any(a.cell.gate != b.cell.gate for a, b in pairs),
     }
-    rest = {key: value for key, value in vars(told).items() if not (needed.get(key) and value in names)}
-    return said.pop(), Told(**rest)
+    rest = {key: value for key, value in vars(arguments).items() if not (needed.get(key) and value in names)}
+    return said.pop(), KerasArguments(**rest)
 
 
 def returns_state(entry: Mapping[str, Any]) -> bool:

@@ -24,7 +24,7 @@ from fastlstm.loaders.keras import hdf5
 from fastlstm.loaders.keras import legacy as keras_legacy
 from fastlstm.loaders.keras import model as keras_model
 from fastlstm.loaders.keras import tree as keras_tree
-from fastlstm.loaders.keras.config import NOTHING
+from fastlstm.loaders.keras.config import NO_ARGUMENTS
 from fastlstm.loaders.keras.hdf5 import Group
 from fastlstm.loaders.keras.tree import Entry
 from fastlstm.loaders.source import WEIGHTS_FLOOR, SourceFile, return_freed
@@ -58,14 +58,14 @@ def find(file: SourceFile) -> Contents:
     """
     if file.archive is not None:
         tree, config, version = _archive(file, file.archive)
-        return keras_tree.find(tree, config, version, file.weights_limit, "a Keras archive", file.told or NOTHING)
+        return keras_tree.find(tree, config, version, file.weights_limit, "a Keras archive", file.keras_arguments or NO_ARGUMENTS)
     tree, weights = _hdf5(file)
     if weights.texts("layer_names"):
         return keras_legacy.find(tree, weights, file)
     # Only its name tells a shard; a whole file may have such a name, too
     shard = SHARD.fullmatch(file.path) is not None
     what = "by its name a shard of Keras' weights, which may hold parts of layers," if shard else "an HDF5 file"
-    return keras_tree.find(tree, None, None, file.weights_limit, what, file.told or NOTHING, shard)
+    return keras_tree.find(tree, None, None, file.weights_limit, what, file.keras_arguments or NO_ARGUMENTS, shard)
 
 
 def model(file: SourceFile) -> Model:

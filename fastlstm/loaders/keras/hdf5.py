@@ -197,10 +197,10 @@ def _read_until(descriptor: int, limit: int, deadline: float) -> bytes:
 def _tree(entries: list[Any], source: SourceFile) -> Group:
     """The groups by name, each numbered family in its order: lstm, lstm_1, lstm_2, ..., lstm_10."""
     root = Group("")
-    for entry in sorted(entries, key=_order):
+    if not all(map(_is_entry, entries)):
+        raise FormatError(f"{BROKEN}: its reader answered in an unknown way")
+    for entry in sorted(entries, key=lambda entry: _order(entry[0])):
         path, attributes = entry[0], entry[1]
-        if not _are_texts(attributes):
-            raise FormatError(f"{BROKEN}: its reader answered in an unknown way")
         if not path:
             root.attributes = attributes
             continue
@@ -227,12 +227,18 @@ def _steps(path: str) -> list[str]:
     return [*steps[0].split("\\"), *steps[1:]] if steps[0].startswith(WINDOWS) else steps
 
 
-def _order(entry: Any) -> tuple[int, str, int, str]:
-    if not isinstance(entry, list) or len(entry) not in (2, 6) or not isinstance(entry[0], str) or len(entry[0]) > 2000:
-        raise FormatError(f"{BROKEN}: its reader answered in an unknown way")
-    stem, _, number = entry[0].rpartition("_")
+def _order(path: str) -> tuple[int, str, int, str]:
+    """Groups before what is in them; of one family by its numbers."""
+    stem, _, number = path.rpartition("_")
     numbered = stem and number.isascii() and number.isdigit() and len(number) < 10 and (number == "0" or number[0] != "0")
-    return entry[0].count("/"), stem if numbered else entry[0], int(number) if numbered else -1, entry[0]
+    return path.count("/"), stem if numbered else path, int(number) if numbered else -1, path
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether it begins with a path and its attributes, and is as long as a group's or a dataset's."""
+    if not isinstance(entry, list) or len(entry) not in (2, 6):
+        return False
+    return isinstance(entry[0], str) and len(entry[0]) <= 2000 and _are_texts(entry[1])
 
 
 def _are_texts(attributes: Any) -> bool:

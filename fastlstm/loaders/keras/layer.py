@@ -22,8 +22,8 @@ from fastlstm.arrays import Array
 from fastlstm.cell import PLAIN
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
-from fastlstm.loaders.keras.config import NOTHING, CellPlan, Plan, Told, plain_plan
-from fastlstm.loaders.tensors import LazyTensor, check_size, handed_over, one_precision, to_floats
+from fastlstm.loaders.keras.config import NO_ARGUMENTS, CellPlan, KerasArguments, Plan, plain_plan
+from fastlstm.loaders.tensors import LazyTensor, check_size, dtypes, handed_over, one_precision, to_floats
 from fastlstm.weights import LayerWeights, Weights, check_sizes
 
 __all__ = ["CellTensors", "Layout", "Tensor", "found"]
@@ -72,7 +72,7 @@ def found(
     make_plan: Callable[[], Plan] | None,
     limit: float = math.inf,
     aliases: Sequence[str] = (),
-    told: Told = NOTHING,
+    arguments: KerasArguments = NO_ARGUMENTS,
     version: int | None = None,
 ) -> Found:
     """One LSTM, or why it cannot be loaded.
@@ -87,21 +87,21 @@ def found(
     limit : number
         Most bytes that the weights may take.
     aliases : sequence of str
-    told : Told
+    arguments : KerasArguments
         What the caller says, where nothing in the file does; of another layer it says nothing.
     version : int or None
         Of Keras: what hard_sigmoid means there.
     """
     others = tuple(alias for alias in aliases if alias != name)
     try:
-        if make_plan and told.names():
-            raise FormatError(f"{', '.join(told.names())}: leave out, its configuration is in the file")
+        if make_plan and arguments.names():
+            raise FormatError(f"{', '.join(arguments.names())}: leave out, its configuration is in the file")
         plan = make_plan() if make_plan else None
         if layout is None:
             raise FormatError(
                 "its weights are not where Keras puts them, or several layers could be meant; fastlstm.from_keras may help"
             )
-        plan = plan or plain_plan(len(layout.cells), layout.bidirectional, told, version)
+        plan = plan or plain_plan(len(layout.cells), layout.bidirectional, arguments, version)
         info = _check(name, layout, plan, limit)
     except ValueError as error:
         return Found(name, problem=f"layer {quoted(name)}: {error}", aliases=others)
@@ -131,7 +131,7 @@ def _check(name: str, layout: Layout, plan: Plan, limit: float) -> LSTMInfo:
         bidirectional=plan.bidirectional,
         proj_size=0,
         bias=any(cell.bias for cell in layout.cells),
-        dtype="+".join(sorted({tensor.dtype for tensor in tensors})),
+        dtype=dtypes(tensors),
         batch_first=plan.batch_first,
     )
     check_sizes(info.input_size, info.hidden_size, info.num_layers, 0)

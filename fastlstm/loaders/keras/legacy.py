@@ -20,7 +20,7 @@ from fastlstm.errors import FormatError
 from fastlstm.loaders import strict_json
 from fastlstm.loaders.found import Contents, Found, quoted
 from fastlstm.loaders.keras import config as keras_config
-from fastlstm.loaders.keras.config import NOTHING, Told
+from fastlstm.loaders.keras.config import NO_ARGUMENTS, KerasArguments
 from fastlstm.loaders.keras.graph import MODELS
 from fastlstm.loaders.keras.hdf5 import UNSAID, Dataset, Group
 from fastlstm.loaders.keras.layer import CellTensors, Layout, found
@@ -65,14 +65,14 @@ def find(tree: Group, weights: Group, file: SourceFile) -> Contents:
         cells = stored.pop(name, [])
         recurrent = list(configured(layer, None, (), False))
         for item, layout in zip(recurrent, _layouts(recurrent, cells), strict=True):
-            results.append(entry_found(item, layout, version, file.weights_limit, file.told or NOTHING))
+            results.append(entry_found(item, layout, version, file.weights_limit, file.keras_arguments or NO_ARGUMENTS))
         check_number(len(results))
         if not recurrent and any(cell.tensors.is_lstm() for cell in cells):
             kind = str(layer.get("class_name"))
             problem = f"its class {quoted(kind)} is not Keras' own: its code decides what it computes"
             results.append(Found(name, problem=f"layer {quoted(name)}: {problem}"))
     for name, cells in stored.items():  # without a configuration, all
-        results += _unconfigured(name, cells, file.weights_limit, file.told or NOTHING, version, usual)
+        results += _unconfigured(name, cells, file.weights_limit, file.keras_arguments or NO_ARGUMENTS, version, usual)
     return contents(results, [item.name for item in results], "a Keras model" if config else "weights of Keras", tree)
 
 
@@ -159,14 +159,14 @@ def _layouts(layers: Sequence[Configured], cells: Sequence[NamedCell]) -> list[L
 
 
 def _unconfigured(
-    name: str, cells: Sequence[NamedCell], limit: float, told: Told, version: int | None, usual: str | None
+    name: str, cells: Sequence[NamedCell], limit: float, arguments: KerasArguments, version: int | None, usual: str | None
 ) -> list[Found]:
     """LSTMs of a layer's group where there is no configuration: Bidirectional and stacked cells are told by the names.
 
     ``usual``: recurrent_activation of layers that were told none, but CuDNNLSTM.
     """
-    if told.recurrent_activation is None and not any(cell.tensors.is_cudnn() for cell in cells):
-        told = replace(told, recurrent_activation=usual)
+    if arguments.recurrent_activation is None and not any(cell.tensors.is_cudnn() for cell in cells):
+        arguments = replace(arguments, recurrent_activation=usual)
     layouts: list[tuple[tuple[str, ...], Layout]] = []
     index = 0
     while index < len(cells):
@@ -184,8 +184,8 @@ def _unconfigured(
             layouts.append((path, Layout(own, bidirectional)))
         index += count
     if len(layouts) == 1:
-        return [found(name, layouts[0][1], None, limit, (), told, version)]
-    return [found("/".join((name, *path)), layout, None, limit, path[-1:], told, version) for path, layout in layouts]
+        return [found(name, layouts[0][1], None, limit, (), arguments, version)]
+    return [found("/".join((name, *path)), layout, None, limit, path[-1:], arguments, version) for path, layout in layouts]
 
 
 def _before_directions(path: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -12,7 +12,7 @@ import numpy as np
 from fastlstm.arrays import Array
 from fastlstm.cell import Cell
 from fastlstm.errors import FormatError
-from fastlstm.loaders.found import Contents, Found, quoted
+from fastlstm.loaders.found import Contents, Found, other_layer, quoted
 from fastlstm.loaders.keras import config as keras_config
 from fastlstm.loaders.keras.layer import CellTensors, Layout, found
 from fastlstm.loaders.tensors import STORED
@@ -22,7 +22,7 @@ __all__ = ["find", "keras_weights"]
 
 
 @dataclass(frozen=True)
-class LiveTensor:
+class KerasVariable:
     """A variable, not converted yet."""
 
     name: str
@@ -94,7 +94,7 @@ def _found(names: tuple[str, ...], layer: Any) -> Found:
         entry["config"] = layer.get_config()
     other = keras_config.other_kind(entry)
     if other:
-        return Found(name, problem=f"layer {quoted(name)}: this is {other}, not an LSTM", is_lstm=False)
+        return other_layer(name, f"layer {quoted(name)}", other)
     root = sys.modules[_ancestors(layer)[0].__module__.split(".")[0]]
     version = keras_config.major_version(getattr(root, "__version__", None))
 
@@ -122,8 +122,8 @@ def _cells(layer: Any) -> tuple[CellTensors, ...]:
         kernel, recurrent, bias = (getattr(part, name, None) for name in ("kernel", "recurrent_kernel", "bias"))
         if kernel is None or recurrent is None:
             return ()
-        matrices = LiveTensor(f"{part.name}/kernel", kernel), LiveTensor(f"{part.name}/recurrent_kernel", recurrent)
-        cells.append(CellTensors(*matrices, None if bias is None else LiveTensor(f"{part.name}/bias", bias)))
+        matrices = KerasVariable(f"{part.name}/kernel", kernel), KerasVariable(f"{part.name}/recurrent_kernel", recurrent)
+        cells.append(CellTensors(*matrices, None if bias is None else KerasVariable(f"{part.name}/bias", bias)))
     return tuple(cells)
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders.found import Contents, Found, listing, quoted
+from fastlstm.loaders.found import Contents, Found, listing, other_layer, quoted, summary
 from fastlstm.loaders.keras import config as keras_config
-from fastlstm.loaders.keras.config import NOTHING, Told
+from fastlstm.loaders.keras.config import NO_ARGUMENTS, KerasArguments
 from fastlstm.loaders.keras.hdf5 import Dataset, Group
 from fastlstm.loaders.keras.layer import CellTensors, Layout, found
 
@@ -53,7 +53,7 @@ def find(
     version: int | None,
     limit: float,
     what: str,
-    told: Told = NOTHING,
+    arguments: KerasArguments = NO_ARGUMENTS,
     shard: bool = False,
 ) -> Contents:
     """List the LSTMs.
@@ -69,7 +69,7 @@ def find(
         Most bytes that the weights of one LSTM may take.
     what : str
         What the file is, in messages.
-    told : Told
+    arguments : KerasArguments
         What the caller says of layers without a configuration.
     shard : bool
         Whether the rest of a layer may be in another file.
@@ -81,7 +81,7 @@ def find(
     results, paths, homeless = [], [], []
     for layer in layers:
         _, _, layout = layouts.pop(layer.group.path, (None, None, None)) if layer.group else (None, None, None)
-        results.append(entry_found(layer, layout, version, limit, told))
+        results.append(entry_found(layer, layout, version, limit, arguments))
         paths.append(layer.group.path if layer.group else "")
         if not layer.group and results[-1].is_lstm:
             homeless.append(results[-1].name)
@@ -97,7 +97,7 @@ def find(
             problem = f"it cannot be told which of the configuration's layers it is: {listing(homeless, 5)}"
             results.append(Found(name, problem=f"layer {quoted(name)}: {problem}"))
         else:
-            results.append(found(name, layout, None, limit, (path, *names[-1:]), told, version))
+            results.append(found(name, layout, None, limit, (path, *names[-1:]), arguments, version))
         paths.append(path)
     return contents(results, paths, what, tree)
 
@@ -113,20 +113,20 @@ def contents(results: Sequence[Found], paths: Sequence[str], what: str, tree: Gr
             item = replace(item, name=path, info=info, aliases=tuple(sorted(aliases)))
         named.append(item)
     datasets = [dataset.name for group in tree.walk() for dataset in group.datasets.values()]
-    return Contents(named, f"{what} with {len(datasets)} dataset(s)" + (f": {listing(datasets, 5)}" if datasets else ""))
+    return Contents(named, summary(what, datasets, "dataset(s)"))
 
 
-def entry_found(layer: Configured, layout: Layout | None, version: int | None, limit: float, told: Told) -> Found:
+def entry_found(layer: Configured, layout: Layout | None, version: int | None, limit: float, arguments: KerasArguments) -> Found:
     """A layer that a configuration describes."""
     name = joined(layer.names)
     other = keras_config.other_kind(layer.entry)
     if other:
-        return Found(name, problem=f"layer {quoted(name)}: this is {other}, not an LSTM", is_lstm=False)
+        return other_layer(name, f"layer {quoted(name)}", other)
     try:
-        version, told = keras_config.told_version(layer.entry, version, told)
+        version, arguments = keras_config.version_from(layer.entry, version, arguments)
     except FormatError as error:
         return Found(name, problem=f"layer {quoted(name)}: {error}")
-    return found(name, layout, lambda: keras_config.plan(layer.entry, version), limit, layer.names[-1:], told)
+    return found(name, layout, lambda: keras_config.plan(layer.entry, version), limit, layer.names[-1:], arguments)
 
 
 def check_number(layers: int) -> None:

@@ -34,7 +34,7 @@ __all__ = [
     "TYPES",
     "Call",
     "Constants",
-    "RunTime",
+    "NotConstant",
     "Value",
     "check_inside",
     "effort",
@@ -62,7 +62,7 @@ SMALL = 256  # bytes: constants up to here are the same if their content is
 EXTERNAL = 1  # TensorProto.DataLocation
 
 
-class RunTime(FormatError):
+class NotConstant(FormatError):
     """Not a constant: it depends on an input of the model."""
 
 
@@ -173,7 +173,7 @@ class Constants:
 
         Raises
         ------
-        RunTime
+        NotConstant
             If it depends on an input of the model.
         FormatError
             If it cannot be computed here; the message names the tensor or the node.
@@ -196,7 +196,7 @@ class Constants:
 
     def _find(self, scope: Scope, name: str, depth: int) -> Value:
         if name in scope.inputs:
-            raise RunTime(f"{quoted(name)} is an input of the model, not a constant")
+            raise NotConstant(f"{quoted(name)} is an input of the model, not a constant")
         if name in scope.sparse:
             raise FormatError(f"tensor {quoted(name)} is sparse: export it as a dense one")
         if name in scope.tensors:
@@ -211,10 +211,10 @@ class Constants:
                 return self.make(("sizes", array.tobytes()), Value(array.shape, "int64", lambda: array))
         try:
             inputs = [self.get(scope, each, depth + 1) if each else None for each in node.input]
-        except RunTime as error:
-            raise RunTime(f"{quoted(name)} is computed at run time: {str(error)[:300]}") from None
+        except NotConstant as error:
+            raise NotConstant(f"{quoted(name)} is computed at run time: {str(error)[:300]}") from None
         if any(attribute.HasField("g") for attribute in node.attribute):
-            raise RunTime(f"{quoted(name)} is computed at run time, by a graph inside {quoted(node.op_type)}")
+            raise NotConstant(f"{quoted(name)} is computed at run time, by a graph inside {quoted(node.op_type)}")
         try:
             if node.op_type not in self.operators or node.domain not in ("", "ai.onnx"):
                 raise FormatError(f"operator {quoted(node.op_type)} cannot be computed here; {FOLD}")

@@ -208,7 +208,7 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Named:
+class Initializer:
     """An initializer by its name, shape and torch's name of its dtype."""
 
     name: str
@@ -281,12 +281,12 @@ def _in_order(scope: Scope) -> Sequence[Any]:
 def _taken_apart(scope: Scope, constants: Constants, limit: int, room: int) -> list[Found]:
     """Cells without a node, by PyTorch's names of initializers that no LSTM node has."""
     tensors = {
-        name: Named(name, tuple(tensor.dims), TYPES.get(tensor.data_type, "another type"))
+        name: Initializer(name, tuple(tensor.dims), TYPES.get(tensor.data_type, "another type"))
         for name, tensor in scope.tensors.items()
         if name not in constants.used and len(name) <= torch_names.MAX_NAME and name.count(".") <= torch_names.MAX_DEPTH
     }
 
-    def reader(wanted: Sequence[Named]) -> list[Array]:
+    def reader(wanted: Sequence[Initializer]) -> list[Array]:
         return [to_floats(read(constants.get(scope, tensor.name), room), tensor.dtype) for tensor in wanted]
 
     outside = {_owner(name): name for name in tensors if is_outside(scope.tensors[name])} if constants.external is None else {}

@@ -19,7 +19,7 @@ from fastlstm.arrays import Array
 from fastlstm.cell import Activation, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
-from fastlstm.loaders.onnx.constants import NUMBERS_LIMIT, Call, Constants, RunTime, Value, check_inside, read
+from fastlstm.loaders.onnx.constants import NUMBERS_LIMIT, Call, Constants, NotConstant, Value, check_inside, read
 from fastlstm.loaders.onnx.folding import dequantized
 from fastlstm.loaders.onnx.graph import Scope, attributes, label
 from fastlstm.loaders.onnx.sizes import Open, Size
@@ -176,7 +176,7 @@ def _check_lengths(node: Any, scope: Scope, constants: Constants, layout: int) -
     name = node.input[4] if len(node.input) > 4 else ""
     try:
         lengths = read(constants.get(scope, name), NUMBERS_LIMIT) if name else None
-    except RunTime:
+    except NotConstant:
         return
     except FormatError as error:
         raise FormatError(f"cannot be read, because of its sequence_lens: {error}") from None
@@ -215,7 +215,7 @@ def _constants(
             elif states is not None:
                 values[name] = states.find(scope, tensor, shape)
                 given |= values[name] is None
-        except RunTime as error:
+        except NotConstant as error:
             raise FormatError(f"has no constant {name}: {error}") from None
         except FormatError as error:
             raise FormatError(f"cannot be read, because of its {name}: {error}") from None

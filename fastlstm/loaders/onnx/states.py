@@ -15,7 +15,7 @@ import numpy as np
 
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import quoted
-from fastlstm.loaders.onnx.constants import MAX_DEPTH, NUMBERS_LIMIT, Call, Constants, RunTime, Value, effort, read
+from fastlstm.loaders.onnx.constants import MAX_DEPTH, NUMBERS_LIMIT, Call, Constants, NotConstant, Value, effort, read
 from fastlstm.loaders.onnx.graph import Scope, label
 from fastlstm.loaders.onnx.sizes import Size
 
@@ -185,7 +185,7 @@ class States:
             raise problem
         if function is None:
             unlike = f"{quoted(node.op_type)} node {quoted(label(node))}: {UNLIKE}"
-            raise FormatError(unlike) if isinstance(problem, RunTime) else problem
+            raise FormatError(unlike) if isinstance(problem, NotConstant) else problem
         self._constants.spend(node)
         how = HOW.get(node.op_type, max(1, len(node.input)))
         if "" in node.input[:how] or len(node.input) < min(1, how):

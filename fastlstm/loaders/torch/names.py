@@ -23,8 +23,17 @@ import numpy as np
 
 from fastlstm.arrays import Array
 from fastlstm.errors import FormatError
-from fastlstm.loaders.found import Found, LSTMInfo, distinct, listing, quoted
-from fastlstm.loaders.tensors import LazyTensor, Named, Reader, check_dtype, check_size, handed_over, one_precision
+from fastlstm.loaders.found import Found, LSTMInfo, distinct, listing, other_layer, quoted, refused
+from fastlstm.loaders.tensors import (
+    LazyTensor,
+    NamedTensor,
+    ReadFloats,
+    check_dtype,
+    check_size,
+    dtypes,
+    handed_over,
+    one_precision,
+)
 from fastlstm.weights import Weights, check_sizes, parameter_shapes
 
 __all__ = ["Group", "find", "looks_like_parameter"]
@@ -65,10 +74,10 @@ class Group:
 class Parameter:
     """One parameter as it is stored: by variant ("" is the plain one), the name and the tensor."""
 
-    stored: dict[str, Named] = field(default_factory=dict)
+    stored: dict[str, NamedTensor] = field(default_factory=dict)
 
     @property
-    def main(self) -> Named:
+    def main(self) -> NamedTensor:
         """What has the parameter's shape: the plain tensor, the direction ``v`` of a weight norm, or what was pruned."""
         return self.stored.get("") or self.stored.get("v") or self.stored.get("orig") or next(iter(self.stored.values()))
 
@@ -144,7 +153,7 @@ class Candidate:
         return (f"{self.prefix}." if self.prefix else "") + (canonical.removesuffix("_l0") if self.is_cell else canonical)
 
 
-def find(groups: Iterable[Group], reader: Reader, limit: float = math.inf, batch_first: bool | None = None) -> list[Found]:
+def find(groups: Iterable[Group], reader: ReadFloats, limit: float = math.inf, batch_first: bool | None = None) -> list[Found]:
     """Find the LSTMs in state dicts.
 
     Parameters
@@ -228,16 +237,14 @@ def _is_foreign(parts: Sequence[str], in_cell: bool) -> bool:
     return FOREIGN_WORD.search(first.lower()) is not None
 
 
-def _examine(candidate: Candidate, reader: Reader, limit: float, batch_first: bool | None) -> Found:
+def _examine(candidate: Candidate, reader: ReadFloats, limit: float, batch_first: bool | None) -> Found:
     other = _other_kind(candidate)
     if other:
-        return Found(candidate.prefix, problem=f"{quoted(candidate.prefix)}: this is {other}, not an LSTM", is_lstm=False)
+        return other_layer(candidate.prefix, quoted(candidate.prefix), other)
     try:
         info, parameters = _check(candidate, limit)
-    except FormatError as error:
-        return Found(candidate.prefix, problem=str(error))
-    except ValueError as error:  # a size no network has
-        return Found(candidate.prefix, problem=f"{quoted(candidate.prefix)}: {error}")
+    except ValueError as error:
+        return refused(candidate.prefix, quoted(candidate.prefix), error)
 
     def read() -> Weights:
         arrays = iter(reader([tensor for parameter in parameters.values() for _, tensor in parameter.stored.values()]))
@@ -311,7 +318,7 @@ def _check(candidate: Candidate, limit: float) -> tuple[LSTMInfo, dict[str, Para
         bidirectional=any(direction for _, direction, _ in given),
         proj_size=recurrent if "weight_hr" in kinds else 0,
         bias=not kinds.isdisjoint({"bias_ih", "bias_hh"}),
-        dtype="+".join(sorted({tensor.dtype for parameter in given.values() for _, tensor in parameter.stored.values()})),
+        dtype=dtypes(tensor for parameter in given.values() for _, tensor in parameter.stored.values()),
     )
     check_sizes(info.input_size, info.hidden_size, info.num_layers, info.proj_size)
     parameters = {}

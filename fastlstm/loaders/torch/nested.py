@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from fastlstm.errors import FormatError
-from fastlstm.loaders.found import Contents, Found, listing
+from fastlstm.loaders.found import Contents, Found, summary
 from fastlstm.loaders.tensors import LazyTensor
 from fastlstm.loaders.torch.names import Group, looks_like_parameter
 
@@ -71,4 +71,4 @@ def _steps(path: Path) -> tuple[str, ...]:
 def contents(what: str, found: list[Found], every: list[Group]) -> Contents:
     """Summarise for the case that there is no LSTM."""
     names = [name for group in every for name in group.tensors]
-    return Contents(found, f"{what} with {len(names)} tensors: {listing(names, 5)}" if names else f"{what} without named tensors")
+    return Contents(found, summary(what, names) if names else f"{what} without named tensors")
