@@ -32,6 +32,13 @@ def set_num_threads(n: int) -> None:
     ------
     TypeError, ValueError
         If `n` is not an integer in that range.
+
+    Notes
+    -----
+    OpenMP's workers belong to the thread that first called for them, until it ends, and those of all callers together are never
+    more than the processors. In a pool of threads the first callers have them, and calls of the others run on one thread, even if
+    the first ones are idle. Where calls come one at a time, let one thread make them; where they come from all at once, the
+    processors are busiest with one thread for each.
     """
     global _num_threads, _usual
     _num_threads = check_threads("n", n)
