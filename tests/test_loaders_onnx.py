@@ -763,6 +763,14 @@ STATES: dict[str, Any] = {
         step("Where", "yes", "b", "a", "c"),
         step("Concat", "c", "a", "s", axis=-1),
     ],
+    "a number for both directions, as tf2onnx spreads it": [
+        step("Cast", "n", "n32", to=TensorProto.INT32),
+        step("Cast", "n32", "n64", to=TensorProto.INT64),
+        step("Concat", "n64", "H", "rows", axis=0),
+        step("Expand", "half", "rows", "one"),
+        step("Unsqueeze", "one", "0", "part"),
+        step("Concat", "part", "part", "s", axis=0),
+    ],
     "sizes of a tensor that nobody knows": [
         step("Custom", "X", "any"),
         step("Shape", "any", "all", start=1, end=2),
@@ -775,7 +783,8 @@ STATES: dict[str, Any] = {
         step("Shape", "any", "all"),
         step("ConstantOfShape", "all", "zeros"),
         step("Add", "half", "zeros", "many"),
-        step("Slice", "many", "0", "1", "0", "s"),
+        step("Slice", "many", "0", "1", "0", "some"),
+        step("Concat", "some", "some", "s", axis=0),
     ],
 }
 

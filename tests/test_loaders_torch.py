@@ -394,10 +394,6 @@ BAD_STATE_DICTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         without("rnn.weight_hh_l0") | {"rnn.weight_hh_l0_orig": ONES((20, 5), "f"), "rnn.weight_hh_l0_mask": values("", (20, 5))},
         ("'rnn.weight_hh_l0_mask' must hold zeros and ones alone",),
     ),
-    "weight drop inside": (
-        without("rnn.weight_hh_l0") | {"rnn.weight_hh_l0_raw": ONES((20, 5), "f")},
-        ("'rnn.weight_hh_l0_raw' is not understood", "weight drop"),
-    ),
     "a scale for one": (without() | {"rnn.bias_ih_l0_scale": ONES((), "f")}, ("'rnn.bias_ih_l0_scale' is not understood",)),
     "scales by row": (
         without() | {f"{name}_scale": ONES(20, "f") for name in without()},
@@ -449,15 +445,27 @@ def test_an_initial_state_beside_an_lstm_is_not_its_own() -> None:
     )
 
 
-def test_weight_drop_around_an_lstm_is_refused() -> None:
-    """As fastai's AWD-LSTM is saved: what the inner LSTM holds is the raw tensor less what the last training step dropped."""
-    tensors = state_dict("rnns.0.module.") | {"rnns.0.weight_hh_l0_raw": ONES((20, 5), "f")}
-    refused(lambda: from_torch(tensors, "rnns.0.module"), "'rnns.0.weight_hh_l0_raw'", "no parameter of nn.LSTM")
+@pytest.mark.parametrize("left_over", [False, True])
+def test_weight_drop(left_over: bool) -> None:
+    """As fastai's AWD-LSTM is saved: inference uses the raw tensor; the inner LSTM's lacks what the last step dropped."""
+    expected = state_dict()
+    outer = {f"{n}.rnns.0.module.{name}": a for n in "01" for name, a in expected.items() if left_over or name != "weight_hh_l0"}
+    for n in "01":
+        if left_over:
+            outer[f"{n}.rnns.0.module.weight_hh_l0"] = ONES((20, 5), "f")
+        outer[f"{n}.rnns.0.weight_hh_l0_raw"] = expected["weight_hh_l0"]
+    for n in "01":
+        assert_same_weights(from_torch(outer, f"{n}.rnns.0.module").weights, expected)
+    refused(lambda: from_torch(outer), "2 LSTMs")
+    inside = {name + "_raw" * (name == "weight_hh_l0"): a for name, a in expected.items()}
+    assert_same_weights(from_torch(inside).weights, expected)
+    both = expected | {"weight_hh_l0_raw": expected["weight_hh_l0"]}
+    refused(lambda: from_torch(both), "raw under weight drop", "'weight_hh_l0'", "'weight_hh_l0_raw'")
     torch = required("torch")
     wrapper = torch.nn.Module()
     wrapper.module = torch.nn.LSTM(3, 5)
     wrapper.weight_hh_l0_raw = torch.nn.Parameter(torch.ones(20, 5))
-    refused(lambda: from_torch(wrapper, "module"), "'weight_hh_l0_raw'", "no parameter of nn.LSTM")
+    assert (from_torch(wrapper, "module").state_dict()["weight_hh_l0"] == 1).all()
 
 
 def test_live_subclasses() -> None:

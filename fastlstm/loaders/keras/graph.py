@@ -242,7 +242,7 @@ def _arguments(node: Any) -> tuple[list[History], tuple[float, ...], dict[str, A
         elif isinstance(item, (int, float)) and not isinstance(item, bool):
             constants.append(item)
         else:
-            raise FormatError(f"it is called with {shown(item)}")
+            raise FormatError(f"it is called with {shown(item)}: only tensors and numbers are supported, no slices")
     if not tensors:
         raise FormatError("it is called without a tensor")
     return tensors, tuple(constants), keywords
@@ -254,7 +254,7 @@ def _mask(keywords: Mapping[str, Any]) -> History | None:
         if key == "training" and value:
             raise FormatError("it is called with training=True")
         if key not in ("training", "mask") and value is not None:
-            raise FormatError(f"it is called with {shown(key)}")
+            raise FormatError(f"it is called with {shown(key)}, which is not supported")
     mask = keywords.get("mask")
     if mask is None or (isinstance(mask, list) and mask and all(item is None for item in mask)):
         return None

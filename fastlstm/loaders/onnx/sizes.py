@@ -25,6 +25,7 @@ __all__ = ["Open", "Size", "Sizes"]
 
 # What exporters make shapes with; run on arrays of objects
 OPERATIONS = ("Concat", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Unsqueeze")
+INTEGERS = (6, 7)  # int32, int64: a size fits both
 MAX_NUMBERS = 64
 MAX_RANK = 16
 MAX_NUMBER = 1 << 63
@@ -140,6 +141,8 @@ class Sizes:
             given = attributes(node, {"start": "i", "end": "i"})
             shape = self.shape(scope, node.input[0], depth + 1)
             return None if shape is None else _objects(shape[given.get("start", 0) : given.get("end")])
+        if node.op_type == "Cast" and attributes(node, {"to": "i"}).get("to") in INTEGERS:
+            return self.numbers(scope, node.input[0], depth + 1)
         if node.op_type not in OPERATIONS or len(node.input) > MAX_NUMBERS:
             return self._integers(scope, name, depth).astype(object)
         first = 2 if node.op_type == "Mul" else len(node.input) if node.op_type == "Concat" else 1  # inputs that may hold sizes

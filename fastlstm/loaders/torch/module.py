@@ -78,7 +78,13 @@ def _module(torch: Any, module: Any) -> Contents:
                     tensors[full] = tensor
         elif type(part).__name__ in RECURRENT and "quantized" in type(part).__module__:
             refused.append(_quantized(path))
-    others = tuple(name for name in module.state_dict() if name not in tensors)  # of a wrapper: what it makes weights of
+    whole = module.state_dict()
+    for name in whole:
+        if name.endswith("_raw") and name not in tensors:  # weight drop is a wrapper that holds what it drops from
+            tensor = lazy(whole[name], name)
+            if tensor is not None:
+                tensors[name] = tensor
+    others = tuple(name for name in whole if name not in tensors)  # of other wrappers: what they make weights of
     found = [
         replace(item, info=replace(item.info, batch_first=batch_first.get(item.name)) if item.info else None)
         for item in find_lstms([Group((), tensors, others)], read)

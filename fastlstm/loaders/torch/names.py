@@ -56,7 +56,6 @@ STATE, START = r"([hc]x?|hidden|cell|state|hidden_state|cell_state)s?", r"(0|ini
 INITIAL = re.compile(rf"{STATE}_?{START}|{START}_?{STATE}(_?0)?|[hc]x")
 HINTS = {
     "original": "a parametrization: torch.nn.utils.parametrize.remove_parametrizations makes a plain tensor of it",
-    "raw": "weight drop: rename the raw tensor to the plain name",
     "scale": "a scale for some parameters and none for others",
 }
 
@@ -78,7 +77,7 @@ class Parameter:
 
     @property
     def main(self) -> NamedTensor:
-        """What has the parameter's shape: the plain tensor, the direction ``v`` of a weight norm, or what was pruned."""
+        """What has the parameter's shape: the plain tensor, the direction ``v`` of a weight norm, or what is pruned."""
         return self.stored.get("") or self.stored.get("v") or self.stored.get("orig") or next(iter(self.stored.values()))
 
     @property
@@ -88,14 +87,14 @@ class Parameter:
     def check(self) -> None:
         """Refuse what is not exactly one known way to store a parameter."""
         for variant, (name, _) in self.stored.items():
-            if variant not in ("", "g", "v", "orig", "mask", "scale"):
+            if variant not in ("", "g", "v", "orig", "mask", "raw", "scale"):
                 raise FormatError(f"{quoted(name)} is not understood ({HINTS.get(variant, 'a parametrization')})")
         parts = self.stored.keys() - {"scale"}
-        if parts not in ({""}, {"g", "v"}, {"orig", "mask"}):
+        if parts not in ({""}, {"raw"}, {"g", "v"}, {"orig", "mask"}):
             names = listing(name for name, _ in self.stored.values())
             raise FormatError(
-                "a parameter is one tensor, or both parts (g and v) of a weight norm, or orig and mask of a pruned one, "
-                f"found {names}"
+                "a parameter is one tensor (raw under weight drop), both parts (g and v) of a weight norm, or orig and mask of "
+                f"a pruned one, found {names}"
             )
         if "g" in parts:
             by_column = [(1, *self.shape[1:])] if len(self.shape) == 2 else []
@@ -123,7 +122,7 @@ class Parameter:
             with np.errstate(all="ignore"):
                 value *= mask
         else:
-            value = arrays[""]
+            value = arrays["raw" if "raw" in arrays else ""]  # weight drop leaves nothing out at inference
         if "scale" in arrays:
             with np.errstate(all="ignore"):
                 value *= np.exp(arrays["scale"].reshape(()).astype(np.float64)).astype(value.dtype)
@@ -209,12 +208,19 @@ def _candidates(group: Group, room: int) -> list[Candidate]:
         own = candidates.get(".".join(parts[:-1]))
         if own is not None and name not in group.tensors and looks_like_parameter(name):
             own.foreign = name
-        if name.endswith("_raw"):
-            # Weight drop as a wrapper: the LSTM below it holds what the last training step left over of the raw tensor
-            wrapped = candidates.get(".".join([*parts[:-1], "module"]))
-            if wrapped is not None:
-                wrapped.foreign = name
-    return list(candidates.values())
+    return [candidate for prefix, candidate in candidates.items() if not _is_weight_drop(candidate, candidates, prefix)]
+
+
+def _is_weight_drop(wrapper: Candidate, candidates: dict[str, Candidate], prefix: str) -> bool:
+    """Whether it is a weight drop around another LSTM, as fastai's, whose raw tensors are then that one's parameters.
+
+    Of these the other holds nothing, or what the last training step left over.
+    """
+    wrapped = candidates.get(f"{prefix}.module" if prefix else "module")
+    if wrapped is None or any(set(parameter.stored) != {"raw"} for parameter in wrapper.parameters.values()):
+        return False
+    wrapped.parameters |= wrapper.parameters
+    return True
 
 
 def _is_foreign(parts: Sequence[str], in_cell: bool) -> bool:

@@ -216,6 +216,7 @@ _BLANKS = (
     "builtins.set",
     "builtins.frozenset",
     "builtins.bytearray",
+    "builtins.bytes",
     "builtins.complex",
     "numpy.dtype",
     "numpy.core.multiarray.scalar",
