@@ -178,45 +178,22 @@ class Tape(Generic[S]):
         net, (T, B) = self._net, self._sizes
         if net._packed is not self._packed:
             raise RuntimeError("the network's weights were replaced (load_state_dict) after this tape was recorded; record again")
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, (int, np.integer))):
-            raise TypeError(f"steps must be an integer or None, got {steps!r:.100}")
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
-        wanted = as_flag("input", input)
-        steps = 0 if steps is None else int(min(steps, max(T, 1)))  # at T or beyond nothing is cut
-        d_y: Array | None = None
-        if d_output is not None:
-            d_y = net._as_written(for_kernels(_like("d_output", d_output, self.output)), self._single, self._batch_first)
-        if d_y is not None and self._steps is not None:
-            d_y = compact(d_y, self._steps)
-        d_final, allowed = self._check_state(d_state), _threads.allowance(threads)
+        cut, wanted = _check_steps(steps, T), as_flag("input", input)
+        d_y, d_asked, allowed = self._check_output(d_output), self._check_state(d_state), _threads.allowance(threads)
 
-        single, I = self._single, net.input_size
-        d_input: Array | None = None
-        d_x: Array | None = None
-        if wanted:
-            # All of it is written but where a row has ended
-            room = _room if self._lengths is None and T and B else zeros
-            d_input = room((T, I) if single else (B, T, I) if self._batch_first else (T, B, I), net.dtype)
-            d_x = d_input[:, None] if single else d_input.transpose(1, 0, 2) if self._batch_first else d_input
-        d_asked = d_final
+        d_input, d_x = self._room_for_input() if wanted else (None, None)
+        d_final = d_asked
         if self._ended is not None:
-            d_final = copies(d_final, net._new_state(B))
+            d_final = copies(d_asked, net._new_state(B))
             begin_anew(d_final, self._ended, net._directions(reverse=False), None)
         d_initial = copies(d_final, net._new_state(B))  # a row without a step hands on what it is given
-        shapes = self._packed.shapes
-        parameters = _room_of(shapes, net.dtype, T * B)
-        memory: list[GradientMemory] = []
-        for index in range(len(self._packed.weights.layers)):
-            end = suffix(index, net.num_directions)
-            kinds = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_peephole", "h_0", "c_0")
-            memory.append(tuple(as_bytes(parameters.get(kind + end)) for kind in kinds))
+        parameters = _room_of(self._packed.shapes, net.dtype, T * B)
         try:
             self._unused.pop()
         except IndexError:
             raise RuntimeError(_USED) from None  # by another Python thread, just now
         try:
-            self._run_back(d_y, d_final, steps, d_x, d_initial, memory, allowed)
+            self._run_back(d_y, d_final, cut, d_x, d_initial, self._memory_of(parameters), allowed)
         except MemoryError:  # nothing has changed then
             self._unused.append(True)
             raise
@@ -231,10 +208,23 @@ class Tape(Generic[S]):
             if self._given:
                 self._add_initial(parameters, d_initial, net._directions(reverse=True))
             begin_anew(d_initial, self._ended, net._directions(reverse=True), None)
-        for name in shapes:
+        for name in parameters:
             if name.startswith("bias_hh"):
                 parameters[name][...] = parameters[name.replace("bias_hh", "bias_ih")]
-        return Gradients(d_input, net._as_returned(d_initial, single), parameters)
+        return Gradients(d_input, net._as_returned(d_initial, self._single), parameters)
+
+    def _room_for_input(self) -> tuple[Array, Array]:
+        """The gradient of the input as the caller gets it, the same memory as (T, B, I): written but where a row has ended."""
+        net, (T, B), I = self._net, self._sizes, self._net.input_size
+        room = _room if self._lengths is None and T and B else zeros
+        d_input = room((T, I) if self._single else (B, T, I) if self._batch_first else (T, B, I), net.dtype)
+        return d_input, d_input[:, None] if self._single else d_input.transpose(1, 0, 2) if self._batch_first else d_input
+
+    def _memory_of(self, parameters: dict[str, Array]) -> list[GradientMemory]:
+        """The gradients of each layer and direction, as the engine takes them; that of bias_hh is bias_ih's."""
+        kinds = ("weight_ih", "weight_hh", "bias_ih", "weight_hr", "weight_peephole", "h_0", "c_0")
+        ends = [suffix(record, self._net.num_directions) for record in range(len(self._packed.weights.layers))]
+        return [tuple(as_bytes(parameters.get(kind + end)) for kind in kinds) for end in ends]
 
     def _add_initial(self, parameters: dict[str, Array], d_state: OptionalState, records: slice) -> None:
         """Where rows restart, the gradient of their state is one of the network's own initial state, if it has one."""
@@ -243,6 +233,13 @@ class Tape(Generic[S]):
                 name = kind + suffix(record, self._net.num_directions)
                 if d is not None and name in parameters:
                     parameters[name] += d[record, self._ended].sum(axis=0)
+
+    def _check_output(self, d_output: Any) -> Array | None:
+        if d_output is None:
+            return None
+        given = for_kernels(_like("d_output", d_output, self.output))
+        d_y = self._net._as_written(given, self._single, self._batch_first)
+        return d_y if self._steps is None else compact(d_y, self._steps)
 
     def _check_state(self, d_state: Any) -> OptionalState:
         if d_state is None:
@@ -279,6 +276,15 @@ class Tape(Generic[S]):
         if content is not None:
             self._engine = _engine.Tape(self._packed.network, *self._arguments)
             self._engine.restore(content)
+
+
+def _check_steps(steps: Any, T: int) -> int:
+    """Of truncation; 0: none, as at T or beyond nothing is cut."""
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, (int, np.integer))):
+        raise TypeError(f"steps must be an integer or None, got {steps!r:.100}")
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    return 0 if steps is None else int(min(steps, max(T, 1)))
 
 
 def _room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
