@@ -34,6 +34,8 @@ DTYPES = ("float32", "float64")
 # 3e-6 = 50 u leaves room for chains of layers; one wrong term, gate or row is wrong by 1e-2 and more.
 TOLERANCE = {"float32": 3e-6, "float64": 1e-12}
 
+FUSED = tuple(isa for isa in fastlstm.available_isas() if isa != "baseline")  # have fused multiply-add, and so the same bits
+
 
 @dataclass(frozen=True)
 class Case:
@@ -54,10 +56,13 @@ class Case:
         lstm = lstm or self.network()
         return flat(lstm(self.x, self.state, lengths=self.lengths, resets=self.resets, **options))
 
+    def exact(self) -> Weights:
+        """The weights in float64."""
+        return self.weights.with_tensors({name: a.astype(np.float64) for name, a in self.weights.named_tensors()})
+
     def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Output, h_n and c_n of the reference."""
-        exact = self.weights.with_tensors({name: a.astype(np.float64) for name, a in self.weights.named_tensors()})
-        return flat(reference.forward(exact, self.x, self.state, self.lengths, self.resets))
+        return flat(reference.forward(self.exact(), self.x, self.state, self.lengths, self.resets))
 
     def rows(self, rows: Any) -> Case:
         """The same network on some of the rows, in the order given."""
@@ -216,6 +221,34 @@ def run_python(code: str, *arguments: object, timeout: float = 120, check: bool 
     if check:
         assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def results_by_isa(function: str, folder: Path, isas: tuple[str, ...] = fastlstm.available_isas()) -> dict[str, Any]:
+    """The named arrays that ``module.function`` of the tests gives in a process of its own under each instruction set."""
+    module, results = function.split(".")[0], {}
+    for isa in isas:
+        path = folder / f"{isa}.npz"
+        code = f"assert fastlstm.isa == sys.argv[1]; numpy.savez(sys.argv[2], **{function}())"
+        run_python(f"import sys, numpy, fastlstm, {module}; {code}", isa, path, FASTLSTM_ISA=isa)
+        results[isa] = dict(np.load(path))
+    return results
+
+
+def assert_same_on_every_fused(results: dict[str, Any]) -> None:
+    """Bit by bit the same under all instruction sets with fused multiply-add; skips the test where one would be compared with
+    itself."""
+    if len(FUSED) < 2:
+        pytest.skip("needs two instruction sets with fused multiply-add")
+    *others, last = FUSED
+    assert results[last]
+    for isa in others:
+        assert list(results[isa]) == list(results[last])
+        for key, best in results[last].items():
+            given, bits = results[isa][key], f"u{best.itemsize}"
+            assert (given.dtype, given.shape) == (best.dtype, best.shape), key
+            different = np.flatnonzero(given.view(bits) != best.view(bits))
+            at = different[:1]
+            assert not len(different), f"{key}: {isa} {given[at]}, {last} {best[at]} at {at}"
 
 
 def assert_interrupted_soon(code: str, *arguments: object, pause: float) -> None:

@@ -17,12 +17,15 @@ import numpy as np
 import pytest
 from helpers import (
     DTYPES,
+    FUSED,
     Case,
     assert_interrupted_soon,
     assert_same_bytes,
+    assert_same_on_every_fused,
     flat,
     import_torch,
     make_case,
+    results_by_isa,
     run_python,
     settle,
     torch_network,
@@ -85,8 +88,7 @@ def exact(case: Case, d_output: Any, d_state: Any) -> Named:
     if d_state is not None:
         zeros = (np.zeros(s.shape) for s in asked(case)[1])
         d_state = tuple(zero if d is None else d for d, zero in zip(d_state, zeros, strict=True))
-    wide = case.weights.with_tensors({name: a.astype(np.float64) for name, a in case.weights.named_tensors()})
-    return by_name(*reference.backward(wide, case.x, case.state, d_output, d_state, case.lengths, case.resets))
+    return by_name(*reference.backward(case.exact(), case.x, case.state, d_output, d_state, case.lengths, case.resets))
 
 
 def by_torch(case: Case, d_output: Any, d_state: Any, steps: int | None = None) -> Named:
@@ -686,35 +688,20 @@ ISA_CASES = [
 ]
 
 
-def isa_cases() -> Any:
+def isa_gradients() -> Named:
+    found = {}
     for dtype in DTYPES:
         for name, kind in ISA_CASES:
             case = make_case(name, dtype, **KINDS[kind])
             for steps in (None, 2):
-                yield f"{name}, {kind}, {dtype}, steps {steps}", case, steps
-
-
-def write_gradients(path: str, expected_isa: str) -> None:
-    """In a process of its own: all gradients of all the cases, under the instruction set that was asked for."""
-    assert fastlstm.isa == expected_isa, f"asked for {expected_isa}, runs {fastlstm.isa}"
-    found = {}
-    for key, case, steps in isa_cases():
-        found[key] = np.concatenate([a.ravel() for a in gradients(case, *asked(case), threads=1, steps=steps).values()])
-    np.savez(path, **found)
+                all_of_them = gradients(case, *asked(case), threads=1, steps=steps).values()
+                found[f"{name}, {kind}, {dtype}, steps {steps}"] = np.concatenate([a.ravel() for a in all_of_them])
+    return found
 
 
 def test_instruction_sets(tmp_path: Path) -> None:
     """Every set with fused multiply-add gives the same bits."""
-    isas = [isa for isa in fastlstm.available_isas() if isa != "baseline"]
-    results = []
-    for isa in isas:
-        path = tmp_path / f"{isa}.npz"
-        run_python("import sys, test_gradients; test_gradients.write_gradients(*sys.argv[1:])", path, isa, FASTLSTM_ISA=isa)
-        results.append(dict(np.load(path)))
-    for isa, found in zip(isas, results, strict=True):
-        assert list(found) == [key for key, _, _ in isa_cases()]
-        for key, a in found.items():
-            assert a.tobytes() == results[-1][key].tobytes(), f"{key}: {isa} and {isas[-1]} differ"
+    assert_same_on_every_fused(results_by_isa("test_gradients.isa_gradients", tmp_path, FUSED))
 
 
 # ---- NaN, infinity, subnormal numbers ----------------------------------------------------------------------------------------

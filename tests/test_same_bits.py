@@ -10,7 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, TOLERANCE, Case, assert_close, assert_same_bytes, flat, import_torch, make_case, run_python
+from helpers import (
+    DTYPES,
+    TOLERANCE,
+    Case,
+    assert_close,
+    assert_same_bytes,
+    assert_same_on_every_fused,
+    flat,
+    import_torch,
+    make_case,
+    results_by_isa,
+)
 from shapes import EDGE, Shape
 
 import fastlstm
@@ -456,39 +467,38 @@ def isa_case(name: str, kind: str, dtype: str) -> Case:
     return case
 
 
-def write_outputs(path: str, expected_isa: str) -> None:
-    """In a process of its own: the engine's outputs for all the cases, under the instruction set that was asked for."""
-    assert fastlstm.isa == expected_isa, f"asked for {expected_isa}, runs {fastlstm.isa}"
+def isa_outputs() -> dict[str, np.ndarray]:
     outputs = {}
     for dtype in DTYPES:
         for name, kind in ISA_CASES:
             outputs[f"{name}/{kind}/{dtype}"] = np.concatenate([a.ravel() for a in isa_case(name, kind, dtype).run(threads=1)])
-    np.savez(path, **outputs)
+    return outputs
 
 
-def test_instruction_sets(tmp_path: Path) -> None:
-    """Every set with fused multiply-add gives the same bits; the baseline differs by rounding only."""
+@pytest.fixture(scope="module")
+def by_isa(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return results_by_isa("test_same_bits.isa_outputs", tmp_path_factory.mktemp("isas"))
+
+
+def test_the_best_instruction_set_is_the_last() -> None:
     isas = fastlstm.available_isas()
     assert isas[0] == "baseline"
     assert fastlstm.isa in isas
     if "FASTLSTM_ISA" not in os.environ:
         assert fastlstm.isa == isas[-1]
-    results = {}
-    for isa in isas:
-        path = tmp_path / f"{isa}.npz"
-        run_python("import sys, test_same_bits; test_same_bits.write_outputs(*sys.argv[1:])", path, isa, FASTLSTM_ISA=isa)
-        results[isa] = dict(np.load(path))
+
+
+def test_instruction_sets(by_isa: dict[str, Any]) -> None:
+    """Every set with fused multiply-add gives the same bits."""
+    assert_same_on_every_fused(by_isa)
+
+
+def test_instruction_sets_differ_by_rounding_only(by_isa: dict[str, Any]) -> None:
+    """The baseline too."""
     for dtype in DTYPES:
         for name, kind in ISA_CASES:
-            key = f"{name}/{kind}/{dtype}"
-            best = results[isas[-1]][key]
-            for isa in isas[1:]:
-                bits = f"u{best.itemsize}"
-                different = np.flatnonzero(results[isa][key].view(bits) != best.view(bits))
-                at = different[:1]
-                assert not len(different), f"{key}: {isa} {results[isa][key][at]}, {isas[-1]} {best[at]} at {at}"
             if kind in ("plain", "ragged"):
                 exact = np.concatenate([a.ravel() for a in isa_case(name, kind, dtype).expected()])
-                for isa in isas:
-                    error = np.abs(results[isa][key] - exact).max()
-                    assert error <= TOLERANCE[dtype], f"{key}: {isa} is wrong by {error:.3g}"
+                for isa, outputs in by_isa.items():
+                    error = np.abs(outputs[f"{name}/{kind}/{dtype}"] - exact).max()
+                    assert error <= TOLERANCE[dtype], f"{name}, {kind}, {dtype}: {isa} is wrong by {error:.3g}"

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, TOLERANCE, Case, assert_close, assert_same_bytes, flat, run_python
+from helpers import (
+    DTYPES,
+    TOLERANCE,
+    Case,
+    assert_close,
+    assert_same_bytes,
+    assert_same_on_every_fused,
+    flat,
+    results_by_isa,
+)
 from test_reference import EXACT, assert_gradients_close, random_gradients
 from variants import FUNCTIONS, VARIANTS, Variant, make_variant_case
 
@@ -430,29 +438,56 @@ def isa_case(name: str, value: str, dtype: str) -> Case:
     return case
 
 
-def write_outputs(path: str, expected_isa: str) -> None:
-    """In a process of its own: outputs and gradients of all the cases, under the instruction set that was asked for."""
-    assert fastlstm.isa == expected_isa
+def assert_where_expected(case: Case, given: Any, expected: Any, what: str = "") -> None:
+    """NaN and infinities in the same places, finite numbers close by."""
+    bound = tolerance(case, tuple(np.nan_to_num(a, nan=0, posinf=0, neginf=0) for a in expected))
+    for a, b in zip(given, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=bound, err_msg=what)
+
+
+def joined(arrays: Any) -> np.ndarray:
+    return np.concatenate([a.ravel() for a in arrays])
+
+
+def isa_results() -> dict[str, np.ndarray]:
+    """Outputs and gradients of all the cases."""
     results = {}
     for dtype in DTYPES:
         for name in ISA_KINDS:
             for value in ISA_VALUES:
                 case = isa_case(name, value, dtype)
-                d_x, d_state, parameters = gradients(replace(case, x=case.x.copy()))
-                arrays = [*case.run(threads=1), d_x, *d_state, *parameters.values()]
-                results[f"{name}/{value}/{dtype}"] = np.concatenate([a.ravel() for a in arrays])
-    np.savez(path, **results)
+                d_x, d_state, parameters = gradients(case)
+                results[f"{name}/{value}/{dtype}"] = joined(case.run(threads=1))
+                results[f"{name}/{value}/{dtype}/gradients"] = joined((d_x, *d_state, *parameters.values()))
+    return results
 
 
-def test_instruction_sets(tmp_path: Path) -> None:
-    isas, results = fastlstm.available_isas(), {}
-    for isa in isas:
-        path = tmp_path / f"{isa}.npz"
-        run_python("import sys, test_variants; test_variants.write_outputs(*sys.argv[1:])", path, isa, FASTLSTM_ISA=isa)
-        results[isa] = dict(np.load(path))
-    for key, best in results[isas[-1]].items():
-        for isa in isas[1:]:
-            assert results[isa][key].tobytes() == best.tobytes(), f"{key}: {isa} and {isas[-1]} differ"
+@pytest.fixture(scope="module")
+def by_isa(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return results_by_isa("test_variants.isa_results", tmp_path_factory.mktemp("isas"))
+
+
+def test_instruction_sets(by_isa: dict[str, Any]) -> None:
+    assert_same_on_every_fused(by_isa)
+
+
+@dtypes
+@pytest.mark.parametrize("name", ISA_KINDS)
+def test_instruction_sets_differ_by_rounding_only(name: str, dtype: str, by_isa: dict[str, Any]) -> None:
+    """Outputs and gradients of each, the baseline's too, are the reference's; special values are where it has them."""
+    for value in ISA_VALUES:
+        case = isa_case(name, value, dtype)
+        expected = joined(case.expected())
+        for isa, results in by_isa.items():
+            assert_where_expected(case, (results[f"{name}/{value}/{dtype}"],), (expected,), f"{isa}, {value}")
+    case = isa_case(name, "plain", dtype)
+    d_x, d_state, parameters = reference.backward(
+        case.exact(), case.x, case.state, *random_gradients(case), case.lengths, case.resets
+    )
+    tensors = (d_x, *d_state, *parameters.values())
+    bounds = {"float32": 1e-5, "float64": 1e-11}[dtype] * joined(np.full(a.size, max(1.0, np.abs(a).max())) for a in tensors)
+    for isa, results in by_isa.items():
+        assert (np.abs(results[f"{name}/plain/{dtype}/gradients"] - joined(tensors)) <= bounds).all(), isa
 
 
 # ---- Special values ------------------------------------------------------------------------------------------------------------
@@ -465,10 +500,7 @@ def test_nan_and_infinity(name: str, value: str, dtype: str) -> None:
     """They go where the reference has them, and no other row notices."""
     case = isa_case(name, value, dtype)
     given, expected = case.run(), case.expected()
-    bound = tolerance(case, tuple(np.nan_to_num(a, nan=0, posinf=0, neginf=0) for a in expected))
-    for a, b in zip(given, expected, strict=True):
-        np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=bound)
+    assert_where_expected(case, given, expected)
     others = [2, 3, 4]
     assert_same_bytes(tuple(a[:, others] for a in given), case.rows(others).run(), "the other rows")
 
