@@ -17,23 +17,29 @@ import numpy as np
 import pytest
 from helpers import (
     DTYPES,
+    FORK,
     FUSED,
+    OPEN,
+    QUIET,
+    SHUT,
     Case,
+    asked,
     assert_interrupted_soon,
     assert_same_bytes,
     assert_same_on_every_fused,
+    draw,
     flat,
     import_torch,
+    linux,
     make_case,
+    posix,
     results_by_isa,
     run_python,
     settle,
     torch_network,
 )
+from layouts import LAYOUTS
 from shapes import EDGE, Shape
-from test_accuracy import OPEN, SHUT, draw
-from test_process import FORK, QUIET, linux, posix
-from test_same_bits import LAYOUTS
 
 import fastlstm
 from fastlstm import _engine, reference
@@ -59,15 +65,6 @@ def named(names: tuple[str, ...]) -> Any:
 
 
 # ---- What is asked of a case -------------------------------------------------------------------------------------------------
-
-
-def asked(case: Case, seed: int = 5) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Normal gradients of the output and of both final states."""
-    s = case.shape
-    rng = np.random.default_rng([seed, s.T, s.B, s.H])
-    shapes = (*case.x.shape[:2], s.D * s.recurrent), (s.L * s.D, case.x.shape[1], s.recurrent), (s.L * s.D, case.x.shape[1], s.H)
-    output, h_n, c_n = (rng.standard_normal(shape).astype(case.x.dtype) for shape in shapes)
-    return output, (h_n, c_n)
 
 
 def by_name(d_input: Any, d_state: Any, parameters: Any) -> Named:
@@ -1080,7 +1077,8 @@ def test_fork() -> None:
     run_python(
         FORK
         + """
-from test_gradients import asked, by_name, gradients, same_bits
+from helpers import asked
+from test_gradients import by_name, gradients, same_bits
 
 d = asked(case)
 expected_gradients = gradients(case, *d, lstm, threads=2)
@@ -1104,9 +1102,8 @@ LONG_CALL = """
 import signal, sys, time
 import numpy as np
 import fastlstm
-from helpers import make_case
-from test_gradients import asked, gradients, same_bits
-from test_special_values import subnormals_work
+from helpers import asked, make_case, subnormals_work
+from test_gradients import gradients, same_bits
 
 name, threads = sys.argv[1], int(sys.argv[2])
 small = make_case("t5b3i4h20l2")
@@ -1156,8 +1153,8 @@ def test_out_of_memory(what: str) -> None:
 import pathlib, resource, sys
 import numpy as np
 import fastlstm
-from helpers import make_case
-from test_gradients import asked, by_name, gradients, same_bits
+from helpers import asked, make_case
+from test_gradients import by_name, gradients, same_bits
 
 what = sys.argv[1]
 small = make_case("t20b3i4h80l2")

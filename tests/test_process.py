@@ -7,7 +7,6 @@ import os
 import pickle
 import platform
 import re
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,16 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import assert_interrupted_soon, assert_same_bytes, make_case, run_python
+from helpers import FORK, QUIET, assert_interrupted_soon, assert_same_bytes, linux, make_case, posix, run_python
 
 import fastlstm
-
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc or sets limits of Linux")
-posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-
-# Quiet: one thread for NumPy's own products, so that threads counted are the engine's.
-QUIET: dict[str, str | None] = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": None}
-
 
 # ---- Python threads ----------------------------------------------------------------------------------------------------------
 
@@ -135,49 +127,6 @@ print("done")
 # ---- fork --------------------------------------------------------------------------------------------------------------------
 
 
-FORK = """
-import hashlib, os, signal, sys, threading, time, warnings
-warnings.simplefilter("ignore", DeprecationWarning)  # of fork with threads
-import fastlstm
-from helpers import make_case
-
-case = make_case("t60b8i32h160l2d2", lengths=True, resets=True)
-lstm = case.network()
-
-def digest(**options):
-    return hashlib.sha256(b"".join(a.tobytes() for a in case.run(lstm, **options))).hexdigest()
-
-def in_child(work, seconds=30):
-    child = os.fork()
-    if child == 0:
-        signal.alarm(seconds)  # a child that hangs is killed
-        try:
-            work()
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)
-            os._exit(1)
-        os._exit(0)
-    return child
-
-def joined(child):
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status == 0, f"the child ended with {status}"
-
-expected = digest(threads=1)
-
-def check():
-    assert digest() == expected
-    try:
-        digest(threads=0)
-    except ValueError as error:
-        assert str(error) == "threads must be between 1 and 1024, got 0"
-    else:
-        raise AssertionError("threads=0 was taken")
-    assert digest(threads=2) == expected
-    assert digest(threads=4) == expected
-"""
-
-
 @posix
 @pytest.mark.parametrize("before", ["digest()", "digest(threads=4)", "digest(threads=1)", "pass"])
 def test_fork_after_use(before: str) -> None:
@@ -279,8 +228,7 @@ LONG_CALL = """
 import signal, sys, time
 import numpy as np
 import fastlstm
-from helpers import assert_same_bytes, make_case
-from test_special_values import subnormals_work
+from helpers import assert_same_bytes, make_case, subnormals_work
 
 name, threads = sys.argv[1], int(sys.argv[2])
 small = make_case("t5b3i4h20l2")
