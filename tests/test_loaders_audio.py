@@ -60,9 +60,9 @@ def test_a_large_nam(tmp_path: Path) -> None:
     """Some megabytes, read in a fraction of a second per megabyte."""
     path = write_json(tmp_path / "x.nam", nam(H=256, L=1))
     assert path.stat().st_size > 5 << 20
-    start = time.perf_counter()
+    start = time.thread_time()
     assert weights_in(path).hidden_size == 256
-    assert time.perf_counter() - start < 10
+    assert time.thread_time() - start < 10
 
 
 def config(**changes: Any) -> dict[str, Any]:
