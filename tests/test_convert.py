@@ -261,6 +261,10 @@ def test_text_that_does_not_fit(ours: dict[str, Any], part: str, tmp_path: Path)
             scan(tmp_path / "x")
     else:
         assert_same(read(tmp_path / "x")[0], VARIANTS["plain"])
+
+
+def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
+    tensors = dict(VARIANTS["plain"].named_tensors())
     for change, problem in (
         ({"fc.weight": np.zeros(3, "f")}, "unexpected tensor 'fc.weight'"),
         ({"weight_hh_l0": np.zeros((20, 4), "f")}, "weight_hh_l0 must have shape"),

@@ -16,7 +16,7 @@ from helpers import DTYPES, FUSED, TOLERANCE, assert_same_on_every_fused, import
 from shapes import EDGE, Shape
 
 import fastlstm
-from fastlstm import reference
+from fastlstm import _engine, reference
 from fastlstm.weights import LayerWeights, Weights, parameter_shapes
 
 Named = dict[str, np.ndarray]  # "output", "h_n"; or "input", "h_0" and the parameters
@@ -252,8 +252,6 @@ def test_dropout_and_truncation(kind: str) -> None:
     assert tape.output.tobytes() == rnn.record(case.x, case.h_0, dropout=0.4, seed=3, recompute=True).output.tobytes()
     lower, upper = (fastlstm.RNN.from_weights(Weights((layer,))) for layer in case.weights.layers)
     kept = lower(case.x, case.h_0[:1])[0].copy()
-    from fastlstm import _engine
-
     _engine.drop(kept, 0.4, 3, 0)
     assert (kept == 0).any()
     assert tape.output.tobytes() == upper(kept, case.h_0[1:])[0].tobytes()
