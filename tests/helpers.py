@@ -34,6 +34,17 @@ DTYPES = ("float32", "float64")
 # 3e-6 = 50 u leaves room for chains of layers; one wrong term, gate or row is wrong by 1e-2 and more.
 TOLERANCE = {"float32": 3e-6, "float64": 1e-12}
 
+FUSED = tuple(isa for isa in fastlstm.available_isas() if isa != "baseline")  # have fused multiply-add, and so the same bits
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc or sets limits of Linux")
+posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+# Quiet: one thread for NumPy's own products, so that threads counted are the engine's.
+QUIET: dict[str, str | None] = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": None}
+
+SHUT = -10.0  # a gate of 4.5e-5
+OPEN = 30.0  # a gate of 1 - 1e-13: in float32 1
+
 
 @dataclass(frozen=True)
 class Case:
@@ -54,10 +65,13 @@ class Case:
         lstm = lstm or self.network()
         return flat(lstm(self.x, self.state, lengths=self.lengths, resets=self.resets, **options))
 
+    def exact(self) -> Weights:
+        """The weights in float64."""
+        return self.weights.with_tensors({name: a.astype(np.float64) for name, a in self.weights.named_tensors()})
+
     def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Output, h_n and c_n of the reference."""
-        exact = self.weights.with_tensors({name: a.astype(np.float64) for name, a in self.weights.named_tensors()})
-        return flat(reference.forward(exact, self.x, self.state, self.lengths, self.resets))
+        return flat(reference.forward(self.exact(), self.x, self.state, self.lengths, self.resets))
 
     def rows(self, rows: Any) -> Case:
         """The same network on some of the rows, in the order given."""
@@ -100,6 +114,29 @@ def make_case(
     return Case(shape, weights, x, (h, c), some_lengths if lengths else None, some_resets if resets else None)
 
 
+def draw(name: str, seed: int, gates: dict[str, float] | None = None, scale: float = 1) -> Case:
+    """Uniform weights of scale 1/sqrt(H), normal inputs times ``scale``, small states; the biases of some gates given."""
+    shape = Shape.parse(name)
+    rng = np.random.default_rng(seed)
+    tensors = dict(make_weights(shape, "float32", rng).named_tensors())
+    for gate, bias in (gates or {}).items():
+        n = "ifgo".index(gate)
+        tensors["bias_ih_l0"][n * shape.H : (n + 1) * shape.H] = bias
+        tensors["bias_hh_l0"][n * shape.H : (n + 1) * shape.H] = 0
+    x = np.float32(scale) * rng.standard_normal((shape.T, shape.B, shape.I)).astype(np.float32)
+    h, c = (rng.uniform(-0.5, 0.5, (1, shape.B, shape.H)).astype(np.float32) for _ in range(2))
+    return Case(shape, Weights.from_named_tensors(tensors), x, (h, c))
+
+
+def asked(case: Case, seed: int = 5) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Normal gradients of the output and of both final states, of the weights' dtype."""
+    s = case.shape
+    rng = np.random.default_rng([seed, s.T, s.B, s.H])
+    shapes = (*case.x.shape[:2], s.D * s.recurrent), (s.L * s.D, case.x.shape[1], s.recurrent), (s.L * s.D, case.x.shape[1], s.H)
+    output, h_n, c_n = (rng.standard_normal(shape).astype(case.x.dtype) for shape in shapes)
+    return output, (h_n, c_n)
+
+
 def flat(result: tuple[Any, tuple[Any, Any]]) -> tuple[Any, Any, Any]:
     output, (h_n, c_n) = result
     return output, h_n, c_n
@@ -129,6 +166,18 @@ def assert_same_bytes(given: tuple[Any, ...], expected: tuple[Any, ...], what: o
             raise AssertionError(
                 f"{what}: {name} differs in {len(at)} of {a.size} elements, first at {list(first)}: {a[first]!r} != {b[first]!r}"
             )
+
+
+def assert_gradients_close(given: Any, expected: Any, tolerance: float) -> None:
+    """As :func:`reference.backward` returns them, in terms of the largest of each where that is more than 1."""
+    (d_x, (d_h, d_c), parameters), (e_x, e_h, e_c, expected_parameters) = given, expected
+    assert set(parameters) == set(expected_parameters)
+    pairs = {"x": (d_x, e_x), "h_0": (d_h, e_h), "c_0": (d_c, e_c)}
+    pairs |= {name: (parameters[name], expected_parameters[name]) for name in parameters}
+    for name, (a, b) in pairs.items():
+        b = np.zeros_like(a) if b is None else np.asarray(b)
+        assert a.shape == b.shape, name
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1.0, np.abs(b).max(initial=0)), err_msg=name)
 
 
 def required(name: str) -> Any:
@@ -218,6 +267,34 @@ def run_python(code: str, *arguments: object, timeout: float = 120, check: bool 
     return done
 
 
+def results_by_isa(function: str, folder: Path, isas: tuple[str, ...] = fastlstm.available_isas()) -> dict[str, Any]:
+    """The named arrays that ``module.function`` of the tests gives in a process of its own under each instruction set."""
+    module, results = function.split(".")[0], {}
+    for isa in isas:
+        path = folder / f"{isa}.npz"
+        code = f"assert fastlstm.isa == sys.argv[1]; numpy.savez(sys.argv[2], **{function}())"
+        run_python(f"import sys, numpy, fastlstm, {module}; {code}", isa, path, FASTLSTM_ISA=isa)
+        results[isa] = dict(np.load(path))
+    return results
+
+
+def assert_same_on_every_fused(results: dict[str, Any]) -> None:
+    """Bit by bit the same under all instruction sets with fused multiply-add; skips the test where one would be compared with
+    itself."""
+    if len(FUSED) < 2:
+        pytest.skip("needs two instruction sets with fused multiply-add")
+    *others, last = FUSED
+    assert results[last]
+    for isa in others:
+        assert list(results[isa]) == list(results[last])
+        for key, best in results[last].items():
+            given, bits = results[isa][key], f"u{best.itemsize}"
+            assert (given.dtype, given.shape) == (best.dtype, best.shape), key
+            different = np.flatnonzero(given.view(bits) != best.view(bits))
+            at = different[:1]
+            assert not len(different), f"{key}: {isa} {given[at]}, {last} {best[at]} at {at}"
+
+
 def assert_interrupted_soon(code: str, *arguments: object, pause: float) -> None:
     """Ctrl-C, so many seconds after the code has printed "ready", takes effect in 0.3 s in one of three runs; it prints when."""
     waits = []
@@ -245,6 +322,56 @@ def assert_interrupted_soon(code: str, *arguments: object, pause: float) -> None
             break
     print(f"Ctrl-C took effect after {', '.join(f'{1000 * w:.0f} ms' for w in waits)}")
     assert min(waits) < 0.3, waits
+
+
+FORK = """
+import hashlib, os, signal, sys, threading, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of fork with threads
+import fastlstm
+from helpers import make_case
+
+case = make_case("t60b8i32h160l2d2", lengths=True, resets=True)
+lstm = case.network()
+
+def digest(**options):
+    return hashlib.sha256(b"".join(a.tobytes() for a in case.run(lstm, **options))).hexdigest()
+
+def in_child(work, seconds=30):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(seconds)  # a child that hangs is killed
+        try:
+            work()
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    return child
+
+def joined(child):
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == 0, f"the child ended with {status}"
+
+expected = digest(threads=1)
+
+def check():
+    assert digest() == expected
+    try:
+        digest(threads=0)
+    except ValueError as error:
+        assert str(error) == "threads must be between 1 and 1024, got 0"
+    else:
+        raise AssertionError("threads=0 was taken")
+    assert digest(threads=2) == expected
+    assert digest(threads=4) == expected
+"""
+
+
+def subnormals_work() -> bool:
+    """Whether this thread's arithmetic keeps subnormal numbers, as inputs and as results."""
+    small = np.full(64, np.finfo(np.float32).tiny, np.float32)
+    half = small * np.float32(0.5)
+    return bool((half > 0).all() and (half * np.float32(2) == small).all())
 
 
 def resident_bytes() -> int:

@@ -6,28 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from helpers import Case, make_weights
-from shapes import Shape
-
-from fastlstm.weights import Weights
+from helpers import OPEN, SHUT, Case, draw
 
 SHAPES = ("t100b4i128h256", "t2000b1i64h64")
-SHUT = -10.0  # a gate of 4.5e-5
-OPEN = 30.0  # a gate of 1 - 1e-13: in float32 1
-
-
-def draw(name: str, seed: int, gates: dict[str, float] | None = None, scale: float = 1) -> Case:
-    """Uniform weights of scale 1/sqrt(H), normal inputs times ``scale``, small states; the biases of some gates given."""
-    shape = Shape.parse(name)
-    rng = np.random.default_rng(seed)
-    tensors = dict(make_weights(shape, "float32", rng).named_tensors())
-    for gate, bias in (gates or {}).items():
-        n = "ifgo".index(gate)
-        tensors["bias_ih_l0"][n * shape.H : (n + 1) * shape.H] = bias
-        tensors["bias_hh_l0"][n * shape.H : (n + 1) * shape.H] = 0
-    x = np.float32(scale) * rng.standard_normal((shape.T, shape.B, shape.I)).astype(np.float32)
-    h, c = (rng.uniform(-0.5, 0.5, (1, shape.B, shape.H)).astype(np.float32) for _ in range(2))
-    return Case(shape, Weights.from_named_tensors(tensors), x, (h, c))
 
 
 def check(make: Callable[[int], Case], bound: float, *, relative: bool = False, of: tuple[int, ...] = (0,)) -> None:

@@ -17,20 +17,29 @@ import numpy as np
 import pytest
 from helpers import (
     DTYPES,
+    FORK,
+    FUSED,
+    OPEN,
+    QUIET,
+    SHUT,
     Case,
+    asked,
     assert_interrupted_soon,
     assert_same_bytes,
+    assert_same_on_every_fused,
+    draw,
     flat,
     import_torch,
+    linux,
     make_case,
+    posix,
+    results_by_isa,
     run_python,
     settle,
     torch_network,
 )
+from layouts import LAYOUTS
 from shapes import EDGE, Shape
-from test_accuracy import OPEN, SHUT, draw
-from test_process import FORK, QUIET, linux, posix
-from test_same_bits import LAYOUTS
 
 import fastlstm
 from fastlstm import _engine, reference
@@ -58,15 +67,6 @@ def named(names: tuple[str, ...]) -> Any:
 # ---- What is asked of a case -------------------------------------------------------------------------------------------------
 
 
-def asked(case: Case, seed: int = 5) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Normal gradients of the output and of both final states."""
-    s = case.shape
-    rng = np.random.default_rng([seed, s.T, s.B, s.H])
-    shapes = (*case.x.shape[:2], s.D * s.recurrent), (s.L * s.D, case.x.shape[1], s.recurrent), (s.L * s.D, case.x.shape[1], s.H)
-    output, h_n, c_n = (rng.standard_normal(shape).astype(case.x.dtype) for shape in shapes)
-    return output, (h_n, c_n)
-
-
 def by_name(d_input: Any, d_state: Any, parameters: Any) -> Named:
     return {"input": d_input, "h_0": d_state[0], "c_0": d_state[1], **parameters}
 
@@ -85,8 +85,7 @@ def exact(case: Case, d_output: Any, d_state: Any) -> Named:
     if d_state is not None:
         zeros = (np.zeros(s.shape) for s in asked(case)[1])
         d_state = tuple(zero if d is None else d for d, zero in zip(d_state, zeros, strict=True))
-    wide = case.weights.with_tensors({name: a.astype(np.float64) for name, a in case.weights.named_tensors()})
-    return by_name(*reference.backward(wide, case.x, case.state, d_output, d_state, case.lengths, case.resets))
+    return by_name(*reference.backward(case.exact(), case.x, case.state, d_output, d_state, case.lengths, case.resets))
 
 
 def by_torch(case: Case, d_output: Any, d_state: Any, steps: int | None = None) -> Named:
@@ -686,35 +685,20 @@ ISA_CASES = [
 ]
 
 
-def isa_cases() -> Any:
+def isa_gradients() -> Named:
+    found = {}
     for dtype in DTYPES:
         for name, kind in ISA_CASES:
             case = make_case(name, dtype, **KINDS[kind])
             for steps in (None, 2):
-                yield f"{name}, {kind}, {dtype}, steps {steps}", case, steps
-
-
-def write_gradients(path: str, expected_isa: str) -> None:
-    """In a process of its own: all gradients of all the cases, under the instruction set that was asked for."""
-    assert fastlstm.isa == expected_isa, f"asked for {expected_isa}, runs {fastlstm.isa}"
-    found = {}
-    for key, case, steps in isa_cases():
-        found[key] = np.concatenate([a.ravel() for a in gradients(case, *asked(case), threads=1, steps=steps).values()])
-    np.savez(path, **found)
+                all_of_them = gradients(case, *asked(case), threads=1, steps=steps).values()
+                found[f"{name}, {kind}, {dtype}, steps {steps}"] = np.concatenate([a.ravel() for a in all_of_them])
+    return found
 
 
 def test_instruction_sets(tmp_path: Path) -> None:
     """Every set with fused multiply-add gives the same bits."""
-    isas = [isa for isa in fastlstm.available_isas() if isa != "baseline"]
-    results = []
-    for isa in isas:
-        path = tmp_path / f"{isa}.npz"
-        run_python("import sys, test_gradients; test_gradients.write_gradients(*sys.argv[1:])", path, isa, FASTLSTM_ISA=isa)
-        results.append(dict(np.load(path)))
-    for isa, found in zip(isas, results, strict=True):
-        assert list(found) == [key for key, _, _ in isa_cases()]
-        for key, a in found.items():
-            assert a.tobytes() == results[-1][key].tobytes(), f"{key}: {isa} and {isas[-1]} differ"
+    assert_same_on_every_fused(results_by_isa("test_gradients.isa_gradients", tmp_path, FUSED))
 
 
 # ---- NaN, infinity, subnormal numbers ----------------------------------------------------------------------------------------
@@ -1093,7 +1077,8 @@ def test_fork() -> None:
     run_python(
         FORK
         + """
-from test_gradients import asked, by_name, gradients, same_bits
+from helpers import asked
+from test_gradients import by_name, gradients, same_bits
 
 d = asked(case)
 expected_gradients = gradients(case, *d, lstm, threads=2)
@@ -1117,9 +1102,8 @@ LONG_CALL = """
 import signal, sys, time
 import numpy as np
 import fastlstm
-from helpers import make_case
-from test_gradients import asked, gradients, same_bits
-from test_special_values import subnormals_work
+from helpers import asked, make_case, subnormals_work
+from test_gradients import gradients, same_bits
 
 name, threads = sys.argv[1], int(sys.argv[2])
 small = make_case("t5b3i4h20l2")
@@ -1169,8 +1153,8 @@ def test_out_of_memory(what: str) -> None:
 import pathlib, resource, sys
 import numpy as np
 import fastlstm
-from helpers import make_case
-from test_gradients import asked, by_name, gradients, same_bits
+from helpers import asked, make_case
+from test_gradients import by_name, gradients, same_bits
 
 what = sys.argv[1]
 small = make_case("t20b3i4h80l2")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_loaders_keras import Edit, edited, edited_h5, with_old_container, without_names
+from files import Edit, edited, edited_h5, with_old_container, without_names
 
 from fastlstm import FormatError, load_model
 from fastlstm.loaders.keras import hdf5

@@ -9,78 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from files import guitarml, nam, rtneural, values, write_json
 from helpers import refused
 
 from fastlstm import Weights
 from fastlstm.loaders import LSTMInfo, json_text, load, nam_file, scan
 from fastlstm.loaders.source import opened
 
-H, L = 4, 2
-
-
-def values(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
-
-
-# ---- The files -----------------------------------------------------------------------------------------------------------------
-
-
-def nam(I: int = 1, H: int = H, L: int = L, outputs: int = 1, **changes: Any) -> dict[str, Any]:
-    """A .nam file as the trainer exports it."""
-    count = sum(4 * H * (inputs + H) + 6 * H for inputs in (I, *[H] * (L - 1))) + outputs * (H + 1)
-    config = {"input_size": I, "hidden_size": H, "num_layers": L} | ({"out_channels": outputs} if outputs > 1 else {})
-    content = {
-        "version": "0.5.4",
-        "metadata": {"name": 'an "amp" \u00e9', "loudness": -37.8, "training": {"valid": [True, None, 1, -2.5e-3]}},
-        "architecture": "LSTM",
-        "config": config,
-        "weights": values(0, count).tolist(),
-        "sample_rate": 48000,
-    }
-    return content | changes
-
-
-def guitarml(I: int = 1, H: int = H, L: int = L, outputs: int = 1, **declared: Any) -> dict[str, Any]:
-    """A file as ``SimpleRNN.save_model`` writes it."""
-    tensors = {}
-    for layer in range(L):
-        tensors |= {
-            f"rec.weight_ih_l{layer}": values(layer, 4 * H, H if layer else I),
-            f"rec.weight_hh_l{layer}": values(layer + 10, 4 * H, H),
-            f"rec.bias_ih_l{layer}": values(layer + 20, 4 * H),
-            f"rec.bias_hh_l{layer}": values(layer + 30, 4 * H),
-        }
-    tensors |= {"lin.weight": values(40, outputs, H), "lin.bias": values(41, outputs)}
-    data = {
-        "model": "SimpleRNN",
-        "input_size": I,
-        "skip": 1,
-        "output_size": outputs,
-        "unit_type": "LSTM",
-        "num_layers": L,
-        "hidden_size": H,
-        "bias_fl": True,
-    }
-    return {"model_data": data | declared, "state_dict": {name: tensor.tolist() for name, tensor in tensors.items()}}
-
-
-def rtneural(I: int = 1, H: int = H, **changes: Any) -> dict[str, Any]:
-    """A file as ``model_utils.save_model`` writes it: dense, LSTM, dense."""
-
-    def layer(kind: str, size: int, activation: str, *weights: np.ndarray) -> dict[str, Any]:
-        return {"type": kind, "activation": activation, "shape": [None, None, size], "weights": [w.tolist() for w in weights]}
-
-    layers = [
-        layer("time-distributed-dense", 3, "tanh", values(0, I, 3), values(1, 3)),
-        layer("lstm", H, "tanh", values(2, 3, 4 * H), values(3, H, 4 * H), values(4, 4 * H)),
-        layer("dense", 2, "", values(5, H, 2), values(6, 2)),
-    ]
-    return {"in_shape": [None, None, I], "layers": layers} | changes
-
-
-def write(path: Path, content: Any, **options: Any) -> Path:
-    path.write_text(json.dumps(content, **options))
-    return path
+H, L = 4, 2  # of the files where nothing else is said
 
 
 def weights_in(path: Path) -> Weights:
@@ -96,7 +32,7 @@ def weights_in(path: Path) -> Weights:
 @pytest.mark.parametrize(("I", "L", "outputs"), [(1, 1, 1), (1, 2, 1), (3, 3, 2), (H, 2, 1)])
 def test_nam(I: int, L: int, outputs: int, tmp_path: Path) -> None:
     content = nam(I, L=L, outputs=outputs)
-    path = write(tmp_path / "x.nam", content)
+    path = write_json(tmp_path / "x.nam", content)
     assert scan(path) == [LSTMInfo("", I, H, L, False, 0, True, "float32")]
     rest = iter(np.float32(content["weights"]))
     take = lambda *shape: np.array([next(rest) for _ in range(int(np.prod(shape)))], np.float32).reshape(shape)  # noqa: E731
@@ -112,8 +48,8 @@ def test_nam(I: int, L: int, outputs: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": "), (" ,\n\t", " :\r\n ")])
 def test_nam_however_it_is_spaced(separators: tuple[str, str], tmp_path: Path) -> None:
-    path = write(tmp_path / "x.nam", nam(), separators=separators)
-    expected = weights_in(write(tmp_path / "y.nam", nam(), indent=4, sort_keys=True))
+    path = write_json(tmp_path / "x.nam", nam(), separators=separators)
+    expected = weights_in(write_json(tmp_path / "y.nam", nam(), indent=4, sort_keys=True))
     for (name, given), (_, other) in zip(weights_in(path).named_tensors(), expected.named_tensors(), strict=True):
         assert given.tobytes() == other.tobytes(), name
     path.write_bytes(b"\xef\xbb\xbf \n" + path.read_bytes() + b"\n\n")
@@ -122,11 +58,11 @@ def test_nam_however_it_is_spaced(separators: tuple[str, str], tmp_path: Path) -
 
 def test_a_large_nam(tmp_path: Path) -> None:
     """Some megabytes, read in a fraction of a second per megabyte."""
-    path = write(tmp_path / "x.nam", nam(H=256, L=1))
+    path = write_json(tmp_path / "x.nam", nam(H=256, L=1))
     assert path.stat().st_size > 5 << 20
-    start = time.perf_counter()
+    start = time.thread_time()
     assert weights_in(path).hidden_size == 256
-    assert time.perf_counter() - start < 10
+    assert time.thread_time() - start < 10
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -163,7 +99,7 @@ BAD_NAM: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", BAD_NAM)
 def test_bad_nam(case: str, tmp_path: Path) -> None:
     content, parts = BAD_NAM[case]
-    refused(lambda: load(write(tmp_path / "x", content)), *parts)
+    refused(lambda: load(write_json(tmp_path / "x", content)), *parts)
 
 
 # ---- GuitarML ------------------------------------------------------------------------------------------------------------------
@@ -173,7 +109,7 @@ def test_bad_nam(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("bare", [False, True])
 def test_guitarml(I: int, bare: bool, tmp_path: Path) -> None:
     content = guitarml(I)
-    path = write(tmp_path / "x.json", content["state_dict"] if bare else content)
+    path = write_json(tmp_path / "x.json", content["state_dict"] if bare else content)
     assert scan(path) == [LSTMInfo("rec", I, H, L, False, 0, True, "float32")]
     for name, tensor in load(path, "rec").state_dict().items():
         assert (tensor == np.float32(content["state_dict"][f"rec.{name}"])).all(), name
@@ -220,7 +156,7 @@ BAD_GUITARML: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", BAD_GUITARML)
 def test_bad_guitarml(case: str, tmp_path: Path) -> None:
     content, parts = BAD_GUITARML[case]
-    refused(lambda: load(write(tmp_path / "x", content)), *parts)
+    refused(lambda: load(write_json(tmp_path / "x", content)), *parts)
     if not parts[0].startswith("no LSTM found"):
         refused(lambda: scan(tmp_path / "x"), *parts)
 
@@ -230,7 +166,7 @@ def test_a_state_dict_as_json(tmp_path: Path) -> None:
     content = guitarml()["state_dict"]
     scales = {f"{name}_scale": n / 4 for n, name in enumerate(key for key in content if key.startswith("rec."))}
     beside = {"conv.weight": [[[1.0]]], "ragged": [[1], [2, 3]], "epoch": 3, "words": ["a"], "none": []}
-    found = load(write(tmp_path / "x.json", content | scales | beside), "rec").state_dict()
+    found = load(write_json(tmp_path / "x.json", content | scales | beside), "rec").state_dict()
     for name, tensor in found.items():
         factor = np.float32(np.exp(scales[f"rec.{name}_scale"]))
         assert (tensor == np.float32(content[f"rec.{name}"]) * factor).all(), name
@@ -240,7 +176,7 @@ def test_a_state_dict_as_json(tmp_path: Path) -> None:
 
 
 def test_rtneural(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.json", rtneural())
+    path = write_json(tmp_path / "x.json", rtneural())
     assert scan(path) == [LSTMInfo("layers.1", 3, H, 1, False, 0, True, "float32")]
     (layer,) = load(path).weights.layers
     assert (layer.weight_ih == values(2, 3, 4 * H).T).all()
@@ -279,7 +215,7 @@ BAD_RTNEURAL: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", BAD_RTNEURAL)
 def test_bad_rtneural(case: str, tmp_path: Path) -> None:
     content, parts = BAD_RTNEURAL[case]
-    refused(lambda: load(write(tmp_path / "x", content)), *parts)
+    refused(lambda: load(write_json(tmp_path / "x", content)), *parts)
 
 
 # ---- JSON ----------------------------------------------------------------------------------------------------------------------
@@ -361,4 +297,4 @@ def test_json_of_something_else(tmp_path: Path) -> None:
         {"layers": [{"name": "x"}]},
         {"config": {}, "weights": []},
     ):
-        refused(lambda content=content: load(write(tmp_path / "x", content)), "this is JSON text")
+        refused(lambda content=content: load(write_json(tmp_path / "x", content)), "this is JSON text")

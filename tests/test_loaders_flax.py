@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from files import linen, values
 from helpers import refused, required
 
 import fastlstm
@@ -33,19 +34,6 @@ FILES = {
         LSTMInfo("OptimizedLSTMCell_0", 4, 5, 1, False, 0, True, "float32", True),
     ],
 }
-
-
-def values(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
-
-
-def linen(I: int = I, H: int = H, seed: int = 0) -> dict[str, Any]:
-    """The tree of an ``LSTMCell``."""
-    inputs = {f"i{gate}": {"kernel": values(seed + k, I, H)} for k, gate in enumerate("ifgo")}
-    hidden = {
-        f"h{gate}": {"kernel": values(seed + k + 4, H, H), "bias": values(seed + k + 8, H)} for k, gate in enumerate("ifgo")
-    }
-    return inputs | hidden
 
 
 def assert_same(a: fastlstm.LSTM, b: fastlstm.LSTM) -> None:

@@ -6,7 +6,6 @@ The golden files and the values expected of them are made by ``golden/make_keras
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from files import Edit, edited, edited_h5, with_old_container, without_names
 from helpers import refused
 
 import fastlstm
@@ -33,8 +33,6 @@ from fastlstm.loaders.keras import live as keras_live
 GOLDEN = Path(__file__).parent / "golden"
 # Keras computes in float32 too, in its own order
 TOLERANCE = 2e-5
-
-Edit = Callable[[Any], None]
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Keras warns of its own old format, and of much else
@@ -281,49 +279,6 @@ def test_loading_imports_neither_keras_nor_h5py(h5py: Any) -> None:
 
 
 # ---- Files of other versions, made from the golden ones ------------------------------------------------------------------------
-
-
-def edited(path: Path, h5: Edit | None = None, **texts: Edit | bytes | None) -> bytes:
-    """A ``.keras`` file with its weights or the JSON of a member changed; a member of None is left out."""
-    import h5py as library
-
-    result = io.BytesIO()
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(result, "w") as new:
-        for name in old.namelist():
-            data = old.read(name)
-            change = texts.get(name.split(".")[0], b"")
-            if name.endswith(".h5") and h5:
-                stream = io.BytesIO(data)
-                with library.File(stream, "r+") as file:
-                    h5(file)
-                data = stream.getvalue()
-            elif callable(change):
-                value = json.loads(data)
-                change(value)
-                data = json.dumps(value).encode()
-            elif change is not None and change:
-                data = change
-            if change is not None:
-                new.writestr(name, data)
-    return result.getvalue()
-
-
-def edited_h5(path: Path, change: Edit) -> bytes:
-    import h5py as library
-
-    stream = io.BytesIO(path.read_bytes())
-    with library.File(stream, "r+") as file:
-        change(file)
-    return stream.getvalue()
-
-
-def without_names(file: Any) -> None:
-    file.visititems(lambda _, item: item.attrs.pop("name", None) and None)
-
-
-def with_old_container(file: Any) -> None:
-    without_names(file)
-    file.move("layers", "_layer_checkpoint_dependencies")
 
 
 def with_windows_names(file: Any) -> None:

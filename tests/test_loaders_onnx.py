@@ -882,14 +882,14 @@ def test_a_state_that_rows_may_not_share(case: str) -> None:
 def test_many_states_that_depend_on_each_other() -> None:
     """Each node is looked at once, however many ways lead to it."""
     more = [step("Add", f"h{n}", f"h{n}", f"h{n + 1}") for n in range(40)]
-    start = time.perf_counter()
+    start = time.thread_time()
     assert from_onnx(with_states([step("Expand", "h", "sizes", "h0"), *more, step("Identity", "h40", "s")])).weights.is_variant
     many = [step("Add", f"h{n}", f"h{n}", f"h{n + 1}") for n in range(3000)]
     deep = with_states([step("Expand", "h", "sizes", "h0"), *many, step("Identity", "h3000", "s")])
     refused(lambda: from_onnx(deep), "more than 64 operators")
     given = with_states([step("Relu", "S", "h0"), *many, step("Identity", "h3000", "s")])
     assert not from_onnx(given).weights.is_variant
-    assert time.perf_counter() - start < 2
+    assert time.thread_time() - start < 2
 
 
 @pytest.mark.parametrize("kind", ["repeat", "expand", "number", "one of each", "random"])
@@ -997,10 +997,10 @@ def test_many_nodes_of_the_same_weights() -> None:
     (scope,), known = scopes(one.graph), onnx_constants.Constants(FOLDING)
     layer = onnx_lstm.layer(one.graph.node[0], scope, known, 17)
     items = [onnx_file.Item(node(outputs=[f"Y{n}"]), "", [layer]) for n in range(30_000)]
-    start = time.perf_counter()
+    start = time.thread_time()
     (first,) = onnx_file._merged(items)
     assert len(first.others) == 3 * (len(items) - 1)
-    assert time.perf_counter() - start < 2
+    assert time.thread_time() - start < 2
 
 
 def test_one_bad_node_does_not_hide_the_others(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from files import tensorflow_cell as cell
+from files import values
 from helpers import refused
 
 import fastlstm
@@ -22,20 +24,6 @@ from fastlstm.loaders import from_haste, from_tensorflow, kernel_names, live, lo
 I, H, P = 3, 5, 2
 B, T = 2, 7
 Variables = dict[str, np.ndarray]
-
-
-def values(seed: int, *shape: int, dtype: str = "float32") -> np.ndarray:
-    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(dtype)
-
-
-def cell(scope: str, inputs: int = I, hidden: int = H, seed: int = 0, *, peepholes: bool = False, proj: int = 0) -> Variables:
-    """The variables of one cell."""
-    result = {"kernel": values(seed, inputs + (proj or hidden), 4 * hidden), "bias": values(seed + 1, 4 * hidden)}
-    if peepholes:
-        result |= {f"w_{gate}_diag": values(seed + 2 + k, hidden) for k, gate in enumerate("fio")}
-    if proj:
-        result["projection/kernel"] = values(seed + 5, hidden, proj)
-    return {f"{scope}/{name}" if scope else name: value for name, value in result.items()}
 
 
 # ---- TensorFlow's equations ----------------------------------------------------------------------------------------------------

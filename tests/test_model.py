@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_loaders_audio import H, guitarml, nam, rtneural, values, write
+from files import guitarml, nam, rtneural, values, write_json
 
 import fastlstm
 from fastlstm import FormatError, LayerWeights, Weights, load_model
@@ -30,7 +30,7 @@ from fastlstm.models.layers import (
 from fastlstm.models.model import Model
 from fastlstm.operators.activations import KERAS_ACTIVATIONS
 
-T, B = 9, 3
+T, B, H = 9, 3, 4
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:
@@ -136,7 +136,7 @@ def inputs(model: Model, *shape: int) -> np.ndarray:
 @pytest.mark.parametrize("case", FILES)
 def test_whole_model(case: str, tmp_path: Path) -> None:
     content, oracle = FILES[case]
-    model = load_model(write(tmp_path / "x", content))
+    model = load_model(write_json(tmp_path / "x", content))
     x = inputs(model, T, B)
     y = model(x)
     assert y.dtype == np.float32
@@ -147,7 +147,7 @@ def test_whole_model(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", FILES)
 @pytest.mark.parametrize("batch", [1, B])
 def test_a_stream_gives_the_same_bits(case: str, batch: int, tmp_path: Path) -> None:
-    model = load_model(write(tmp_path / "x", FILES[case][0]))
+    model = load_model(write_json(tmp_path / "x", FILES[case][0]))
     x = inputs(model, T, batch)
     y = model(x)
     stream = model.stream(batch)
@@ -273,12 +273,12 @@ def test_a_stream_interrupted_between_its_states_has_not_moved(monkeypatch: pyte
 
 
 def test_sample_rate(tmp_path: Path) -> None:
-    assert load_model(write(tmp_path / "x", nam())).sample_rate == 48000.0
-    assert load_model(write(tmp_path / "x", rtneural())).sample_rate is None
+    assert load_model(write_json(tmp_path / "x", nam())).sample_rate == 48000.0
+    assert load_model(write_json(tmp_path / "x", rtneural())).sample_rate is None
 
 
 def test_pickle_and_words(tmp_path: Path) -> None:
-    model = load_model(write(tmp_path / "x", nam()))
+    model = load_model(write_json(tmp_path / "x", nam()))
     x = inputs(model, T, B)
     assert pickle.loads(pickle.dumps(model))(x).tobytes() == model(x).tobytes()
     assert repr(model) == "Model(lstm: Recurrent, head: Dense)"
@@ -340,13 +340,13 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 def test_refused(case: str, tmp_path: Path) -> None:
     content, parts = BAD[case]
     with pytest.raises(FormatError) as caught:
-        load_model(write(tmp_path / "x", content))
+        load_model(write_json(tmp_path / "x", content))
     for part in parts:
         assert part in str(caught.value)
 
 
 def test_not_finite_if_asked_for(tmp_path: Path) -> None:
-    model = load_model(write(tmp_path / "x", NOT_FINITE), allow_nonfinite=True)
+    model = load_model(write_json(tmp_path / "x", NOT_FINITE), allow_nonfinite=True)
     assert np.isnan(model(inputs(model, T, B))).all()
 
 
@@ -367,7 +367,7 @@ def test_a_file_of_weights_is_no_model(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_inputs(x: Any, error: type[Exception], part: str, tmp_path: Path) -> None:
-    model = load_model(write(tmp_path / "x", nam()))
+    model = load_model(write_json(tmp_path / "x", nam()))
     with pytest.raises(error, match=part):
         model(x)
     with pytest.raises(error, match=part):

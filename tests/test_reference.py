@@ -8,7 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Case, assert_close, assert_same_bytes, flat, import_torch, make_case, torch_forward, torch_network
+from helpers import (
+    Case,
+    asked,
+    assert_close,
+    assert_gradients_close,
+    assert_same_bytes,
+    flat,
+    import_torch,
+    make_case,
+    torch_forward,
+    torch_network,
+)
 from shapes import EDGE
 
 import fastlstm
@@ -137,29 +148,12 @@ def autograd(case: Case, d_output: np.ndarray | None, d_state: Any) -> tuple[Any
     return x.grad, h_0.grad, c_0.grad, names
 
 
-def random_gradients(case: Case, seed: int = 5) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    rng = np.random.default_rng(seed)
-    output, h_n, c_n = (rng.standard_normal(a.shape) for a in case.expected())
-    return output, (h_n, c_n)
-
-
-def assert_gradients_close(given: Any, expected: Any, tolerance: float) -> None:
-    (d_x, (d_h, d_c), parameters), (e_x, e_h, e_c, expected_parameters) = given, expected
-    assert set(parameters) == set(expected_parameters)
-    pairs = {"x": (d_x, e_x), "h_0": (d_h, e_h), "c_0": (d_c, e_c)}
-    pairs |= {name: (parameters[name], expected_parameters[name]) for name in parameters}
-    for name, (a, b) in pairs.items():
-        b = np.zeros_like(a) if b is None else np.asarray(b)
-        assert a.shape == b.shape, name
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1.0, np.abs(b).max(initial=0)), err_msg=name)
-
-
 @pytest.mark.parametrize("which", ["output", "state", "both"])
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "lengths and resets"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_backward_is_autograd(name: str, ragged: bool, which: str) -> None:
     case = make_case(name, "float64", lengths=ragged, resets=ragged)
-    d_output, d_state = random_gradients(case)
+    d_output, d_state = asked(case)
     given_output, given_state = (None if which == "state" else d_output), (None if which == "output" else d_state)
     given = reference.backward(case.weights, case.x, case.state, given_output, given_state, case.lengths, case.resets)
     assert_gradients_close(given, autograd(case, given_output, given_state), EXACT_GRADIENT)
@@ -170,7 +164,7 @@ def test_backward_is_autograd(name: str, ragged: bool, which: str) -> None:
 def test_backward_is_the_slope(name: str, bias: bool) -> None:
     """Every single element of the input, the states and the parameters by central differences."""
     case = make_case(name, "float64", bias=bias, lengths=True, resets=True, seed=2)
-    d_output, d_state = random_gradients(case)
+    d_output, d_state = asked(case)
     tensors = {"x": case.x, "h_0": case.state[0], "c_0": case.state[1], **dict(case.weights.named_tensors())}
 
     def loss() -> float:
@@ -218,7 +212,7 @@ def test_nothing_to_do(name: str) -> None:
 def test_float32_weights_are_computed_in_float64() -> None:
     case = make_case("t5b3i4h6l2p2")
     wide = Weights.from_named_tensors({name: a.astype(np.float64) for name, a in case.weights.named_tensors()})
-    d_output, d_state = random_gradients(case)
+    d_output, d_state = asked(case)
     narrow = reference.backward(case.weights, case.x, case.state, d_output, d_state)
     exact = reference.backward(wide, case.x.astype(np.float64), case.state, d_output, d_state)
     assert narrow[0].dtype == np.float64
@@ -240,7 +234,7 @@ def test_an_initial_state_of_the_network_is_taken_to_float64() -> None:
 
 def test_arguments_are_not_written_to() -> None:
     case = make_case("t5b4i3h6l2d2p4", "float64", lengths=True, resets=True)
-    d_output, d_state = random_gradients(case)
+    d_output, d_state = asked(case)
     arguments = [
         case.x,
         *case.state,
@@ -263,7 +257,7 @@ def test_what_padding_holds_does_not_matter() -> None:
     assert case.lengths is not None
     assert case.resets is not None
     padding = np.arange(6)[:, None] >= case.lengths
-    d_output, d_state = random_gradients(case)
+    d_output, d_state = asked(case)
     clean = reference.backward(case.weights, case.x, case.state, d_output, d_state, case.lengths, case.resets & ~padding)
     x, d_output = case.x.copy(), d_output.copy()
     x[padding], d_output[padding] = np.nan, np.nan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import pickle
 import zlib
@@ -13,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, TOLERANCE, import_torch, run_python
+from helpers import DTYPES, FUSED, TOLERANCE, assert_same_on_every_fused, import_torch, results_by_isa
 from shapes import EDGE, Shape
 
 import fastlstm
-from fastlstm import reference
+from fastlstm import _engine, reference
 from fastlstm.weights import LayerWeights, Weights, parameter_shapes
 
 Named = dict[str, np.ndarray]  # "output", "h_n"; or "input", "h_0" and the parameters
@@ -253,8 +252,6 @@ def test_dropout_and_truncation(kind: str) -> None:
     assert tape.output.tobytes() == rnn.record(case.x, case.h_0, dropout=0.4, seed=3, recompute=True).output.tobytes()
     lower, upper = (fastlstm.RNN.from_weights(Weights((layer,))) for layer in case.weights.layers)
     kept = lower(case.x, case.h_0[:1])[0].copy()
-    from fastlstm import _engine
-
     _engine.drop(kept, 0.4, 3, 0)
     assert (kept == 0).any()
     assert tape.output.tobytes() == upper(kept, case.h_0[1:])[0].tobytes()
@@ -331,25 +328,21 @@ def test_cuts_and_streams(name: str, dtype: str, kind: str) -> None:
     assert stream.state[:, 1:].tobytes() == whole["h_n"][:, 1:].tobytes()
 
 
-def bits() -> str:
-    """One hash over outputs and gradients of many cases."""
-    found = hashlib.sha256()
+def isa_results() -> Named:
+    """Outputs and gradients of many cases."""
+    found = {}
     for name in DIVIDED:
         for kind in KINDS:
             for dtype in DTYPES:
                 case = make(name, kind, dtype, lengths=True, resets=True)
-                for array in (*case.run().values(), *case.gradients().values()):
-                    found.update(array.tobytes())
-    return found.hexdigest()
+                arrays = (*case.run().values(), *case.gradients().values())
+                found[f"{name}, {kind}, {dtype}"] = np.concatenate([a.ravel() for a in arrays])
+    return found
 
 
-def test_instruction_sets() -> None:
+def test_instruction_sets(tmp_path: Path) -> None:
     """All that have fused multiply-add."""
-    isas = [isa for isa in fastlstm.available_isas() if isa != "baseline"]
-    if len(isas) < 2:
-        pytest.skip("needs two instruction sets with fused multiply-add")
-    found = {isa: run_python("from test_rnn import bits; print(bits())", FASTLSTM_ISA=isa).stdout.strip() for isa in isas}
-    assert len(set(found.values())) == 1, found
+    assert_same_on_every_fused(results_by_isa("test_rnn.isa_results", tmp_path, FUSED))
 
 
 # ---- Special values ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, TOLERANCE, Case, assert_close, assert_same_bytes, flat, import_torch, make_case, run_python
+from helpers import (
+    DTYPES,
+    TOLERANCE,
+    Case,
+    assert_close,
+    assert_same_bytes,
+    assert_same_on_every_fused,
+    flat,
+    import_torch,
+    make_case,
+    results_by_isa,
+)
+from layouts import LAYOUTS
 from shapes import EDGE, Shape
 
 import fastlstm
@@ -283,75 +295,6 @@ def test_repeated_runs_whatever_ran_between(dtype: str) -> None:
         assert_same_bytes(case.run(), expected, "a network made anew")
 
 
-class OnlyArray:
-    """An object that offers ``__array__`` and nothing else."""
-
-    def __init__(self, a: np.ndarray) -> None:
-        self.a = a
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self.a if dtype is None else self.a.astype(dtype)
-
-
-class OnlyDLPack:
-    """An object that offers ``__dlpack__`` and nothing else."""
-
-    def __init__(self, a: np.ndarray) -> None:
-        self.a = a
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self.a.__dlpack__(**options)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.a.__dlpack_device__()
-
-
-def misaligned(a: np.ndarray, by: int) -> np.ndarray:
-    store = np.zeros(a.nbytes + 64, np.uint8)
-    moved = store[by : by + a.nbytes].view(a.dtype).reshape(a.shape)
-    moved[...] = a
-    return moved
-
-
-def spread(a: np.ndarray) -> np.ndarray:
-    """Every second element of something twice as large on each axis, NaN between."""
-    store = np.full([2 * n + 1 for n in a.shape], np.nan if a.dtype.kind == "f" else 1, a.dtype)
-    view = store[tuple(slice(1, None, 2) for _ in a.shape)]
-    view[...] = a
-    return view
-
-
-def reversed_strides(a: np.ndarray) -> np.ndarray:
-    backwards = tuple(slice(None, None, -1) for _ in a.shape)
-    return a[backwards].copy()[backwards]
-
-
-def padded_rows(a: np.ndarray) -> np.ndarray:
-    return np.concatenate([a, np.ones((*a.shape[:-1], 3), a.dtype)], axis=-1)[..., :-3]
-
-
-def read_only(a: np.ndarray) -> np.ndarray:
-    view = a.copy()
-    view.flags.writeable = False
-    return view
-
-
-LAYOUTS: dict[str, Any] = {
-    "Fortran order": np.asfortranarray,
-    "transposed": lambda a: np.ascontiguousarray(a.T).T,
-    "axes swapped": lambda a: np.ascontiguousarray(a.swapaxes(0, 1)).swapaxes(0, 1),
-    "every second element": spread,
-    "negative strides": reversed_strides,
-    "rows apart": padded_rows,
-    "read-only": read_only,
-    "off by 1 byte": lambda a: misaligned(a, 1),
-    "off by one element": lambda a: misaligned(a, a.itemsize),
-    "__array__": OnlyArray,
-    "__dlpack__": OnlyDLPack,
-    "a subclass": lambda a: a.view(type("Sub", (np.ndarray,), {})),
-}
-
-
 @dtypes
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_of_inputs(layout: str, dtype: str) -> None:
@@ -456,39 +399,38 @@ def isa_case(name: str, kind: str, dtype: str) -> Case:
     return case
 
 
-def write_outputs(path: str, expected_isa: str) -> None:
-    """In a process of its own: the engine's outputs for all the cases, under the instruction set that was asked for."""
-    assert fastlstm.isa == expected_isa, f"asked for {expected_isa}, runs {fastlstm.isa}"
+def isa_outputs() -> dict[str, np.ndarray]:
     outputs = {}
     for dtype in DTYPES:
         for name, kind in ISA_CASES:
             outputs[f"{name}/{kind}/{dtype}"] = np.concatenate([a.ravel() for a in isa_case(name, kind, dtype).run(threads=1)])
-    np.savez(path, **outputs)
+    return outputs
 
 
-def test_instruction_sets(tmp_path: Path) -> None:
-    """Every set with fused multiply-add gives the same bits; the baseline differs by rounding only."""
+@pytest.fixture(scope="module")
+def by_isa(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return results_by_isa("test_same_bits.isa_outputs", tmp_path_factory.mktemp("isas"))
+
+
+def test_the_best_instruction_set_is_the_last() -> None:
     isas = fastlstm.available_isas()
     assert isas[0] == "baseline"
     assert fastlstm.isa in isas
     if "FASTLSTM_ISA" not in os.environ:
         assert fastlstm.isa == isas[-1]
-    results = {}
-    for isa in isas:
-        path = tmp_path / f"{isa}.npz"
-        run_python("import sys, test_same_bits; test_same_bits.write_outputs(*sys.argv[1:])", path, isa, FASTLSTM_ISA=isa)
-        results[isa] = dict(np.load(path))
+
+
+def test_instruction_sets(by_isa: dict[str, Any]) -> None:
+    """Every set with fused multiply-add gives the same bits."""
+    assert_same_on_every_fused(by_isa)
+
+
+def test_instruction_sets_differ_by_rounding_only(by_isa: dict[str, Any]) -> None:
+    """The baseline too."""
     for dtype in DTYPES:
         for name, kind in ISA_CASES:
-            key = f"{name}/{kind}/{dtype}"
-            best = results[isas[-1]][key]
-            for isa in isas[1:]:
-                bits = f"u{best.itemsize}"
-                different = np.flatnonzero(results[isa][key].view(bits) != best.view(bits))
-                at = different[:1]
-                assert not len(different), f"{key}: {isa} {results[isa][key][at]}, {isas[-1]} {best[at]} at {at}"
             if kind in ("plain", "ragged"):
                 exact = np.concatenate([a.ravel() for a in isa_case(name, kind, dtype).expected()])
-                for isa in isas:
-                    error = np.abs(results[isa][key] - exact).max()
-                    assert error <= TOLERANCE[dtype], f"{key}: {isa} is wrong by {error:.3g}"
+                for isa, outputs in by_isa.items():
+                    error = np.abs(outputs[f"{name}/{kind}/{dtype}"] - exact).max()
+                    assert error <= TOLERANCE[dtype], f"{name}, {kind}, {dtype}: {isa} is wrong by {error:.3g}"

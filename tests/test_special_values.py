@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, TOLERANCE, Case, assert_close, assert_same_bytes, import_torch, make_case
+from helpers import DTYPES, TOLERANCE, Case, assert_close, assert_same_bytes, import_torch, make_case, subnormals_work
 
 import fastlstm
 from fastlstm.weights import Weights
@@ -166,13 +166,6 @@ def test_subnormal_numbers(name: str, dtype: str) -> None:
 
 
 # ---- The caller's floating-point state -----------------------------------------------------------------------------------------
-
-
-def subnormals_work() -> bool:
-    """Whether this thread's arithmetic keeps subnormal numbers, as inputs and as results."""
-    small = np.full(64, np.finfo(np.float32).tiny, np.float32)
-    half = small * np.float32(0.5)
-    return bool((half > 0).all() and (half * np.float32(2) == small).all())
 
 
 def run_all_ways(case: Case) -> list[Any]:

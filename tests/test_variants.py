@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, TOLERANCE, Case, assert_close, assert_same_bytes, flat, run_python
-from test_reference import EXACT, assert_gradients_close, random_gradients
+from helpers import (
+    DTYPES,
+    TOLERANCE,
+    Case,
+    asked,
+    assert_close,
+    assert_gradients_close,
+    assert_same_bytes,
+    assert_same_on_every_fused,
+    flat,
+    results_by_isa,
+)
 from variants import FUNCTIONS, VARIANTS, Variant, make_variant_case
 
 import fastlstm
@@ -106,7 +115,7 @@ def slopes(case: Case, run: Any, d_output: np.ndarray, d_state: Any, step: float
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_backward_is_the_slope(variant: Variant, own_state: bool) -> None:
     case = make_variant_case("t4b3i2h3l2d2p2", variant, "float64", lengths=True, resets=True, own_state=own_state)
-    d_output, d_state = random_gradients(case)
+    d_output, d_state = asked(case)
     expected = slopes(case, reference.forward, d_output, d_state)
     given = reference.backward(case.weights, case.x, case.state, d_output, d_state, case.lengths, case.resets)
     assert_slopes(given, expected, case)
@@ -132,7 +141,7 @@ def test_variants_are_met(variant: Variant) -> None:
 def test_unused_gate_has_no_gradient() -> None:
     for coupled, gate in (("forget", 1), ("input", 0)):
         case = make_variant_case("t4b3i2h3", Variant(Cell(coupled=coupled), peephole=True), "float64")  # type: ignore[arg-type]
-        _, _, d = reference.backward(case.weights, case.x, case.state, *random_gradients(case))
+        _, _, d = reference.backward(case.weights, case.x, case.state, *asked(case))
         for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight_peephole_l0"):
             parts = np.split(d[name], 3 if "peephole" in name else 4)
             assert [bool(part.any()) for part in parts] == [n != gate for n in range(len(parts))], name
@@ -145,7 +154,7 @@ def test_reverse_is_forward_on_a_flipped_sequence() -> None:
     for row, length in enumerate(case.lengths):
         alone = case.rows([row])
         y, h, c = flat(reference.forward(case.weights, alone.x[:length][::-1], alone.state))
-        assert_close((output[:length, [row]], h_n[:, [row]], c_n[:, [row]]), (y[::-1], h, c), EXACT)
+        assert_close((output[:length, [row]], h_n[:, [row]], c_n[:, [row]]), (y[::-1], h, c), TOLERANCE["float64"])
     flipped = reference.forward(replace(case.weights, reverse=True, flipped=True), case.x, case.state, case.lengths)
     assert_close(flat(flipped), (output[::-1], h_n, c_n), 0)
 
@@ -233,7 +242,7 @@ def test_learned_state_is_for_rows_without_one() -> None:
     again = flat(reference.forward(case.weights, case.x, case.state, case.lengths, resets))
     D = np.arange(4) % 2 == 0  # the forward directions begin at step 0
     mixed = tuple(np.where(D[:, None, None], a, b) for a, b in zip(own, case.state, strict=True))
-    assert_close(again, flat(reference.forward(bare, case.x, mixed, case.lengths)), EXACT)
+    assert_close(again, flat(reference.forward(bare, case.x, mixed, case.lengths)), TOLERANCE["float64"])
 
 
 def test_layer_weights_by_hand() -> None:
@@ -287,10 +296,8 @@ def test_engine_is_the_reference(variant: Variant, name: str, dtype: str) -> Non
 
 def gradients(case: Case, threads: int | None = 1) -> Any:
     """What the engine gives for random gradients of the results, as :func:`reference.backward` returns it."""
-    d_output, d_state = random_gradients(case)
-    kind = case.weights.dtype
     tape = case.network().record(case.x, case.state, lengths=case.lengths, resets=case.resets, threads=threads)
-    g = tape.backward(d_output.astype(kind), (d_state[0].astype(kind), d_state[1].astype(kind)), threads=threads)
+    g = tape.backward(*asked(case), threads=threads)
     return g.input, g.state, g.parameters
 
 
@@ -303,7 +310,7 @@ def engine_forward(weights: Weights, x: Any, state: Any, lengths: Any, resets: A
 def test_gradients_are_the_slope(variant: Variant, own_state: bool) -> None:
     """Of the shipped kernels themselves, without the reference."""
     case = make_variant_case("t4b3i2h3l2d2p2", variant, "float64", lengths=True, resets=True, own_state=own_state)
-    assert_slopes(gradients(case), slopes(case, engine_forward, *random_gradients(case)), case)
+    assert_slopes(gradients(case), slopes(case, engine_forward, *asked(case)), case)
 
 
 @pytest.mark.parametrize("own_state", [False, True], ids=["given state", "own state"])
@@ -312,7 +319,7 @@ def test_gradients_are_the_slope(variant: Variant, own_state: bool) -> None:
 def test_gradients_are_the_references(variant: Variant, name: str, own_state: bool) -> None:
     for ragged in (False, True):
         case = make_variant_case(name, variant, "float64", lengths=ragged, resets=ragged, own_state=own_state)
-        d_output, d_state = random_gradients(case)
+        d_output, d_state = asked(case)
         d_x, d_h, parameters = reference.backward(case.weights, case.x, case.state, d_output, d_state, case.lengths, case.resets)
         assert_gradients_close(gradients(case), (d_x, *d_h, parameters), 1e-11)
 
@@ -413,8 +420,7 @@ def test_flipped_output_goes_anywhere() -> None:
     assert_same_bytes(flat(one), tuple(a[:, 0] for a in full.run()))
     tape = first.record(x, case.state, lengths=case.lengths)
     assert_same_bytes((tape.output.swapaxes(0, 1), *tape.state), (output, h_n, c_n))
-    d_output, d_state = random_gradients(case)
-    d_output, d_state = d_output.astype(np.float32), tuple(d.astype(np.float32) for d in d_state)
+    d_output, d_state = asked(case)
     g = tape.backward(np.ascontiguousarray(d_output.swapaxes(0, 1)), d_state)
     assert_same_gradients((g.input.swapaxes(0, 1), g.state, g.parameters), gradients(case), "batch-first")
 
@@ -430,29 +436,54 @@ def isa_case(name: str, value: str, dtype: str) -> Case:
     return case
 
 
-def write_outputs(path: str, expected_isa: str) -> None:
-    """In a process of its own: outputs and gradients of all the cases, under the instruction set that was asked for."""
-    assert fastlstm.isa == expected_isa
+def assert_where_expected(case: Case, given: Any, expected: Any, what: str = "") -> None:
+    """NaN and infinities in the same places, finite numbers close by."""
+    bound = tolerance(case, tuple(np.nan_to_num(a, nan=0, posinf=0, neginf=0) for a in expected))
+    for a, b in zip(given, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=bound, err_msg=what)
+
+
+def joined(arrays: Any) -> np.ndarray:
+    return np.concatenate([a.ravel() for a in arrays])
+
+
+def isa_results() -> dict[str, np.ndarray]:
+    """Outputs and gradients of all the cases."""
     results = {}
     for dtype in DTYPES:
         for name in ISA_KINDS:
             for value in ISA_VALUES:
                 case = isa_case(name, value, dtype)
-                d_x, d_state, parameters = gradients(replace(case, x=case.x.copy()))
-                arrays = [*case.run(threads=1), d_x, *d_state, *parameters.values()]
-                results[f"{name}/{value}/{dtype}"] = np.concatenate([a.ravel() for a in arrays])
-    np.savez(path, **results)
+                d_x, d_state, parameters = gradients(case)
+                results[f"{name}/{value}/{dtype}"] = joined(case.run(threads=1))
+                results[f"{name}/{value}/{dtype}/gradients"] = joined((d_x, *d_state, *parameters.values()))
+    return results
 
 
-def test_instruction_sets(tmp_path: Path) -> None:
-    isas, results = fastlstm.available_isas(), {}
-    for isa in isas:
-        path = tmp_path / f"{isa}.npz"
-        run_python("import sys, test_variants; test_variants.write_outputs(*sys.argv[1:])", path, isa, FASTLSTM_ISA=isa)
-        results[isa] = dict(np.load(path))
-    for key, best in results[isas[-1]].items():
-        for isa in isas[1:]:
-            assert results[isa][key].tobytes() == best.tobytes(), f"{key}: {isa} and {isas[-1]} differ"
+@pytest.fixture(scope="module")
+def by_isa(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return results_by_isa("test_variants.isa_results", tmp_path_factory.mktemp("isas"))
+
+
+def test_instruction_sets(by_isa: dict[str, Any]) -> None:
+    assert_same_on_every_fused(by_isa)
+
+
+@dtypes
+@pytest.mark.parametrize("name", ISA_KINDS)
+def test_instruction_sets_differ_by_rounding_only(name: str, dtype: str, by_isa: dict[str, Any]) -> None:
+    """Outputs and gradients of each, the baseline's too, are the reference's; special values are where it has them."""
+    for value in ISA_VALUES:
+        case = isa_case(name, value, dtype)
+        expected = joined(case.expected())
+        for isa, results in by_isa.items():
+            assert_where_expected(case, (results[f"{name}/{value}/{dtype}"],), (expected,), f"{isa}, {value}")
+    case = isa_case(name, "plain", dtype)
+    d_x, d_state, parameters = reference.backward(case.exact(), case.x, case.state, *asked(case), case.lengths, case.resets)
+    tensors = (d_x, *d_state, *parameters.values())
+    bounds = {"float32": 1e-5, "float64": 1e-11}[dtype] * joined(np.full(a.size, max(1.0, np.abs(a).max())) for a in tensors)
+    for isa, results in by_isa.items():
+        assert (np.abs(results[f"{name}/plain/{dtype}/gradients"] - joined(tensors)) <= bounds).all(), isa
 
 
 # ---- Special values ------------------------------------------------------------------------------------------------------------
@@ -465,10 +496,7 @@ def test_nan_and_infinity(name: str, value: str, dtype: str) -> None:
     """They go where the reference has them, and no other row notices."""
     case = isa_case(name, value, dtype)
     given, expected = case.run(), case.expected()
-    bound = tolerance(case, tuple(np.nan_to_num(a, nan=0, posinf=0, neginf=0) for a in expected))
-    for a, b in zip(given, expected, strict=True):
-        np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=bound)
+    assert_where_expected(case, given, expected)
     others = [2, 3, 4]
     assert_same_bytes(tuple(a[:, others] for a in given), case.rows(others).run(), "the other rows")
 
@@ -497,8 +525,7 @@ def test_functions_of_the_kernels(f: Activation, dtype: str) -> None:
 @kinds
 def test_recomputed_tapes_take_the_same_gradients(variant: Variant, dtype: str) -> None:
     case = make_variant_case("t300b3i5h17l2d2p9", variant, dtype, lengths=True, resets=True)
-    lstm, (d_output, d_state) = case.network(), random_gradients(case)
-    d_output, d_state = d_output.astype(dtype), tuple(d.astype(dtype) for d in d_state)
+    lstm, (d_output, d_state) = case.network(), asked(case)
     if variant.initial:
         with pytest.raises(ValueError, match="an initial state of its own"):
             lstm.record(case.x, case.state, recompute=True)
@@ -636,7 +663,7 @@ def test_large_arrays_are_copied_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
     """So that Ctrl-C does not wait for a copy; the pieces make the same array."""
     case = make_variant_case("t12b6i4h9l2d2p5", VARIANTS["mixed"])
     mask = np.random.default_rng(2).random((12, 6)) < 0.6
-    x, d_output = np.asfortranarray(case.x), random_gradients(case)[0].astype(np.float32)
+    x, d_output = np.asfortranarray(case.x), asked(case)[0]
 
     def results() -> list[bytes]:
         lstm = case.network()
@@ -661,7 +688,7 @@ def test_gradients_of_masked_rows(name: str, batch_first: bool, recompute: bool)
     mask = np.random.default_rng(2).random((12, 3)) < 0.6
     np.logical_and(case.resets, mask, out=case.resets)
     time, lstm = int(batch_first), fastlstm.LSTM.from_weights(case.weights, batch_first=batch_first)
-    d_output, d_state = random_gradients(case)
+    d_output, d_state = asked(case)
     tape = lstm.record(case.x.swapaxes(0, time), case.state, mask=mask, resets=case.resets, recompute=recompute)
     called = lstm(case.x.swapaxes(0, time), case.state, mask=mask, resets=case.resets)
     assert_same_bytes((tape.output, *tape.state), flat(called))
