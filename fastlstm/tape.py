@@ -214,7 +214,7 @@ class Tape(Generic[S]):
         return Gradients(d_input, net._as_returned(d_initial, self._single), parameters)
 
     def _room_for_input(self) -> tuple[Array, Array]:
-        """The gradient of the input as the caller gets it, the same memory as (T, B, I): written but where a row has ended."""
+        """The gradient of the input as the caller gets it, and the same memory as (T, B, I); not written where rows end."""
         net, (T, B), I = self._net, self._sizes, self._net.input_size
         room = _room if self._lengths is None and T and B else zeros
         d_input = room((T, I) if self._single else (B, T, I) if self._batch_first else (T, B, I), net.dtype)

@@ -645,11 +645,11 @@ def test_a_reset_behind_the_last_step_of_both_directions(name: str) -> None:
     kept[:, ::2, 1] = 0
     expected = plain.backward(d_output, tuple(kept))
     assert g.input.tobytes() == expected.input.tobytes()
-    for kind, found, wanted, asked in zip("hc", g.state, expected.state, d_state, strict=True):
+    for kind, found, wanted, final in zip("hc", g.state, expected.state, d_state, strict=True):
         for record in range(4):
             key = f"{kind}_0_l{record // 2}" + "_reverse" * (record % 2)
             if key in g.parameters:
-                gained = wanted[record, 1] if record % 2 else asked[record, 1]
+                gained = wanted[record, 1] if record % 2 else final[record, 1]
                 np.testing.assert_allclose(g.parameters[key], expected.parameters[key] + gained, rtol=0, atol=1e-13, err_msg=key)
         wanted[1::2, 1] = 0
         assert found.tobytes() == wanted.tobytes()
