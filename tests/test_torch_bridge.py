@@ -143,6 +143,31 @@ def test_cell(bias: bool, rows: int | None, given: bool) -> None:
     assert_equal(results[0], results[1], 10 * TOLERANCE["float64"])
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_cell_results_are_no_views(compiled: bool) -> None:
+    """As truncated backpropagation detaches them in place, and what was computed without gradients is changed with them."""
+    torch._dynamo.reset()
+    module, x = bridge.LSTMCell(4, 6), torch.randn(3, 4)
+    cell = torch.compile(module, backend="aot_eager", fullgraph=True) if compiled else module
+    expected = [value.detach().clone() for value in cell(x, tuple(value.detach() for value in module(x)))]
+    state = cell(x)
+    for value in state:
+        assert not value._is_view()
+        value.detach_()
+    assert_same_bits(list(cell(x, state)), expected)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            h, c = cell(x, state)
+        assert_same_bits([h, c], expected)
+        assert not h._is_view()
+        assert not c._is_view()
+    with torch.no_grad():
+        h, c = cell(x, state)
+    factor = torch.ones(6, requires_grad=True)
+    h.mul_(factor).add_(c.mul_(factor)).sum().backward()
+    assert_equal([factor.grad], [sum(expected).sum(0)], TOLERANCE["float32"])
+
+
 def test_float32() -> None:
     theirs, ours = modules((40, 64, 2, True, True, True, 0), torch.float32)
     x = torch.randn(4, 30, 40)
@@ -1375,6 +1400,22 @@ def test_operators_keep_their_word() -> None:
                 assert [(g.shape, g.dtype) for g in given] == [(s.shape, s.dtype) for s in shapes]
                 assert kept.used
                 output, _, c_n, tape = bridge.operators.lstm(*arguments)
+
+
+def test_operators_keep_their_word_for_one_step() -> None:
+    module, x = bridge.LSTMCell(4, 6, dtype=F64), torch.randn(3, 4, dtype=F64, requires_grad=True)
+    h, c = (torch.randn(3, 6, dtype=F64, requires_grad=True) for _ in range(2))
+    weights = list(module.parameters())
+    for state, record in itertools.product(((None, None), (h, c)), (None, torch.empty(0))):
+        arguments = (x, *state, None, None, weights, True, 0, False, False, record)
+        tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+        torch.library.opcheck(bridge.operators.lstm, arguments, test_utils=tests)
+    with torch.no_grad():
+        output, _, _, tape = bridge.operators.lstm(*arguments)
+    for needs_input in (True, False):
+        some = (tape, output, None, c.detach(), [3, 4, 3, 6], True, 0, False, needs_input, F64, True)
+        given, shapes = bridge.operators.lstm_backward(*some), bridge.operators.backward_shapes(*some)
+        assert [(g.shape, g.dtype) for g in given] == [(s.shape, s.dtype) for s in shapes]
 
 
 class Tagger(torch.nn.Module):

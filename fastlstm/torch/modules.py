@@ -246,20 +246,18 @@ class LSTMCell(torch.nn.LSTMCell):
         single = input.dim() == 1
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             raise shape_error("input", ("B", self.input_size), tuple(input.shape))
-        # unsqueeze and squeeze are views backwards too; what indexes does writes zeros first
-        x = (input.unsqueeze(0) if single else input).unsqueeze(0)
+        # Of one row alone, as in torch.nn.LSTMCell: results that are views cannot be detached in place
+        x = input.unsqueeze(0) if single else input
         h, c = None, None
         if hx is not None:
             h, c = _pair(hx)
-            expected = (self.hidden_size,) if single else (x.shape[1], self.hidden_size)
+            expected = (self.hidden_size,) if single else (x.shape[0], self.hidden_size)
             for name, value in (("h_0", h), ("c_0", c)):
                 _check_tensor(name, value, dtype)
                 if tuple(value.shape) != expected:
                     raise shape_error(name, expected, tuple(value.shape))
             h, c = (h.unsqueeze(0), c.unsqueeze(0)) if single else (h, c)
-            h, c = h.unsqueeze(0), c.unsqueeze(0)
         _, h, c = call(x, h, c, None, None, weights, self.bias, 0, False, False)
-        h, c = h.squeeze(0), c.squeeze(0)
         return (h.squeeze(0), c.squeeze(0)) if single else (h, c)
 
 
