@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import gc
@@ -801,6 +802,108 @@ def test_weights_are_packed_again_when_they_changed_and_only_then(change: str, p
     assert len(packs) == 2
     theirs.load_state_dict(ours.state_dict())
     assert_equal([result], [theirs(x)[0]], TOLERANCE["float64"])
+
+
+def sharing(one: Any, other: Any) -> Callable[[], list[Any]]:
+    other.weight_ih_l0 = one.weight_ih_l0
+    return lambda: [module(torch.ones(5, 3, 4))[0] for module in (one, other)]
+
+
+def padded_and_packed(module: Any) -> Callable[[], list[Any]]:
+    x = torch.randn(3, 5, 4)
+    packed = rnn.pack_padded_sequence(x, [5, 4, 1], batch_first=True)
+    return lambda: [module(x)[0], module(packed)[0].data]
+
+
+def with_and_without_dropout(module: Any) -> Callable[[], list[Any]]:
+    return lambda: [module.train(training)(torch.ones(5, 3, 4))[0] for training in (False, True)]
+
+
+def in_part_and_whole(module: Any) -> Callable[[], list[Any]]:
+    """The first H units of a network alone, as slimmable networks are called."""
+    part, x = bridge.LSTM(4, 2, bias=False), torch.ones(5, 3, 4)
+    weights = {"weight_ih_l0": module.weight_ih_l0[:8], "weight_hh_l0": module.weight_hh_l0[:8, :2]}
+    return lambda: [module(x)[0], torch.func.functional_call(part, weights, (x,))[0]]
+
+
+# Calls of several kinds with the same first parameter, and how many networks they need
+ALTERNATING: dict[str, tuple[int, Callable[[], Callable[[], list[Any]]]]] = {
+    "one matrix": (2, lambda: sharing(bridge.LSTM(4, 6), bridge.LSTM(4, 6))),
+    "padded, packed": (1, lambda: padded_and_packed(bridge.LSTM(4, 6, batch_first=True))),
+    "dropout": (3, lambda: with_and_without_dropout(bridge.LSTM(4, 6, 2, dropout=1.0))),
+    "a part": (2, lambda: in_part_and_whole(bridge.LSTM(4, 6, bias=False))),
+}
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+@pytest.mark.parametrize("case", ALTERNATING)
+def test_calls_that_alternate_do_not_pack_again(case: str, is_frozen: bool, packs: list[Any]) -> None:
+    count, make = ALTERNATING[case]
+    run = make()
+    expected = run()
+    assert len(packs) == count
+    with bridge.frozen() if is_frozen else contextlib.nullcontext():
+        for _ in range(3):
+            assert_same_bits(run(), expected)
+    assert len(packs) == count
+
+
+@pytest.mark.filterwarnings("ignore")  # weight_norm is deprecated, and used
+def test_parameters_computed_for_each_call_are_packed_when_their_numbers_change(packs: list[Any]) -> None:
+    module, x = bridge.LSTM(4, 6), torch.randn(5, 3, 4)
+    torch.nn.utils.weight_norm(module, "weight_hh_l0")
+    results = []
+    for k in range(6):
+        results.append(module(x)[0])  # each with a graph
+        assert len(packs) == (k in (0, 3))
+        packs.clear()  # which keeps the tensors
+        if k == 2:
+            module.weight_hh_l0_g.data.mul_(2)
+    networks = bridge.packed._networks[id(module.weight_ih_l0.untyped_storage())][1]
+    assert len(networks) == 1
+
+
+def test_views_into_one_memory_do_not_gather_without_end(packs: list[Any]) -> None:
+    """As the individuals of a population do; those used last are kept."""
+    module, x = bridge.LSTM(4, 6), torch.randn(5, 3, 4)
+    parameters = dict(module.named_parameters())
+    sizes = [parameter.numel() for parameter in parameters.values()]
+    population = torch.randn(100, sum(sizes))
+
+    def run(k: int) -> Any:
+        parts = population[k].split(sizes)
+        weights = {name: part.view(p.shape) for (name, p), part in zip(parameters.items(), parts, strict=True)}
+        return torch.func.functional_call(module, weights, (x,))[0]
+
+    with torch.no_grad():
+        expected = [run(0)]
+        for k in range(1, len(population)):
+            expected.append(run(k))
+            run(0)
+        assert len(bridge.packed._networks[id(population.untyped_storage())][1]) == bridge.packed._MOST
+        assert len(packs) == len(population)
+        for k in (0, *range(len(population) - 20, len(population))):
+            assert torch.equal(run(k), expected[k])
+        assert len(packs) == len(population)
+
+
+def test_frozen_sees_parameters_that_became_smaller() -> None:
+    """In place: the addresses and strides are those of the packed ones."""
+    module, x = bridge.LSTM(4, 6), torch.randn(5, 3, 4)
+    with torch.no_grad(), bridge.frozen():
+        module(x)
+        other = {name: parameter[:8] for name, parameter in module.named_parameters()}
+        other["weight_hh_l0"] = module.weight_hh_l0[:8, :2]
+        smaller = bridge.LSTM(4, 2)
+        given = torch.func.functional_call(smaller, other, (x,))[0]
+        smaller.load_state_dict(other)
+        assert torch.equal(given, smaller(x)[0])
+        deep = bridge.LSTM(4, 6, 2)
+        deep(x)
+        state = (torch.zeros(2, 3, 6),) * 2
+        deep.weight_hh_l1.data = deep.weight_hh_l1.data[:12]
+        with pytest.raises(ValueError, match="weight_hh_l1"):
+            deep(x, state)
 
 
 def test_frozen_sees_other_tensors_where_the_packed_ones_were() -> None:

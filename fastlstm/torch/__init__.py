@@ -14,7 +14,7 @@ with any tensor over foreign memory, outputs cannot be resized (``resize_``, ``o
 the bytes of a parameter have changed. So every change is noticed, including those that PyTorch's version counters miss
 (``p.data.copy_(...)``, ``p.numpy()[...] = ...``). The check reads all weights once, which is noticeable if a call is a single
 step with few rows; inside ``with fastlstm.torch.frozen():`` it is skipped. Packed weights are freed with the memory of the first
-parameter.
+parameter; of what lies in one memory, as flattened parameters do, the 32 networks used last are kept.
 
 *Autograd.* A call that needs gradients keeps a :class:`fastlstm.Tape` with copies of everything it needs, so inputs, outputs and
 parameters may be modified in place before ``backward()``. With ``retain_graph=True`` gradients come from a copy of the tape.
