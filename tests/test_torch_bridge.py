@@ -11,6 +11,7 @@ import io
 import itertools
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -1164,6 +1165,29 @@ def test_scripting_is_told_the_way_back(module: Any) -> None:
             torch.jit.script(model)
 
 
+@pytest.mark.parametrize("module", [bridge.LSTM(4, 6), bridge.LSTMCell(4, 6)])
+def test_symbolic_traces_are_told_the_way_back(module: Any) -> None:
+    class Leaves(torch.fx.Tracer):
+        def is_leaf_module(self, module: Any, name: str) -> bool:
+            return isinstance(module, (bridge.LSTM, bridge.LSTMCell)) or super().is_leaf_module(module, name)
+
+    model, x = torch.nn.Sequential(torch.nn.Linear(4, 4), copy.deepcopy(module)), torch.randn(3, 4)
+    with pytest.raises(RuntimeError, match=r"call fastlstm\.torch\.restore\(model\) first, or let is_leaf_module"):
+        torch.fx.symbolic_trace(model)
+    expected = model(x)[0]
+    assert torch.equal(torch.fx.GraphModule(model, Leaves().trace(model))(x)[0], expected)
+    bridge.restore(model)
+    assert_equal([torch.fx.symbolic_trace(model)(x)[0]], [expected], TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("module", [bridge.LSTM(4, 6), bridge.LSTMCell(4, 6)])
+def test_functionalize_is_refused(module: Any) -> None:
+    total = lambda x: module(x)[0].sum()  # noqa: E731
+    for run in (torch.func.functionalize(total), torch.func.grad(torch.func.functionalize(total))):
+        with pytest.raises(RuntimeError, match=r"does not support torch\.func\.functionalize; use torch\.nn\.LSTM"):
+            run(torch.zeros(3, 4))
+
+
 class Steps(torch.nn.Module):  # type: ignore[misc, name-defined]
     def __init__(self) -> None:
         super().__init__()
@@ -1293,6 +1317,42 @@ def test_errors_of_the_parameters() -> None:
     for arguments in ((0, 6), (4, -1), (4, 6, 0)):
         with pytest.raises(ValueError, match="greater than zero"):
             bridge.LSTM(*arguments)
+
+
+def test_parameters_that_do_not_fit() -> None:
+    x = torch.zeros(5, 3, 4)
+    for name, shape, expected in (
+        ("weight_ih_l0", (24, 5), (24, 4)),
+        ("weight_ih_l0", (96,), (24, 4)),
+        ("weight_ih_l0", (20, 4), (24, 4)),
+        ("weight_hh_l1", (24, 5), (24, 6)),
+        ("weight_ih_l1", (24, 5), (24, 6)),
+        ("bias_hh_l1", (24, 1), (24,)),
+        ("bias_ih_l0", None, None),
+    ):
+        for dropout in (0, 0.5):
+            module = bridge.LSTM(4, 6, 2, dropout=dropout)
+            setattr(module, name, None if shape is None else torch.nn.Parameter(torch.zeros(shape)))
+            if shape is None:
+                with pytest.raises(TypeError, match=f"{name} must be a tensor, got None.*bias=False"):
+                    module(x)
+            else:
+                with pytest.raises(ValueError, match=re.escape(f"{name} must have shape {expected}, got {shape}")):
+                    module(x)
+    for module, given in ((bridge.LSTM(4, 6), x), (bridge.LSTMCell(4, 6), x[0])):
+        expected_name = next(iter(module.state_dict()))
+        smaller = dict(type(module)(4, 5).named_parameters())
+        for context in (contextlib.nullcontext(), bridge.frozen()):  # agreeing with each other does not help
+            with context, pytest.raises(ValueError, match=rf"{expected_name} must have shape \(24, 4\), got \(20, 4\)"):
+                torch.func.functional_call(module, smaller, (given,))
+        for name in smaller:
+            getattr(module, name).data = smaller[name].data
+        with pytest.raises(ValueError, match=rf"{expected_name} must have shape \(24, 4\), got \(20, 4\)"):
+            module(given)
+    cell = bridge.LSTMCell(4, 6)
+    cell.bias_hh = None
+    with pytest.raises(TypeError, match="bias_hh must be a tensor, got None"):
+        cell(x[0])
 
 
 # ---- replace -------------------------------------------------------------------------------------------------------------------
