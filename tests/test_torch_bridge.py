@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import gc
@@ -10,6 +11,7 @@ import io
 import itertools
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -141,6 +143,31 @@ def test_cell(bias: bool, rows: int | None, given: bool) -> None:
         h_1, c_1 = cell(x, cell(x, hx))
         results.append([h_1, c_1, *gradients(cell, inputs, [h_1, c_1])])
     assert_equal(results[0], results[1], 10 * TOLERANCE["float64"])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_cell_results_are_no_views(compiled: bool) -> None:
+    """As truncated backpropagation detaches them in place, and what was computed without gradients is changed with them."""
+    torch._dynamo.reset()
+    module, x = bridge.LSTMCell(4, 6), torch.randn(3, 4)
+    cell = torch.compile(module, backend="aot_eager", fullgraph=True) if compiled else module
+    expected = [value.detach().clone() for value in cell(x, tuple(value.detach() for value in module(x)))]
+    state = cell(x)
+    for value in state:
+        assert not value._is_view()
+        value.detach_()
+    assert_same_bits(list(cell(x, state)), expected)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            h, c = cell(x, state)
+        assert_same_bits([h, c], expected)
+        assert not h._is_view()
+        assert not c._is_view()
+    with torch.no_grad():
+        h, c = cell(x, state)
+    factor = torch.ones(6, requires_grad=True)
+    h.mul_(factor).add_(c.mul_(factor)).sum().backward()
+    assert_equal([factor.grad], [sum(expected).sum(0)], TOLERANCE["float32"])
 
 
 def test_float32() -> None:
@@ -778,6 +805,108 @@ def test_weights_are_packed_again_when_they_changed_and_only_then(change: str, p
     assert_equal([result], [theirs(x)[0]], TOLERANCE["float64"])
 
 
+def sharing(one: Any, other: Any) -> Callable[[], list[Any]]:
+    other.weight_ih_l0 = one.weight_ih_l0
+    return lambda: [module(torch.ones(5, 3, 4))[0] for module in (one, other)]
+
+
+def padded_and_packed(module: Any) -> Callable[[], list[Any]]:
+    x = torch.randn(3, 5, 4)
+    packed = rnn.pack_padded_sequence(x, [5, 4, 1], batch_first=True)
+    return lambda: [module(x)[0], module(packed)[0].data]
+
+
+def with_and_without_dropout(module: Any) -> Callable[[], list[Any]]:
+    return lambda: [module.train(training)(torch.ones(5, 3, 4))[0] for training in (False, True)]
+
+
+def in_part_and_whole(module: Any) -> Callable[[], list[Any]]:
+    """The first H units of a network alone, as slimmable networks are called."""
+    part, x = bridge.LSTM(4, 2, bias=False), torch.ones(5, 3, 4)
+    weights = {"weight_ih_l0": module.weight_ih_l0[:8], "weight_hh_l0": module.weight_hh_l0[:8, :2]}
+    return lambda: [module(x)[0], torch.func.functional_call(part, weights, (x,))[0]]
+
+
+# Calls of several kinds with the same first parameter, and how many networks they need
+ALTERNATING: dict[str, tuple[int, Callable[[], Callable[[], list[Any]]]]] = {
+    "one matrix": (2, lambda: sharing(bridge.LSTM(4, 6), bridge.LSTM(4, 6))),
+    "padded, packed": (1, lambda: padded_and_packed(bridge.LSTM(4, 6, batch_first=True))),
+    "dropout": (3, lambda: with_and_without_dropout(bridge.LSTM(4, 6, 2, dropout=1.0))),
+    "a part": (2, lambda: in_part_and_whole(bridge.LSTM(4, 6, bias=False))),
+}
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+@pytest.mark.parametrize("case", ALTERNATING)
+def test_calls_that_alternate_do_not_pack_again(case: str, is_frozen: bool, packs: list[Any]) -> None:
+    count, make = ALTERNATING[case]
+    run = make()
+    expected = run()
+    assert len(packs) == count
+    with bridge.frozen() if is_frozen else contextlib.nullcontext():
+        for _ in range(3):
+            assert_same_bits(run(), expected)
+    assert len(packs) == count
+
+
+@pytest.mark.filterwarnings("ignore")  # weight_norm is deprecated, and used
+def test_parameters_computed_for_each_call_are_packed_when_their_numbers_change(packs: list[Any]) -> None:
+    module, x = bridge.LSTM(4, 6), torch.randn(5, 3, 4)
+    torch.nn.utils.weight_norm(module, "weight_hh_l0")
+    results = []
+    for k in range(6):
+        results.append(module(x)[0])  # each with a graph
+        assert len(packs) == (k in (0, 3))
+        packs.clear()  # which keeps the tensors
+        if k == 2:
+            module.weight_hh_l0_g.data.mul_(2)
+    networks = bridge.packed._networks[id(module.weight_ih_l0.untyped_storage())][1]
+    assert len(networks) == 1
+
+
+def test_views_into_one_memory_do_not_gather_without_end(packs: list[Any]) -> None:
+    """As the individuals of a population do; those used last are kept."""
+    module, x = bridge.LSTM(4, 6), torch.randn(5, 3, 4)
+    parameters = dict(module.named_parameters())
+    sizes = [parameter.numel() for parameter in parameters.values()]
+    population = torch.randn(100, sum(sizes))
+
+    def run(k: int) -> Any:
+        parts = population[k].split(sizes)
+        weights = {name: part.view(p.shape) for (name, p), part in zip(parameters.items(), parts, strict=True)}
+        return torch.func.functional_call(module, weights, (x,))[0]
+
+    with torch.no_grad():
+        expected = [run(0)]
+        for k in range(1, len(population)):
+            expected.append(run(k))
+            run(0)
+        assert len(bridge.packed._networks[id(population.untyped_storage())][1]) == bridge.packed._MOST
+        assert len(packs) == len(population)
+        for k in (0, *range(len(population) - 20, len(population))):
+            assert torch.equal(run(k), expected[k])
+        assert len(packs) == len(population)
+
+
+def test_frozen_sees_parameters_that_became_smaller() -> None:
+    """In place: the addresses and strides are those of the packed ones."""
+    module, x = bridge.LSTM(4, 6), torch.randn(5, 3, 4)
+    with torch.no_grad(), bridge.frozen():
+        module(x)
+        other = {name: parameter[:8] for name, parameter in module.named_parameters()}
+        other["weight_hh_l0"] = module.weight_hh_l0[:8, :2]
+        smaller = bridge.LSTM(4, 2)
+        given = torch.func.functional_call(smaller, other, (x,))[0]
+        smaller.load_state_dict(other)
+        assert torch.equal(given, smaller(x)[0])
+        deep = bridge.LSTM(4, 6, 2)
+        deep(x)
+        state = (torch.zeros(2, 3, 6),) * 2
+        deep.weight_hh_l1.data = deep.weight_hh_l1.data[:12]
+        with pytest.raises(ValueError, match="weight_hh_l1"):
+            deep(x, state)
+
+
 def test_frozen_sees_other_tensors_where_the_packed_ones_were() -> None:
     """Sampled weights, as evolution strategies call a module with: each comes to lie where the last one was."""
     module, x = bridge.LSTM(8, 64), torch.randn(5, 2, 8)
@@ -1036,6 +1165,29 @@ def test_scripting_is_told_the_way_back(module: Any) -> None:
             torch.jit.script(model)
 
 
+@pytest.mark.parametrize("module", [bridge.LSTM(4, 6), bridge.LSTMCell(4, 6)])
+def test_symbolic_traces_are_told_the_way_back(module: Any) -> None:
+    class Leaves(torch.fx.Tracer):
+        def is_leaf_module(self, module: Any, name: str) -> bool:
+            return isinstance(module, (bridge.LSTM, bridge.LSTMCell)) or super().is_leaf_module(module, name)
+
+    model, x = torch.nn.Sequential(torch.nn.Linear(4, 4), copy.deepcopy(module)), torch.randn(3, 4)
+    with pytest.raises(RuntimeError, match=r"call fastlstm\.torch\.restore\(model\) first, or let is_leaf_module"):
+        torch.fx.symbolic_trace(model)
+    expected = model(x)[0]
+    assert torch.equal(torch.fx.GraphModule(model, Leaves().trace(model))(x)[0], expected)
+    bridge.restore(model)
+    assert_equal([torch.fx.symbolic_trace(model)(x)[0]], [expected], TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("module", [bridge.LSTM(4, 6), bridge.LSTMCell(4, 6)])
+def test_functionalize_is_refused(module: Any) -> None:
+    total = lambda x: module(x)[0].sum()  # noqa: E731
+    for run in (torch.func.functionalize(total), torch.func.grad(torch.func.functionalize(total))):
+        with pytest.raises(RuntimeError, match=r"does not support torch\.func\.functionalize; use torch\.nn\.LSTM"):
+            run(torch.zeros(3, 4))
+
+
 class Steps(torch.nn.Module):  # type: ignore[misc, name-defined]
     def __init__(self) -> None:
         super().__init__()
@@ -1165,6 +1317,42 @@ def test_errors_of_the_parameters() -> None:
     for arguments in ((0, 6), (4, -1), (4, 6, 0)):
         with pytest.raises(ValueError, match="greater than zero"):
             bridge.LSTM(*arguments)
+
+
+def test_parameters_that_do_not_fit() -> None:
+    x = torch.zeros(5, 3, 4)
+    for name, shape, expected in (
+        ("weight_ih_l0", (24, 5), (24, 4)),
+        ("weight_ih_l0", (96,), (24, 4)),
+        ("weight_ih_l0", (20, 4), (24, 4)),
+        ("weight_hh_l1", (24, 5), (24, 6)),
+        ("weight_ih_l1", (24, 5), (24, 6)),
+        ("bias_hh_l1", (24, 1), (24,)),
+        ("bias_ih_l0", None, None),
+    ):
+        for dropout in (0, 0.5):
+            module = bridge.LSTM(4, 6, 2, dropout=dropout)
+            setattr(module, name, None if shape is None else torch.nn.Parameter(torch.zeros(shape)))
+            if shape is None:
+                with pytest.raises(TypeError, match=f"{name} must be a tensor, got None.*bias=False"):
+                    module(x)
+            else:
+                with pytest.raises(ValueError, match=re.escape(f"{name} must have shape {expected}, got {shape}")):
+                    module(x)
+    for module, given in ((bridge.LSTM(4, 6), x), (bridge.LSTMCell(4, 6), x[0])):
+        expected_name = next(iter(module.state_dict()))
+        smaller = dict(type(module)(4, 5).named_parameters())
+        for context in (contextlib.nullcontext(), bridge.frozen()):  # agreeing with each other does not help
+            with context, pytest.raises(ValueError, match=rf"{expected_name} must have shape \(24, 4\), got \(20, 4\)"):
+                torch.func.functional_call(module, smaller, (given,))
+        for name in smaller:
+            getattr(module, name).data = smaller[name].data
+        with pytest.raises(ValueError, match=rf"{expected_name} must have shape \(24, 4\), got \(20, 4\)"):
+            module(given)
+    cell = bridge.LSTMCell(4, 6)
+    cell.bias_hh = None
+    with pytest.raises(TypeError, match="bias_hh must be a tensor, got None"):
+        cell(x[0])
 
 
 # ---- replace -------------------------------------------------------------------------------------------------------------------
@@ -1375,6 +1563,22 @@ def test_operators_keep_their_word() -> None:
                 assert [(g.shape, g.dtype) for g in given] == [(s.shape, s.dtype) for s in shapes]
                 assert kept.used
                 output, _, c_n, tape = bridge.operators.lstm(*arguments)
+
+
+def test_operators_keep_their_word_for_one_step() -> None:
+    module, x = bridge.LSTMCell(4, 6, dtype=F64), torch.randn(3, 4, dtype=F64, requires_grad=True)
+    h, c = (torch.randn(3, 6, dtype=F64, requires_grad=True) for _ in range(2))
+    weights = list(module.parameters())
+    for state, record in itertools.product(((None, None), (h, c)), (None, torch.empty(0))):
+        arguments = (x, *state, None, None, weights, True, 0, False, False, record)
+        tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+        torch.library.opcheck(bridge.operators.lstm, arguments, test_utils=tests)
+    with torch.no_grad():
+        output, _, _, tape = bridge.operators.lstm(*arguments)
+    for needs_input in (True, False):
+        some = (tape, output, None, c.detach(), [3, 4, 3, 6], True, 0, False, needs_input, F64, True)
+        given, shapes = bridge.operators.lstm_backward(*some), bridge.operators.backward_shapes(*some)
+        assert [(g.shape, g.dtype) for g in given] == [(s.shape, s.dtype) for s in shapes]
 
 
 class Tagger(torch.nn.Module):

@@ -14,7 +14,7 @@ with any tensor over foreign memory, outputs cannot be resized (``resize_``, ``o
 the bytes of a parameter have changed. So every change is noticed, including those that PyTorch's version counters miss
 (``p.data.copy_(...)``, ``p.numpy()[...] = ...``). The check reads all weights once, which is noticeable if a call is a single
 step with few rows; inside ``with fastlstm.torch.frozen():`` it is skipped. Packed weights are freed with the memory of the first
-parameter.
+parameter; of what lies in one memory, as flattened parameters do, the 32 networks used last are kept.
 
 *Autograd.* A call that needs gradients keeps a :class:`fastlstm.Tape` with copies of everything it needs, so inputs, outputs and
 parameters may be modified in place before ``backward()``. With ``retain_graph=True`` gradients come from a copy of the tape.
@@ -28,12 +28,17 @@ missing.
 
 *torch.func.* ``grad``, ``vjp``, ``jacrev``, ``vmap`` and ``is_grads_batched=True`` work, also nested. A mapped call runs once for
 each element of the mapped axis. ``torch.compile`` breaks its graph at a call inside these, as it does at ``torch.nn.LSTM``.
+``torch.func.functionalize`` is not supported.
 
 *Operators.* Where more than autograd is involved, calls go through custom operators without side effects, ``fastlstm::lstm``
 and ``fastlstm::lstm_backward``. ``torch.compile`` keeps them whole: no graph break, nothing unrolled. Models made by
 ``torch.jit.trace`` and ``torch.export`` keep a tape at every call if a parameter required gradients when they were made; to
 avoid that, call ``module.requires_grad_(False)`` first. Where such a model is loaded, ``import fastlstm.torch`` must come before
-``torch.jit.load`` or ``torch.export.load``: it registers the operators.
+``torch.jit.load`` or ``torch.export.load``: it registers the operators. Another runtime does not have them: call
+``restore(model)`` before ``torch.export`` or ``torch.jit.trace`` if it is to run the result, and before ``torch.export`` for
+``torch.onnx.export`` of an ExportedProgram. (``torch.onnx.export`` of a module is shown PyTorch's own by itself.)
+
+*Classes.* An :class:`LSTM` is a ``torch.nn.RNNBase`` and no ``torch.nn.LSTM``, also after ``replace``: see there.
 """
 
 try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import torch
+from torch.fx import Proxy
 
 from fastlstm.arrays import booleans_error, shape_error
 from fastlstm.torch.calls import call
 from fastlstm.torch.packed import Tensor
+from fastlstm.weights import parameter_shapes
 
 __all__ = ["LSTM", "LSTMCell", "wrong_dtype"]
 
@@ -18,6 +20,13 @@ State = tuple[Tensor, Tensor]
 def _refuse_scripting(module: Any) -> NoReturn:
     raise RuntimeError(
         "torch.jit.script supports only PyTorch's own modules: call fastlstm.torch.restore(model) first, or use torch.jit.trace"
+    )
+
+
+def _refuse_symbols() -> NoReturn:
+    raise RuntimeError(
+        "torch.fx takes only PyTorch's own modules for one step: call fastlstm.torch.restore(model) first, "
+        "or let is_leaf_module of the tracer return True for this module"
     )
 
 
@@ -109,11 +118,13 @@ class LSTM(torch.nn.RNNBase):
         TypeError
             If a tensor has another dtype than the parameters, is not on the CPU, or autocast is on; the message says what to do.
         """
+        if isinstance(input, Proxy):
+            _refuse_symbols()
         if _is_exported() and resets is None:
             exported: tuple[Any, State] = torch.nn.LSTM.forward(self, input, hx)
             return exported
         weights = [getattr(self, name) for name in self._flat_weights_names]
-        dtype = _check_weights(self._flat_weights_names, weights)
+        dtype = _check_weights(self._flat_weights_names, weights, (4 * self.hidden_size, self.input_size))
         packed = isinstance(input, torch.nn.utils.rnn.PackedSequence)
         x, batch_sizes, order, back = input if packed else (input, *[None] * 3)
         _check_tensor("input", x, dtype)
@@ -181,6 +192,11 @@ class LSTM(torch.nn.RNNBase):
         batch_first: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Each layer a network of its own, with dropout between; time first, as ``torch.nn.LSTM`` draws its numbers."""
+        sizes: dict[str, Any] = {"bias": self.bias, "bidirectional": self.bidirectional, "proj_size": self.proj_size}
+        shapes = parameter_shapes(self.input_size, self.hidden_size, self.num_layers, **sizes)
+        for (name, shape), weight in zip(shapes.items(), weights, strict=True):  # packing sees one layer at a time
+            if tuple(weight.shape) != shape:
+                raise shape_error(name, shape, tuple(weight.shape))
         directions, final = 2 if self.bidirectional else 1, []
         per_layer = len(weights) // self.num_layers
         y = y.transpose(0, 1) if batch_first else y
@@ -236,30 +252,30 @@ class LSTMCell(torch.nn.LSTMCell):
         ValueError, TypeError
             As :meth:`LSTM.forward`.
         """
+        if isinstance(input, Proxy):
+            _refuse_symbols()
         if _is_exported():
             state: State = super().forward(input, hx)
             return state
         names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"][: 4 if self.bias else 2]
         weights = [getattr(self, name) for name in names]
-        dtype = _check_weights(names, weights)
+        dtype = _check_weights(names, weights, (4 * self.hidden_size, self.input_size))
         _check_tensor("input", input, dtype)
         single = input.dim() == 1
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             raise shape_error("input", ("B", self.input_size), tuple(input.shape))
-        # unsqueeze and squeeze are views backwards too; what indexes does writes zeros first
-        x = (input.unsqueeze(0) if single else input).unsqueeze(0)
+        # Of one row alone, as in torch.nn.LSTMCell: results that are views cannot be detached in place
+        x = input.unsqueeze(0) if single else input
         h, c = None, None
         if hx is not None:
             h, c = _pair(hx)
-            expected = (self.hidden_size,) if single else (x.shape[1], self.hidden_size)
+            expected = (self.hidden_size,) if single else (x.shape[0], self.hidden_size)
             for name, value in (("h_0", h), ("c_0", c)):
                 _check_tensor(name, value, dtype)
                 if tuple(value.shape) != expected:
                     raise shape_error(name, expected, tuple(value.shape))
             h, c = (h.unsqueeze(0), c.unsqueeze(0)) if single else (h, c)
-            h, c = h.unsqueeze(0), c.unsqueeze(0)
         _, h, c = call(x, h, c, None, None, weights, self.bias, 0, False, False)
-        h, c = h.squeeze(0), c.squeeze(0)
         return (h.squeeze(0), c.squeeze(0)) if single else (h, c)
 
 
@@ -279,14 +295,17 @@ def wrong_dtype(names: list[str], weights: list[Tensor], module: str) -> str:
     return ""
 
 
-def _check_weights(names: list[str], weights: list[Tensor]) -> Any:
-    """The dtype of the first parameter, which is that of everything else.
+def _check_weights(names: list[str], weights: list[Tensor], first: tuple[int, int]) -> Any:
+    """The dtype of the first parameter, which is that of everything else. Its shape is to be `first`; the others' must fit it to
+    be packed.
 
     Every one is looked at: PyTorch would hand a call with one on the meta device to what knows shapes alone, and its output
     would be whatever memory held.
     """
-    dtype = weights[0].dtype
+    dtype = getattr(weights[0], "dtype", None)
     for name, weight in zip(names, weights, strict=True):
+        if weight is None:
+            raise TypeError(f"{name} must be a tensor, got None; a module without biases is made with bias=False")
         if weight.dtype != dtype or dtype not in (torch.float32, torch.float64):
             raise TypeError(wrong_dtype(names, weights, "module"))
         device = weight.device.type
@@ -299,6 +318,8 @@ def _check_weights(names: list[str], weights: list[Tensor]) -> Any:
             "autocast is on, and this module computes in its own dtype only; call it with tensors of that dtype "
             "inside torch.autocast('cpu', enabled=False)"
         )
+    if not torch.jit.is_tracing() and weights[0].shape != first:  # it would warn
+        raise shape_error(names[0], first, tuple(weights[0].shape))
     return dtype
 
 

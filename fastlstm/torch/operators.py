@@ -62,11 +62,18 @@ def run_forward(
     record: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``fastlstm::lstm``: x is (T, B, I), (B, T, I) if batch_first, or packed data (tokens, I), which knows no resets (T, B); the
-    last result names a tape."""
+    last result names a tape.
+
+    Without batch_sizes x (B, I) is one step of one layer, as cells take it: states and results are (B, ...), too. The axes are
+    put on and taken off arrays, whose views are no views to autograd.
+    """
     network = packed_network(weights, bias, proj_size, bidirectional, batch_first)
     state = None if h_0 is None else (array_of(h_0), array_of(c_0))
     ragged = None if batch_sizes is None else Ragged(array_of(batch_sizes), len(x))
     array = array_of(x)
+    step = ragged is None and array.ndim == 2
+    if step:
+        array, state = array[None], None if state is None else (state[0][None], state[1][None])
     lengths, anew = None, None if resets is None else array_of(resets)
     if ragged is not None:
         array, lengths = ragged.spread(array), ragged.lengths
@@ -79,6 +86,8 @@ def run_forward(
         name = torch.empty(0, dtype=torch.int64)
     if ragged is not None:
         output = ragged.gather(output)
+    if step:
+        output, h_n, c_n = output[0], h_n[0], c_n[0]
     return torch.from_numpy(output), torch.from_numpy(h_n), torch.from_numpy(c_n), name
 
 
@@ -95,13 +104,15 @@ def forward_shapes(
     batch_first: bool,
     record: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    B = x.shape[0 if batch_first else 1] if h_0 is None else h_0.shape[1]
+    step = batch_sizes is None and x.dim() == 2
+    B = x.shape[0 if batch_first or step else 1] if h_0 is None else h_0.shape[-2]
     H, D = weights[0].shape[0] // 4, 2 if bidirectional else 1
     P, records = proj_size or H, len(weights) // per_record(bias, proj_size)
+    rows = (B,) if step else (records, B)
     return (
         x.new_empty((*x.shape[:-1], D * P)),
-        x.new_empty((records, B, P)),
-        x.new_empty((records, B, H)),
+        x.new_empty((*rows, P)),
+        x.new_empty((*rows, H)),
         x.new_empty((0 if record is None else 1,), dtype=torch.int64),
     )
 
@@ -131,14 +142,18 @@ def run_backward(
         recorded = copy.copy(recorded)
     else:
         kept.used = True
-    d_y, d_h, d_c = (None if d is None else array_of(d) for d in (d_output, d_h_n, d_c_n))
+    step = len(shapes) == STEP
+    d_y, d_h, d_c = (None if d is None else array_of(d)[None] if step else array_of(d) for d in (d_output, d_h_n, d_c_n))
     if ragged is not None and d_y is not None:
         d_y = ragged.spread(d_y)
     grads = recorded.backward(d_y, (d_h, d_c), input=needs_input, threads=allowance())
     d_x = np.empty(0, grads.state[0].dtype) if grads.input is None else grads.input
     if ragged is not None and needs_input:
         d_x = ragged.gather(d_x)
-    return [torch.from_numpy(array) for array in (d_x, *grads.state, *grads.parameters.values())]
+    inputs = [d_x, *grads.state]
+    if step:
+        inputs = [d[0] if len(d) else d for d in inputs]
+    return [torch.from_numpy(array) for array in (*inputs, *grads.parameters.values())]
 
 
 def backward_shapes(
@@ -154,16 +169,24 @@ def backward_shapes(
     dtype: Any,
     again: bool = False,
 ) -> list[Tensor]:
-    *x, records, B, H = shapes
-    tensors = [tuple(x) if needs_input else (0,), (records, B, proj_size or H), (records, B, H)]
+    *x, records, B, H = _with_records(shapes)
+    rows = (B,) if len(shapes) == STEP else (records, B)
+    tensors = [tuple(x) if needs_input else (0,), (*rows, proj_size or H), (*rows, H)]
     tensors += weight_shapes(shapes, bias, proj_size, bidirectional)
     return [tape.new_empty(shape, dtype=dtype) for shape in tensors]
 
 
 def weight_shapes(shapes: Sequence[int], bias: bool, proj_size: int, bidirectional: bool) -> list[tuple[int, ...]]:
-    *x, records, _, H = shapes
+    *x, records, _, H = _with_records(shapes)
     sizes: dict[str, Any] = {"bias": bias, "bidirectional": bidirectional, "proj_size": proj_size}
     return list(parameter_shapes(x[-1], H, records // (2 if bidirectional else 1), **sizes).values())
+
+
+STEP = 4  # how many sizes the shapes of one step are: x (B, I) and c_0 (B, H)
+
+
+def _with_records(shapes: Sequence[int]) -> Sequence[int]:
+    return (*shapes[:2], 1, *shapes[2:]) if len(shapes) == STEP else shapes
 
 
 def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

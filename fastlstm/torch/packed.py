@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
+import itertools
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,31 +26,39 @@ __all__ = ["Tensor", "allowance", "array_of", "frozen", "packed_network", "per_r
 Tensor = Any  # torch.Tensor; the type checker does without PyTorch
 
 
-@dataclass(frozen=True, eq=False)
+_MOST = 32  # networks of one memory: a flattened model may have as many LSTMs, a population of views has any number
+
+
+@dataclass(eq=False)
 class _Packed:
-    """A packed network, copies of the arrays it was packed of, and where these came from: their memory, and the places in it."""
+    """A packed network, copies of the arrays it was packed of, and where those lay: their memory, and how in it."""
 
     memories: list[weakref.ref[Any]]
-    options: tuple[bool, int, bool, bool]
-    places: list[tuple[int, tuple[int, ...], bool]]
+    addresses: list[int]  # of the memories
+    layouts: list[tuple[Any, ...]]
     arrays: list[Array]
-    lstm: fastlstm.LSTM
+    lstms: tuple[fastlstm.LSTM, fastlstm.LSTM]  # time first and batch first
+    used: int  # when, of all uses
 
     def is_of(self, weights: list[Tensor]) -> bool:
-        """Whether these tensors are where the packed ones were. An address alone may be used again by what comes after."""
-        return self.places == [_place(weight) for weight in weights] and all(
-            known() is weight.untyped_storage() for known, weight in zip(self.memories, weights, strict=True)
-        )
+        """Whether these tensors, at the addresses of the packed ones, are those: addresses are used again."""
+        for known, layout, weight in zip(self.memories, self.layouts, weights, strict=True):
+            if known() is not weight.untyped_storage() or layout != (weight.shape, weight.stride(), weight.is_neg()):
+                return False
+        return True
+
+    def is_gone(self) -> bool:
+        """Whether one of its tensors is no more, or elsewhere: those that are computed anew for each call, or freed between."""
+        alive = [known() for known in self.memories]
+        return any(memory is None or memory.data_ptr() != at for memory, at in zip(alive, self.addresses, strict=True))
 
 
-def _place(tensor: Tensor) -> tuple[int, tuple[int, ...], bool]:
-    """Address, strides, and whether it is read negated."""
-    return tensor.data_ptr(), tensor.stride(), tensor.is_neg()
-
-
-# By the id of the first tensor's memory, until that dies, and the place in it. PyTorch does not swap tensors with weak references
-# (torch.__future__.set_swap_module_params_on_conversion); their memory may have some
-_networks: dict[tuple[int, int], _Packed] = {}
+# By the id of the first tensor's memory, until that dies; of each memory by what packing depends on, and all tensors' addresses.
+# PyTorch does not swap tensors with weak references (torch.__future__.set_swap_module_params_on_conversion); their memory may
+# have some
+_networks: dict[int, tuple[weakref.ref[Any], dict[tuple[Any, ...], _Packed]]] = {}
+_NONE: tuple[None, dict[tuple[Any, ...], _Packed]] = (None, {})
+_uses = itertools.count()
 
 
 def packed_network(weights: list[Tensor], bias: bool, proj_size: int, bidirectional: bool, batch_first: bool) -> fastlstm.LSTM:
@@ -56,30 +66,63 @@ def packed_network(weights: list[Tensor], bias: bool, proj_size: int, bidirectio
 
     Version counters are not asked: they miss what is written through ``.data``, as gradcheck does, or through NumPy.
     """
-    memory, options = weights[0].untyped_storage(), (bias, proj_size, bidirectional, batch_first)
-    key = id(memory), weights[0].storage_offset()
-    known = _networks.get(key)
-    if known is not None and (known.memories[0]() is not memory or known.options != options):
-        known = None
-    if known is not None and _frozen.get() and known.is_of(weights):
-        return known.lstm
+    first, memory, known = weights[0], weights[0].untyped_storage(), None
+    # The first shape tells all sizes that the others do not, and all have one dtype
+    key = bias, proj_size, bidirectional, first.dtype, first.shape, *[weight.data_ptr() for weight in weights]
+    owner, networks = _networks.get(id(memory), _NONE)
+    if owner is not None and owner() is memory:
+        known = networks.get(key)
+    else:
+        networks = {}
+    if known is not None:
+        known.used = next(_uses)
+        if _frozen.get() and known.is_of(weights):
+            return known.lstms[batch_first]
     arrays = [contiguous(array_of(weight)) for weight in weights]
-    if known is not None and _engine.same_arrays(arrays, known.arrays) and arrays[0].dtype == known.lstm.dtype:
-        return known.lstm
-    records, directions = len(arrays) // per_record(bias, proj_size), 2 if bidirectional else 1
-    I, H = arrays[0].shape[1], len(arrays[0]) // 4
-    sizes: dict[str, Any] = {"bias": bias, "bidirectional": bidirectional, "proj_size": proj_size}
-    named = dict(zip(parameter_shapes(I, H, records // directions, **sizes), arrays, strict=True))
-    lstm = fastlstm.LSTM.from_weights(Weights.from_named_tensors(named), batch_first)  # copies them
+    if known is not None and _engine.same_arrays(arrays, known.arrays):
+        return known.lstms[batch_first]
+    # Tensors that were computed again, as weight_norm's are, may have the same bytes at other addresses
+    others = [other for k, other in list(networks.items()) if k[:4] == key[:4]]
+    found = next((other for other in others if _engine.same_arrays(arrays, other.arrays)), None)
+    if found is None:
+        records, directions = len(arrays) // per_record(bias, proj_size), 2 if bidirectional else 1
+        I, H = arrays[0].shape[1], len(arrays[0]) // 4
+        sizes: dict[str, Any] = {"bias": bias, "bidirectional": bidirectional, "proj_size": proj_size}
+        named = dict(zip(parameter_shapes(I, H, records // directions, **sizes), arrays, strict=True))
+        lstm = fastlstm.LSTM.from_weights(Weights.from_named_tensors(named))  # copies them
+        other = copy.copy(lstm)  # of the same packed weights
+        other.batch_first = True
+        copies, lstms = [tensor for _, tensor in lstm.weights.named_tensors()], (lstm, other)
+    else:
+        copies, lstms = found.arrays, found.lstms
+    memories = [weight.untyped_storage() for weight in weights]
+    addresses = [storage.data_ptr() for storage in memories]
+    layouts = [(weight.shape, weight.stride(), weight.is_neg()) for weight in weights]
+    _add(key, memory, _Packed([weakref.ref(storage) for storage in memories], addresses, layouts, copies, lstms, next(_uses)))
+    return lstms[batch_first]
+
+
+def _add(key: tuple[Any, ...], memory: Any, packed: _Packed) -> None:
+    """Keep a network; instead of those whose tensors are no more, and of those that were not used for longest."""
+    number = id(memory)
 
     def forget(dead: weakref.ref[Any]) -> None:
-        if key in _networks and _networks[key].memories[0] is dead:
-            del _networks[key]
+        if number in _networks and _networks[number][0] is dead:
+            del _networks[number]
 
-    copies = [tensor for _, tensor in lstm.weights.named_tensors()]
-    memories = [weakref.ref(memory, forget), *(weakref.ref(weight.untyped_storage()) for weight in weights[1:])]
-    _networks[key] = _Packed(memories, options, [_place(weight) for weight in weights], copies, lstm)
-    return lstm
+    # Without a lock, which a call from a finalizer would wait for: the worst that other threads do is to pack once more
+    owner, networks = _networks.get(number, _NONE)
+    if owner is None or owner() is not memory:
+        networks = {}
+        _networks[number] = weakref.ref(memory, forget), networks
+    networks.pop(key, None)
+    for other, known in list(networks.items()):
+        if known.is_gone():
+            networks.pop(other, None)
+    while len(networks) >= _MOST:
+        oldest, _ = min(list(networks.items()), key=lambda item: item[1].used)
+        networks.pop(oldest, None)
+    networks[key] = packed
 
 
 def per_record(bias: bool, proj_size: int) -> int:

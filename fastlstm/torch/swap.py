@@ -39,6 +39,11 @@ def replace(model: Any) -> Replaced:
     Single steps of few rows and units are what it does not make faster: with gradients an :class:`LSTMCell` of B 1, H 16 takes
     twice as long as PyTorch's, of B 32, H 64 and less 1.6 times. Whole sequences through an :class:`LSTM` do not have that cost.
 
+    Afterwards ``isinstance(module, torch.nn.LSTM)`` is False. What goes by the class passes such layers by in silence, as
+    ``model.apply(init)`` with that test and ``torch.ao.quantization.quantize_dynamic`` do: let them run before, or ask for
+    ``torch.nn.RNNBase``. Parametrizations (``torch.nn.utils.parametrize``) come after: a module that has one is left. Before
+    ``torch.export`` or ``torch.jit.trace`` for a runtime without fastlstm, call :func:`restore`.
+
     Parameters
     ----------
     model : torch.nn.Module
@@ -75,8 +80,9 @@ def replace(model: Any) -> Replaced:
 def restore(model: Any) -> tuple[str, ...]:
     """The way back from :func:`replace`: every LSTM of a model runs on ``torch.nn`` again, where it stands.
 
-    For tools that know PyTorch's own modules alone: ``torch.jit.script``, ``torch.fx``, quantisation. (``torch.onnx.export`` is
-    shown those by itself.)
+    For tools that know PyTorch's own modules alone: ``torch.jit.script``, ``torch.fx``, quantisation, and runtimes that are given
+    what ``torch.export`` or ``torch.jit.trace`` makes. (``torch.onnx.export`` of a module is shown those by itself, of an
+    ExportedProgram not.)
 
     Parameters
     ----------

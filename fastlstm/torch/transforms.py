@@ -27,6 +27,9 @@ __all__ = ["call_transformed"]
 
 @torch._disable_dynamo  # type: ignore[untyped-decorator]  # a compiler breaks its graph here, as at torch.nn.LSTM
 def call_transformed(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    functorch = torch._C._functorch
+    if any(level.key() == functorch.TransformType.Functionalize for level in functorch.get_interpreter_stack() or ()):
+        raise RuntimeError("fastlstm's LSTM does not support torch.func.functionalize; use torch.nn.LSTM inside it")
     output, h_n, c_n, _ = _Transformed.apply(*arguments)
     return output, h_n, c_n
 
