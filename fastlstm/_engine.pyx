@@ -124,7 +124,6 @@ cdef extern from "fastlstm.h" nogil:
         fl_plan (*plan)(const fl_job *job, int threads, double meeting_price, int pace) noexcept nogil
         int (*prepare)(fl_job *job) noexcept nogil
         void (*work)(fl_job *job, int thread) noexcept nogil
-        void (*release)(fl_job *job) noexcept nogil
 
     ctypedef struct fl_job:
         const fl_job_type *type
@@ -173,6 +172,7 @@ cdef extern from "fastlstm.h" nogil:
     const fl_isa *fl_isas()
     int fl_pack(fl_network *net, const fl_layer_weights *weights)
     void fl_unpack(fl_network *net)
+    void fl_end_job(fl_job *job)
     void fl_learn(const fl_job *job)
     const fl_job_type fl_forward_job, fl_backward_job
     fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace)
@@ -542,12 +542,12 @@ cdef int run_team(fl_job *job, int threads, int limit) except -1:
                     if team == 2:
                         fl_learn(job)
                 else:  # the runtime gave fewer threads than were asked for
-                    job.type.release(job)
+                    fl_end_job(job)
                     divide(job, 1, 1)
                     status = job.type.prepare(job)
                     if status == 0:
                         job.type.work(job, 0)
-            job.type.release(job)
+            fl_end_job(job)
         if claimed:
             fl_return_threads(claimed)
     if status:
@@ -967,7 +967,7 @@ cdef class StreamState:
 
     def __dealloc__(self):
         if self.prepared:
-            self.call.job.type.release(&self.call.job)
+            fl_end_job(&self.call.job)
 
     def step(self, x not None, output not None, int threads, int limit):
         """One step; False if `x` is not exactly a float array of shape (B, I) (or (I,)) that can be read in place."""

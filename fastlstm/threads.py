@@ -145,7 +145,7 @@ def _control_groups() -> list[Path]:
 
 
 def _remember_main_thread() -> None:
-    _engine.set_main_thread(threading.main_thread().ident)
+    _engine.set_main_thread(threading.main_thread().ident or 0)  # a thread that has begun has one
 
 
 def _after_fork_in_child() -> None:

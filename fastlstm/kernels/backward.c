@@ -568,20 +568,11 @@ static int prepare(fl_job *job)
         call->job.plan.share = FL_EVEN;
     const layout l = make_layout(call);
 
-    call->job.scratch = fl_borrow((size_t)l.bytes);
-    if (!call->job.scratch)
+    if (fl_begin_job(job, l.bytes))
         return FL_NO_MEMORY;
     fl_open_barriers((fl_barrier *)call->job.scratch, call->job.plan.directions * (call->job.plan.row_groups + 1) + 1);
     memset(call->job.scratch + l.barriers, 0, (size_t)l.zeros);
-    atomic_init(&call->job.watch.stop, 0);
-    call->job.begun = 0;
     return FL_OK;
-}
-
-static void release(fl_job *job)
-{
-    fl_give_back(job->scratch);
-    job->scratch = NULL;
 }
 
 static fl_plan plan(const fl_job *job, int threads, double meeting_price, int pace)
@@ -590,4 +581,4 @@ static fl_plan plan(const fl_job *job, int threads, double meeting_price, int pa
     return fl_make_backward_plan(call->net, call->tape->T, call->tape->B, threads, meeting_price, pace);
 }
 
-const fl_job_type fl_backward_job = {.plan = plan, .prepare = prepare, .work = fl_backward, .release = release};
+const fl_job_type fl_backward_job = {.plan = plan, .prepare = prepare, .work = fl_backward};

@@ -356,7 +356,6 @@ typedef struct {
     int (*prepare)(fl_job *job);
     /* Every thread 0 .. plan.threads-1 of the team calls this once, at the same time. */
     void (*work)(fl_job *job, int thread);
-    void (*release)(fl_job *job);
 } fl_job_type;
 
 /* What a team has to know of a call of either pass, which begins with it. */
@@ -370,6 +369,12 @@ struct fl_job {
     int begun;            /* set by thread 0: a team of the planned size has come together */
     int64_t worked_ns[2]; /* set by a pair: how long each worked; 0: not to the end */
 };
+
+/* Takes so much scratch, and nobody has begun or is to stop: the first thing type->prepare does. FL_NO_MEMORY leaves nothing behind. */
+int fl_begin_job(fl_job *job, fl_index bytes);
+
+/* After the team's work, or before it is prepared anew: gives the scratch back. */
+void fl_end_job(fl_job *job);
 
 /* How a call of a pair turned out: the next one may be divided otherwise. */
 void fl_learn(const fl_job *job);

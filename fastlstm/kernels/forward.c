@@ -498,6 +498,8 @@ static int run(place *p, const pass *q, fl_index first, fl_index end)
             if (n && step(p, q, s, n, xW, chunk_rows))
                 return FL_STOPPED;
             finish_step(p, q, h_new, t, n);
+            if (q->last && s + 1 == p->call->T) /* nobody reads this h; all meet at the end of the call */
+                return FL_OK;
             if (n && fl_wait(p->units, p->units_size, &p->call->job.watch.stop, p->patience_ns))
                 return FL_STOPPED;
             xW += chunk_rows ? n * row_bytes : 0;
@@ -598,7 +600,8 @@ static int run_layer(place *p, fl_index layer, fl_index number)
         if (run(p, &q, first, end))
             return FL_STOPPED;
     }
-    return net->D > 1 && fl_wait(p->group, p->group_size, &call->job.watch.stop, INT64_MAX) ? FL_STOPPED : FL_OK;
+    const int is_read = net->D > 1 && layer + 1 < net->L; /* by all, both directions */
+    return is_read && fl_wait(p->group, p->group_size, &call->job.watch.stop, INT64_MAX) ? FL_STOPPED : FL_OK;
 }
 
 static int run_layers(place *p)
@@ -679,12 +682,6 @@ static int deal_rows(fl_call *call)
     return FL_OK;
 }
 
-static void release(fl_job *job)
-{
-    fl_give_back(job->scratch);
-    job->scratch = NULL;
-}
-
 static int prepare(fl_job *job)
 {
     fl_call *call = (fl_call *)job;
@@ -694,17 +691,14 @@ static int prepare(fl_job *job)
     const layout l = make_layout(call);
 
     call->scratch_bytes = l.bytes;
-    call->job.scratch = fl_borrow((size_t)l.bytes);
-    if (!call->job.scratch)
+    if (fl_begin_job(job, l.bytes))
         return FL_NO_MEMORY;
     call->order = (fl_index *)call->job.scratch;
     if (call->job.plan.threads > 1)
         fl_open_barriers((fl_barrier *)(call->job.scratch + l.order), call->job.plan.row_groups * (l.sides + 1));
-    atomic_init(&call->job.watch.stop, 0);
-    call->job.begun = 0;
     const int status = deal_rows(call);
     if (status)
-        release(job);
+        fl_end_job(job);
     return status;
 }
 
@@ -714,4 +708,4 @@ static fl_plan plan(const fl_job *job, int threads, double meeting_price, int pa
     return fl_make_plan(call->net, call->T, call->B, threads, meeting_price, pace);
 }
 
-const fl_job_type fl_forward_job = {.plan = plan, .prepare = prepare, .work = fl_forward, .release = release};
+const fl_job_type fl_forward_job = {.plan = plan, .prepare = prepare, .work = fl_forward};

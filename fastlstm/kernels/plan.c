@@ -231,8 +231,6 @@ fl_plan fl_make_plan(const fl_network *net, fl_index T, fl_index B, int threads,
     return best;
 }
 
-void fl_learn(const fl_job *job) { fl_note_pace(job->plan.share, job->worked_ns[0], job->worked_ns[1]); }
-
 /* ---- Gradients ----------------------------------------------------------------------------------------------------------------- */
 
 /* One layer's step of the busiest thread, and its share of the products over tokens that one step brings: their work is divided evenly. */

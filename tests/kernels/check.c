@@ -762,7 +762,7 @@ static void run_team(fl_job *job)
     join(&members[0]);
     for (int thread = 1; thread < job->plan.threads; thread++)
         pthread_join(workers[thread], NULL);
-    job->type->release(job);
+    fl_end_job(job);
 }
 
 /* As many zeros and not one more, so that a sanitizer sees what is read or written behind them. */
