@@ -618,6 +618,32 @@ assert growth < 32 << 20, f"grew by {growth / 2**20:.1f} MiB in 40 networks"
 
 
 @linux
+def test_lent_memory_goes_back_when_calls_have_not_needed_it_for_seconds() -> None:
+    run_python(
+        """
+import time
+import numpy as np
+import fastlstm
+from helpers import resident_bytes
+
+lstm = fastlstm.LSTM(32, 128, seed=0)
+x = np.ones((1000, 16, 32), np.float32)
+lstm(x[:3, :1])
+before = resident_bytes()
+for T in (1000, 500, 250, 125, 700, 350):
+    lstm.record(x[:T])  # 45 MB and less
+kept = resident_bytes() - before
+assert kept > 40 << 20, f"{kept / 2**20:.1f} MiB"
+time.sleep(5.1)
+lstm(x[:3, :1])
+left = resident_bytes() - before
+assert left < 8 << 20, f"{left / 2**20:.1f} MiB"
+""",
+        **QUIET,
+    )
+
+
+@linux
 def test_memory_of_calls_is_lent_to_the_next_and_goes_with_the_last_network() -> None:
     run_python(
         """

@@ -1,6 +1,7 @@
 /* Memory that is aligned and, where it is large, goes straight back to the system: from the heap, networks and calls of many sizes would
  * leave holes there. What one call gives back is lent to the next: fresh pages cost more to clear than a short call computes, and where a
  * virtual machine must ask its host for them, more than a long one. */
+#include "clock.h"
 #include "fastlstm.h"
 
 #include <stdatomic.h>
@@ -68,7 +69,9 @@ enum { SPARES = 8, MOST_PAGES = 512 }; /* and a gigabyte of it */
 static struct {
     _Atomic(header *) block;
     atomic_size_t pages; /* the block's, or nearly: another thread may be about to change it */
+    _Atomic int64_t since;
 } spares[SPARES];
+static const int64_t STALE_NS = 5000000000;
 static atomic_uint oldest;
 static atomic_size_t kept; /* pages of all */
 
@@ -78,6 +81,7 @@ static header *swap(int slot, header *block)
     const size_t pages = block ? block->pages : 0; /* not to be asked any more once it is there */
     header *before = atomic_exchange(&spares[slot].block, block);
 
+    atomic_store(&spares[slot].since, fl_now_ns());
     atomic_store(&spares[slot].pages, pages);
     if (before)
         atomic_fetch_sub(&kept, before->pages);
@@ -117,6 +121,16 @@ static void drop_spares(void)
         drop_spare(i);
 }
 
+/* What nobody has borrowed for a while: calls of many sizes would leave as many blocks. */
+static void drop_stale(void)
+{
+    const int64_t then = atomic_load(&kept) ? fl_now_ns() - STALE_NS : 0;
+
+    for (int i = 0; then && i < SPARES; i++)
+        if (atomic_load(&spares[i].pages) && atomic_load(&spares[i].since) < then)
+            drop_spare(i);
+}
+
 static int next_slot(void) { return (int)(atomic_fetch_add(&oldest, 1) % SPARES); }
 
 static atomic_int lasting; /* pieces allocated: what networks consist of */
@@ -154,6 +168,7 @@ void fl_give_back(void *memory)
 {
     if (!memory)
         return;
+    drop_stale();
     header *block = (header *)memory - 1;
     const size_t pages = block->pages;
     if (!pages || pages > MOST_PAGES || !atomic_load(&lasting)) {
@@ -166,6 +181,7 @@ void fl_give_back(void *memory)
     for (int i = 0; i < SPARES; i++) {
         header *none = NULL;
         if (atomic_compare_exchange_strong(&spares[i].block, &none, block)) {
+            atomic_store(&spares[i].since, fl_now_ns());
             atomic_store(&spares[i].pages, pages);
             return;
         }
