@@ -13,7 +13,7 @@ from fastlstm import _engine
 from fastlstm import threads as _threads
 from fastlstm.arrays import Array, Inputs, as_bytes, as_flag, as_floats, contiguous, for_kernels, shape_error
 from fastlstm.masks import begin_anew, compact, spread
-from fastlstm.packed import BACKWARD, FORWARD, OptionalState, State
+from fastlstm.packed import OptionalState, State
 from fastlstm.weights import suffix
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ class Tape(Generic[S]):
         self._packed.transposed  # noqa: B018  (now, when a lack of memory costs nothing)
         self._arguments = (*self._sizes, self._lengths, *map(as_bytes, state), self.dropout, self.seed)
         self._engine: _engine.Tape | None = _engine.Tape(self._packed.network, *self._arguments)
-        run = FORWARD[output.dtype]
-        run(self._packed.network, x, *state, output, *final, self._lengths, self._resets, *threads, self._engine)
+        run, network = self._packed.forward, self._packed.network
+        run(network, x, *state, output, *final, self._lengths, self._resets, *threads, self._engine)
 
     def _run_back(
         self,
@@ -109,8 +109,8 @@ class Tape(Generic[S]):
     ) -> None:
         """The backward pass; everything in the engine's shapes. `d_x` (None: not wanted), `d_state` and `memory` are written."""
         assert self._engine is not None, "a tape that is not used up"
-        run, tape = BACKWARD[d_state[0].dtype], (self._packed.transposed, self._engine)
-        run(*tape, d_y, *d_final, self._resets, steps, 0, d_x, *d_state, memory, False, *threads)
+        run, transposed = self._packed.backward, self._packed.transposed
+        run(transposed, self._engine, d_y, *d_final, self._resets, steps, 0, d_x, *d_state, memory, False, *threads)
 
     def _free(self) -> None:
         """Let go of what the gradients were taken from."""
