@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from fastlstm.equations import clip, evaluate
 from fastlstm.masks import spread
 from fastlstm.tape import Tape
 from fastlstm.weights import LayerWeights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Trace"]
 
@@ -77,7 +80,7 @@ class Trace:
         direction: int = 0,
         row: int = 0,
         units: Sequence[int] | None = None,
-    ) -> Any:
+    ) -> Figure:
         """Draw the gates, the cell state and the output of some units over time; needs matplotlib.
 
         Parameters
