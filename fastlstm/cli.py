@@ -362,7 +362,7 @@ def read_state(path: str, lstm: fastlstm.LSTM, rows: tuple[int, ...]) -> tuple[A
         members = {} if file.archive is None else members_of(file.archive)
         if file.archive is None or not {"h", "c"} <= members.keys():
             raise FormatError("not an .npz file with arrays h and c")
-        for name, size in (("h", lstm.proj_size or lstm.hidden_size), ("c", lstm.hidden_size)):
+        for name, size in (("h", lstm.weights.recurrent_size), ("c", lstm.weights.cell_size)):
             if members[name].dtype != lstm.dtype.name:
                 raise FormatError(f"{name} must be {lstm.dtype} as the weights are, got {members[name].dtype}")
             shape = (lstm.num_layers * lstm.num_directions, *rows, size)

@@ -143,7 +143,7 @@ class Network(Generic[S]):
         owned = packed.weights
         self._packed = packed  # in one piece: other threads' calls take the old weights or the new ones
         self._dtype = owned.dtype
-        self._sizes = (owned.input_size, owned.proj_size or owned.hidden_size, owned.cell_size, len(owned.layers))
+        self._sizes = (owned.input_size, owned.recurrent_size, owned.cell_size, len(owned.layers))
         self._concat = owned.merge_mode == "concat"
         self._width = owned.num_directions * self._sizes[1]
 

@@ -166,8 +166,7 @@ def _parts(weights: Weights) -> list[Packed]:
 def _state_of(part: Packed, B: int) -> State:
     """Room for a part's state."""
     weights = part.weights
-    h = np.empty((1, B, weights.proj_size or weights.hidden_size), weights.dtype)
-    return h, np.empty((1, B, weights.cell_size), weights.dtype)
+    return np.empty((1, B, weights.recurrent_size), weights.dtype), np.empty((1, B, weights.cell_size), weights.dtype)
 
 
 def _part_of(state: Array | None, index: int) -> Array | None:

@@ -39,7 +39,7 @@ class Stream(Generic[S]):
         if network.weights.reverse:
             raise ValueError("a reverse network cannot stream: it begins at the end of the sequence")
         B = as_integer("batch_size", batch_size, 0, MAX_SIZE)
-        self._I, self._P = network.input_size, network.weights.proj_size or network.hidden_size
+        self._I, self._P = network.input_size, network.weights.recurrent_size
         self._dtype = network.dtype
         self._shape = (B, self._P)
         self._kind, self._packed = type(network), network._packed

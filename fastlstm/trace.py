@@ -54,7 +54,7 @@ class Trace:
         assert engine is not None, "a tape that is not used up"
         found = {}
         for what in "ifgoch":
-            n = lstm.weights.proj_size or lstm.hidden_size if what == "h" else lstm.hidden_size
+            n = lstm.weights.recurrent_size if what == "h" else lstm.hidden_size
             values = np.zeros((len(lstm.weights.layers), T, B, n), lstm.dtype)
             for record in range(len(values)):
                 engine.read(record, what, values[record].reshape(-1).view(np.uint8))

@@ -159,6 +159,11 @@ class Weights:
         return self.hidden_size if self.nonlinearity is None else 0
 
     @property
+    def recurrent_size(self) -> int:
+        """Size of the state h: ``proj_size``, or ``hidden_size`` without a projection."""
+        return self.proj_size or self.hidden_size
+
+    @property
     def nonlinearity(self) -> Literal["tanh", "relu"] | None:
         """Of a plain RNN; None for an LSTM."""
         return self.layers[0].nonlinearity
@@ -193,7 +198,7 @@ class Weights:
     @property
     def initial_state(self) -> tuple[Array, Array]:
         """h_0, shape (L*D, P or H), and c_0, shape (L*D, cell_size), where none is given: zeros, unless the file holds one."""
-        C, P = self.cell_size, self.proj_size or self.hidden_size
+        C, P = self.cell_size, self.recurrent_size
         h_0 = np.stack([np.zeros(P, self.dtype) if w.h_0 is None else w.h_0 for w in self.layers])
         return h_0, np.stack([np.zeros(C, self.dtype) if w.c_0 is None else w.c_0 for w in self.layers])
 
