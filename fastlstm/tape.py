@@ -11,7 +11,7 @@ import numpy as np
 
 from fastlstm import _engine
 from fastlstm import threads as _threads
-from fastlstm.arrays import Array, Inputs, as_bytes, as_flag, as_floats, contiguous, for_kernels, shape_error
+from fastlstm.arrays import Array, Inputs, as_bytes, as_flag, as_floats, as_integer, contiguous, for_kernels, shape_error
 from fastlstm.masks import begin_anew, compact, spread
 from fastlstm.packed import OptionalState, State
 from fastlstm.weights import suffix
@@ -280,11 +280,7 @@ class Tape(Generic[S]):
 
 def _check_steps(steps: Any, T: int) -> int:
     """Of truncation; 0: none, as at T or beyond nothing is cut."""
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, (int, np.integer))):
-        raise TypeError(f"steps must be an integer or None, got {steps!r:.100}")
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    return 0 if steps is None else int(min(steps, max(T, 1)))
+    return 0 if steps is None else min(as_integer("steps", steps, 1), max(T, 1))
 
 
 def _room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

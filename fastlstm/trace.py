@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastlstm.arrays import Array
+from fastlstm.arrays import Array, as_integer
 from fastlstm.cell import PLAIN
 from fastlstm.equations import clip, evaluate
 from fastlstm.masks import spread
@@ -114,11 +114,9 @@ class Trace:
         places = [("layer", layer, L), ("direction", direction, D), ("row", row, *(B or [1]))]
         if units is not None and not isinstance(units, Iterable):
             raise TypeError(f"units must be several integers, got {units!r:.100}")
-        places += [("units", unit, H) for unit in (() if units is None else units)]
+        places += [(f"units[{index}]", unit, H) for index, unit in enumerate(() if units is None else units)]
         for name, place, count in places:
-            if isinstance(place, bool) or not isinstance(place, (int, np.integer)):
-                raise TypeError(f"{name} must be {'several integers' if name == 'units' else 'an integer'}, got {place!r:.100}")
-            if not -count <= place < count:
+            if not -count <= as_integer(name, place) < count:
                 raise IndexError(f"{name} must be between {-count} and {count - 1}, got {place}")
         series = {name: getattr(self, name)[layer, direction] for name in "ifogch"}
         series = {name: values[:, row] if B else values for name, values in series.items()}

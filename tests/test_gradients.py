@@ -824,9 +824,9 @@ def refusals() -> dict[str, tuple[dict[str, Any], type[Exception], str]]:
         "three states": ({"d_state": (h, c, c)}, TypeError, r"d_state must be a pair \(d_h_n, d_c_n\), got tuple"),
         "steps 0": ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
         "steps -1": ({"steps": -1}, ValueError, "steps must be at least 1, got -1"),
-        "steps 1.5": ({"steps": 1.5}, TypeError, "steps must be an integer or None, got 1.5"),
-        "steps True": ({"steps": True}, TypeError, "steps must be an integer or None, got True"),
-        "steps of text": ({"steps": "2"}, TypeError, "steps must be an integer or None, got '2'"),
+        "steps 1.5": ({"steps": 1.5}, TypeError, "steps must be an integer, got 1.5"),
+        "steps True": ({"steps": True}, TypeError, "steps must be an integer, got True"),
+        "steps of text": ({"steps": "2"}, TypeError, "steps must be an integer, got '2'"),
         "threads 0": ({"threads": 0}, ValueError, "threads must be between 1 and 1024, got 0"),
         "threads 1.5": ({"threads": 1.5}, TypeError, "threads must be an integer, got 1.5"),
     }
