@@ -186,8 +186,8 @@ def make_parser() -> argparse.ArgumentParser:
         fastlstm convert checkpoint.pt encoder.npz --name encoder.rnn
         fastlstm convert tagger.weights.h5 tagger.npz --activation relu --merge-mode sum""",
     )
-    sub.add_argument("file", metavar="IN", help="the network, as for scan")
-    sub.add_argument("output", metavar="OUT", help="ends with .safetensors or .npz; replaced only when all is done")
+    sub.add_argument("file", metavar="SOURCE", help="the network, as for scan")
+    sub.add_argument("output", metavar="TARGET", help="ends with .safetensors or .npz; replaced only when all is done")
     add_choice(sub)
 
     add("info", info, "Show version, instruction sets, threads, compiler and platform.", "fastlstm info")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fastlstm import rounding
-from fastlstm.arrays import Array, as_flag, as_integer
+from fastlstm.arrays import Array, as_flag, as_integer, shape_error
 from fastlstm.cell import PLAIN, Activation, Cell
 
 __all__ = ["TENSORS", "Array", "LayerWeights", "Weights", "check_sizes", "described", "parameter_shapes"]
@@ -129,7 +129,7 @@ class Weights:
             if name not in expected:
                 raise ValueError(f"{name} was not expected in a network with bias={self.bias}, proj_size={self.proj_size}")
             if tensor.shape != expected[name]:
-                raise ValueError(f"{name} must have shape {expected[name]}, got {tensor.shape}")
+                raise shape_error(name, expected[name], tensor.shape)
             if tensor.dtype != self.dtype:
                 raise ValueError(f"{name} must be {self.dtype} as weight_ih_l0 is, got {tensor.dtype}")
 

@@ -1186,7 +1186,7 @@ def test_what_the_caller_may_not_tell(h5py: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"merge_mode must be one of concat, sum, mul, ave, or None, got 'max'"):
         load(alone, "both", merge_mode="max")
     for key in ("activation", "recurrent_activation", "merge_mode"):
-        with pytest.raises(TypeError, match=f"{key} must be text, or None, got list"):
+        with pytest.raises(TypeError, match=rf"{key} must be str or None, got \['tanh'\]"):
             load(alone, "zeta", **{key: ["tanh"]})
     with pytest.raises(TypeError, match="go_backwards must be True or False, got 'yes'"):
         load(alone, "zeta", go_backwards="yes")  # type: ignore[arg-type]

@@ -325,8 +325,10 @@ def test_refused(case: str) -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(TypeError, match="expected a mapping of names to arrays, got str"):
+    with pytest.raises(TypeError, match=r"^variables must be a mapping of names to arrays, got str"):
         from_tensorflow("model.ckpt")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^tensors must be a mapping of names to arrays, got list"):
+        from_haste([1])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="forget_bias must be a finite number"):
         from_tensorflow(cell("lstm_cell"), forget_bias=float("nan"))
     with pytest.raises(TypeError, match="forget_bias must be a number, got '1'"):

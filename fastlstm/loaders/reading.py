@@ -184,7 +184,7 @@ def keras_arguments(go_backwards: bool | None, **layer: str | None) -> KerasArgu
 
     for key, value in layer.items():
         if not isinstance(value, (str, type(None))):
-            raise TypeError(f"{key} must be text, or None, got {type(value).__name__}")
+            raise TypeError(f"{key} must be str or None, got {value!r:.100}")
     if layer["merge_mode"] not in (*MERGE_MODES, None):
         raise ValueError(f"merge_mode must be one of {', '.join(MERGE_MODES)}, or None, got {layer['merge_mode']!r:.100}")
     return KerasArguments(None if go_backwards is None else as_flag("go_backwards", go_backwards), **layer)
@@ -194,9 +194,10 @@ def flag_or_none(name: str, value: Any) -> bool | None:
     return None if value is None else as_flag(name, value)
 
 
-def as_mapping(value: Any) -> Mapping[str, Any]:
+def as_mapping(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise TypeError(f"expected a mapping of names to arrays, got {type(value).__name__} (for a file: fastlstm.load)")
+        given = f"{type(value).__name__} (for a file: fastlstm.load)"
+        raise TypeError(f"{name} must be a mapping of names to arrays, got {given}")
     return value
 
 
@@ -217,8 +218,9 @@ def writer(name: str, path: str | os.PathLike[str], otherwise: str | None = None
     text = as_path(name, path)
     suffix = os.path.splitext(text)[1].lower()
     if suffix not in writers and otherwise is None:
-        raise ValueError(f"{text}: the name must end with {' or '.join(writers)}, got {suffix or 'no suffix'}")
+        raise ValueError(f"{name} must end with {' or '.join(writers)}, got {text!r:.200}")
     if suffix in OF_OTHERS:
         advice = "; to_onnx writes ONNX models" if suffix == ".onnx" else ""
-        raise ValueError(f"{text}: save writes {' or '.join(writers)}, got {suffix}{advice}")
+        ours = " or ".join(writers)
+        raise ValueError(f"{name} must not end with {suffix}, as save writes {ours}, got {text!r:.200}{advice}")
     return partial(writers[suffix if suffix in writers else f".{otherwise}"], text)
