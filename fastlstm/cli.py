@@ -27,6 +27,7 @@ from fastlstm.arrays import Array, shape_error
 from fastlstm.errors import FormatError
 from fastlstm.files import replacing, same_file
 from fastlstm.rounding import TYPES
+from fastlstm.weights import MERGE_MODES
 
 __all__ = ["main"]
 
@@ -217,7 +218,7 @@ def add_choice(sub: argparse.ArgumentParser) -> None:
     keras.add_argument(
         "--recurrent-activation", metavar="NAME", help="hard_sigmoid_keras2 and hard_sigmoid_keras3 differ (default: sigmoid)"
     )
-    keras.add_argument("--merge-mode", choices=("concat", "sum", "mul", "ave"), help="of a Bidirectional (default: concat)")
+    keras.add_argument("--merge-mode", choices=MERGE_MODES, help="of a Bidirectional (default: concat)")
 
 
 def choice(args: argparse.Namespace) -> dict[str, Any]:

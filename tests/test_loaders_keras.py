@@ -1183,7 +1183,7 @@ def test_what_the_caller_may_not_tell(h5py: Any, tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     fastlstm.LSTM(3, 4).save(path)
     refused(lambda: load(path, go_backwards=False), "go_backwards: only for Keras files")
-    with pytest.raises(ValueError, match=r"merge_mode must be one of concat, sum, mul, ave, or None, got 'max'"):
+    with pytest.raises(ValueError, match=r"merge_mode must be one of concat, sum, mul, ave or None, got 'max'"):
         load(alone, "both", merge_mode="max")
     for key in ("activation", "recurrent_activation", "merge_mode"):
         with pytest.raises(TypeError, match=rf"{key} must be str or None, got \['tanh'\]"):

@@ -408,7 +408,7 @@ def test_keras_and_haste_must_be_told_apart(suffix: str, tmp_path: Path) -> None
     assert (both[0] == from_haste(haste("lstm.")).weights.layers[0].weight_ih).all()
     assert (both[0].reshape(4, H, I)[[0, 2, 1, 3]] == both[1].reshape(4, H, I)).all()
     assert [load(path, layout=layout).batch_first for layout in ("haste", "keras")] == [False, True]
-    with pytest.raises(ValueError, match="layout must be 'keras', 'haste' or None"):
+    with pytest.raises(ValueError, match="layout must be one of keras, haste or None, got"):
         load(path, layout="torch")
 
 

@@ -19,7 +19,7 @@ from fastlstm.errors import FormatError
 from fastlstm.files import as_path
 from fastlstm.loaders import shards
 from fastlstm.loaders.found import Contents, Found, LSTMInfo, quoted
-from fastlstm.weights import Weights
+from fastlstm.weights import MERGE_MODES, Weights
 
 if TYPE_CHECKING:
     from fastlstm.loaders.keras.config import KerasArguments
@@ -109,8 +109,11 @@ def read(
     from fastlstm.loaders.source import opened, return_freed
 
     allow_nonfinite = as_flag("allow_nonfinite", allow_nonfinite)
-    if layout not in (None, "keras", "haste"):
-        raise ValueError(f"layout must be 'keras', 'haste' or None, got {layout!r:.100}")
+    if layout is not None:
+        from fastlstm.loaders.kernel_names import LAYOUTS
+
+        if layout not in [*LAYOUTS]:
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)} or None, got {layout!r:.100}")
     with opened(path, layout) as file:
         file.external_data, file.keras_arguments = as_flag("external_data", external_data), arguments
         found = contents(file).choose(name)
@@ -180,13 +183,13 @@ def keras_arguments(go_backwards: bool | None, **layer: str | None) -> KerasArgu
     """What the caller says of a layer of Keras; None if that is nothing."""
     if go_backwards is None and all(value is None for value in layer.values()):
         return None
-    from fastlstm.loaders.keras.config import MERGE_MODES, KerasArguments
+    from fastlstm.loaders.keras.config import KerasArguments
 
     for key, value in layer.items():
         if not isinstance(value, (str, type(None))):
             raise TypeError(f"{key} must be str or None, got {value!r:.100}")
     if layer["merge_mode"] not in (*MERGE_MODES, None):
-        raise ValueError(f"merge_mode must be one of {', '.join(MERGE_MODES)}, or None, got {layer['merge_mode']!r:.100}")
+        raise ValueError(f"merge_mode must be one of {', '.join(MERGE_MODES)} or None, got {layer['merge_mode']!r:.100}")
     return KerasArguments(None if go_backwards is None else as_flag("go_backwards", go_backwards), **layer)
 
 
