@@ -79,7 +79,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The loaders, imported when first used: reading files takes more of the standard library than running networks."""
-    if name in ("LSTMInfo", "convert", "load", "load_model", "scan") or (name.startswith("from_") and name in __all__):
+    if name in __all__:  # asked only for what is not there yet
         from fastlstm import loaders
 
         return getattr(loaders, name)

@@ -1,6 +1,6 @@
 from typing import Any, final
 
-_Array = Any
+from fastlstm.arrays import Array as _Array
 
 WEIGHTS: dict[str | None, int]
 

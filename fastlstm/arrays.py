@@ -91,16 +91,54 @@ def as_floats(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     return array
 
 
-def as_integer(name: str, value: Any, least: int, most: int) -> int:
+def as_integer(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+    """An integer of Python or NumPy, within bounds.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for messages.
+    value : object
+    least, most : int, optional
+        The bounds; there is no `most` without `least`.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    TypeError
+        If it is no integer; True is none.
+    ValueError
+        If it is out of bounds.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, got {value!r:.100}")
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be between {least} and {most}, got {value!s:.100}")
+    if least is not None and (value < least or (most is not None and value > most)):
+        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise ValueError(f"{name} must be {bounds}, got {value!s:.100}")
     return int(value)
 
 
 def as_flag(name: str, value: Any) -> bool:
-    """True or False, or 1 or 0: any other object, such as the text of a configuration file, would pass for True."""
+    """True or False, or 1 or 0: any other object, such as the text of a configuration file, would pass for True.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for the message.
+    value : object
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    TypeError
+        If it is none of these.
+    """
     if not isinstance(value, (bool, int, np.bool_, np.integer)) or value not in (0, 1):
         raise TypeError(f"{name} must be True or False, got {value!r:.100}")
     return bool(value)

@@ -27,6 +27,7 @@ from fastlstm.arrays import Array, shape_error
 from fastlstm.errors import FormatError
 from fastlstm.files import replacing, same_file
 from fastlstm.rounding import TYPES
+from fastlstm.weights import MERGE_MODES
 
 __all__ = ["main"]
 
@@ -186,8 +187,8 @@ def make_parser() -> argparse.ArgumentParser:
         fastlstm convert checkpoint.pt encoder.npz --name encoder.rnn
         fastlstm convert tagger.weights.h5 tagger.npz --activation relu --merge-mode sum""",
     )
-    sub.add_argument("file", metavar="IN", help="the network, as for scan")
-    sub.add_argument("output", metavar="OUT", help="ends with .safetensors or .npz; replaced only when all is done")
+    sub.add_argument("file", metavar="SOURCE", help="the network, as for scan")
+    sub.add_argument("output", metavar="TARGET", help="ends with .safetensors or .npz; replaced only when all is done")
     add_choice(sub)
 
     add("info", info, "Show version, instruction sets, threads, compiler and platform.", "fastlstm info")
@@ -217,7 +218,7 @@ def add_choice(sub: argparse.ArgumentParser) -> None:
     keras.add_argument(
         "--recurrent-activation", metavar="NAME", help="hard_sigmoid_keras2 and hard_sigmoid_keras3 differ (default: sigmoid)"
     )
-    keras.add_argument("--merge-mode", choices=("concat", "sum", "mul", "ave"), help="of a Bidirectional (default: concat)")
+    keras.add_argument("--merge-mode", choices=MERGE_MODES, help="of a Bidirectional (default: concat)")
 
 
 def choice(args: argparse.Namespace) -> dict[str, Any]:
@@ -362,7 +363,7 @@ def read_state(path: str, lstm: fastlstm.LSTM, rows: tuple[int, ...]) -> tuple[A
         members = {} if file.archive is None else members_of(file.archive)
         if file.archive is None or not {"h", "c"} <= members.keys():
             raise FormatError("not an .npz file with arrays h and c")
-        for name, size in (("h", lstm.proj_size or lstm.hidden_size), ("c", lstm.hidden_size)):
+        for name, size in (("h", lstm.weights.recurrent_size), ("c", lstm.weights.cell_size)):
             if members[name].dtype != lstm.dtype.name:
                 raise FormatError(f"{name} must be {lstm.dtype} as the weights are, got {members[name].dtype}")
             shape = (lstm.num_layers * lstm.num_directions, *rows, size)

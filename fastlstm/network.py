@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from fastlstm.recompute import RecomputedTape
 from fastlstm.rounding import TYPES
 from fastlstm.stream import Stream
 from fastlstm.tape import S, Tape
-from fastlstm.weights import Weights, check_sizes, described, parameter_shapes
+from fastlstm.weights import Nonlinearity, Weights, check_sizes, described, parameter_shapes
 
 __all__ = ["Network", "merged"]
 
@@ -61,7 +61,7 @@ class Network(Generic[S]):
         batch_first: bool,
         bidirectional: bool,
         proj_size: int = 0,
-        nonlinearity: Literal["tanh", "relu"] | None = None,
+        nonlinearity: Nonlinearity | None = None,
         dtype: Any,
         seed: int | None,
         dropout: float,
@@ -143,7 +143,7 @@ class Network(Generic[S]):
         owned = packed.weights
         self._packed = packed  # in one piece: other threads' calls take the old weights or the new ones
         self._dtype = owned.dtype
-        self._sizes = (owned.input_size, owned.proj_size or owned.hidden_size, owned.cell_size, len(owned.layers))
+        self._sizes = (owned.input_size, owned.recurrent_size, owned.cell_size, len(owned.layers))
         self._concat = owned.merge_mode == "concat"
         self._width = owned.num_directions * self._sizes[1]
 

@@ -13,16 +13,10 @@ from fastlstm.cell import ACTIVATIONS, PLAIN
 from fastlstm.isa import isa as _isa  # noqa: F401  (chooses the kernels before a network is packed)
 from fastlstm.weights import TENSORS, LayerWeights, Weights
 
-__all__ = ["ADD", "BACKWARD", "DROP", "FORWARD", "OptionalState", "Packed", "State"]
+__all__ = ["OptionalState", "Packed", "State"]
 
 State = tuple[Array, Array]  # as the engine sees it: h (L*D, B, P) and c (L*D, B, C); C is 0 in a plain RNN
 OptionalState = tuple["Array | None", "Array | None"]  # None: zeros, or what the network begins from
-
-# Chosen once for a network; Cython's own choice by the arrays of each call takes longer than a small step
-FORWARD = {np.dtype("float32"): _engine.forward["float"], np.dtype("float64"): _engine.forward["double"]}
-BACKWARD = {np.dtype("float32"): _engine.backward["float"], np.dtype("float64"): _engine.backward["double"]}
-ADD = {np.dtype("float32"): _engine.add["float"], np.dtype("float64"): _engine.add["double"]}
-DROP = {np.dtype("float32"): _engine.drop["float"], np.dtype("float64"): _engine.drop["double"]}
 
 _KINDS = tuple(ACTIVATIONS)  # by the engine's numbers
 
@@ -31,7 +25,7 @@ class Packed:
     """Weights, and what the engine made of them. Immutable: ``load_state_dict`` makes a new one, so that a tape or a stream,
     which holds the old one, keeps weights that belong together."""
 
-    __slots__ = ("_transposed", "forward", "network", "shapes", "weights")
+    __slots__ = ("_transposed", "add", "backward", "drop", "forward", "network", "shapes", "weights")
 
     def __init__(self, weights: Weights) -> None:
         weights = weights.rounded(weights.weight_dtype) if weights.weight_dtype else weights
@@ -50,7 +44,10 @@ class Packed:
             owned.nonlinearity,
             owned.weight_dtype,
         )
-        self.forward = FORWARD[owned.dtype]
+        # Chosen once for a network; Cython's own choice by the arrays of each call takes longer than a small step
+        floating = "float" if owned.dtype == np.float32 else "double"
+        self.forward, self.backward = _engine.forward[floating], _engine.backward[floating]
+        self.add, self.drop = _engine.add[floating], _engine.drop[floating]
         self.shapes = owned.expected_shapes()  # every tape asks
         self._transposed: _engine.Transposed | None = None
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastlstm import _engine
 from fastlstm.arrays import Array, as_bytes
-from fastlstm.packed import ADD, BACKWARD, DROP, FORWARD, OptionalState, Packed, State
+from fastlstm.packed import OptionalState, Packed, State
 from fastlstm.tape import GradientMemory, S, Tape, copies, zeros
 from fastlstm.weights import Weights
 
@@ -23,29 +23,30 @@ class RecomputedTape(Tape[S]):
     _remade = ("_packed", "_parts")
 
     def _record(self, x: Array, state: OptionalState, output: Array, final: State, threads: tuple[int, int]) -> None:
-        net, (T, B), run = self._net, self._sizes, FORWARD[output.dtype]
+        net, D, (T, B) = self._net, self._net.num_directions, self._sizes
         self._segment, self._parts = _segment(T, B), _parts(self._packed.weights)
         self._inputs = [x.copy()]  # of each layer
         self._states: list[dict[int, OptionalState]] = []  # of each part: by a segment's first step, the state it begins from
-        for index, part in enumerate(self._parts):
-            layer, side = divmod(index, net.num_directions)
-            if side == 0:
-                last = layer + 1 == net.num_layers
-                y = output if last else _engine.new_array((T, B, net._width), net.dtype)
-            before: OptionalState = _copy_of(state[0], index), _copy_of(state[1], index)  # the caller's arrays may change
-            states: dict[int, OptionalState] = {}
-            for begin, end in self._segments(part):
-                states[begin], after = before, _state_of(part, B)
-                inputs, outputs = self._inputs[layer][begin:end], y[begin:end, :, self._columns(side)]
-                run(part.network, inputs, *before, outputs, *after, *self._cut(begin, end), *threads)
-                if part.weights.reverse and begin:
-                    _zero(after, self._fresh(begin))
-                before = after
-            final[0][index], final[1][index] = after[0][0], after[1][0]
-            self._states.append(states)
-            if side + 1 == net.num_directions and not last:
+        for layer in range(net.num_layers):
+            last = layer + 1 == net.num_layers
+            y = output if last else _engine.new_array((T, B, net._width), net.dtype)
+            for side in range(D):
+                index = layer * D + side
+                part = self._parts[index]
+                before: OptionalState = _copy_of(state[0], index), _copy_of(state[1], index)  # the caller's arrays may change
+                states: dict[int, OptionalState] = {}
+                for begin, end in self._segments(part):
+                    states[begin], after = before, _state_of(part, B)
+                    inputs, outputs = self._inputs[layer][begin:end], y[begin:end, :, self._columns(side)]
+                    part.forward(part.network, inputs, *before, outputs, *after, *self._cut(begin, end), *threads)
+                    if part.weights.reverse and begin:
+                        _zero(after, self._fresh(begin))
+                    before = after
+                final[0][index], final[1][index] = after[0][0], after[1][0]
+                self._states.append(states)
+            if not last:
                 if self.dropout:
-                    DROP[y.dtype](y, self.dropout, self.seed, layer)
+                    self._packed.drop(y, self.dropout, self.seed, layer)
                 self._inputs.append(y)
 
     def _run_back(
@@ -58,21 +59,23 @@ class RecomputedTape(Tape[S]):
         memory: list[GradientMemory],
         threads: tuple[int, int],
     ) -> None:
-        D, dtype = self._net.num_directions, d_state[0].dtype
+        D, packed = self._net.num_directions, self._packed
         for layer in reversed(range(self._net.num_layers)):
             wanted = layer > 0 or d_x is not None
-            d_inputs = [zeros(self._inputs[layer].shape, dtype) if wanted else None for _ in range(D)]
+            d_inputs = [zeros(self._inputs[layer].shape, self._net.dtype) for _ in range(D if wanted else 0)]
             for side in range(D):
                 index = layer * D + side
                 d_after: OptionalState = _part_of(d_final[0], index), _part_of(d_final[1], index)
                 d_part = None if d_y is None else d_y[:, :, self._columns(side)]
-                d_h, d_c = self._part_back(index, d_inputs[side], d_part, d_after, steps, memory[index], threads)
+                d_input = d_inputs[side] if wanted else None
+                d_h, d_c = self._part_back(index, d_input, d_part, d_after, steps, memory[index], threads)
                 d_state[0][index], d_state[1][index] = d_h[0], d_c[0]
-            d_y = d_inputs[0]
-            if D == 2 and d_y is not None:
-                ADD[dtype](self._packed.network, d_y, d_inputs[1])
-            if layer and self.dropout:
-                DROP[dtype](d_y, self.dropout, self.seed, layer - 1)
+            if wanted:
+                d_y = d_inputs[0]
+                if D == 2:
+                    packed.add(packed.network, d_y, d_inputs[1])
+                if layer and self.dropout:
+                    packed.drop(d_y, self.dropout, self.seed, layer - 1)
         if d_x is not None:
             d_x[...] = d_y
 
@@ -92,19 +95,16 @@ class RecomputedTape(Tape[S]):
         """One layer and direction, segment by segment from its end; the gradient of its initial state."""
         part, x = self._parts[index], self._inputs[index // self._net.num_directions]
         T, B = self._sizes
-        forward, backward = FORWARD[x.dtype], BACKWARD[x.dtype]
-        d_before = copies(d_after, _state_of(part, B))
-        adds = False
-        for begin, end in reversed(self._segments(part)):
+        for done, (begin, end) in enumerate(reversed(self._segments(part))):
             state, (lengths, resets) = self._states[index][begin], self._cut(begin, end)
             tape = _engine.Tape(part.network, end - begin, B, lengths, as_bytes(state[0]), as_bytes(state[1]))
             after = _state_of(part, B)
             output = _engine.new_array((end - begin, B, after[0].shape[-1]), x.dtype)
-            forward(part.network, x[begin:end], *state, output, *after, lengths, resets, *threads, tape)
+            part.forward(part.network, x[begin:end], *state, output, *after, lengths, resets, *threads, tape)
             d_before = copies(d_after, _state_of(part, B))
             d_out, d_in = (None if d is None else d[begin:end] for d in (d_y, d_x))
-            backward(part.transposed, tape, d_out, *d_after, resets, steps, begin, d_in, *d_before, [memory], adds, *threads)
-            adds = True
+            adds = done > 0
+            part.backward(part.transposed, tape, d_out, *d_after, resets, steps, begin, d_in, *d_before, [memory], adds, *threads)
             border = end if part.weights.reverse else begin
             if 0 < border < T:
                 _zero(d_before, self._active(border) if steps and border % steps == 0 else self._fresh(border))
@@ -166,8 +166,7 @@ def _parts(weights: Weights) -> list[Packed]:
 def _state_of(part: Packed, B: int) -> State:
     """Room for a part's state."""
     weights = part.weights
-    h = np.empty((1, B, weights.proj_size or weights.hidden_size), weights.dtype)
-    return h, np.empty((1, B, weights.cell_size), weights.dtype)
+    return np.empty((1, B, weights.recurrent_size), weights.dtype), np.empty((1, B, weights.cell_size), weights.dtype)
 
 
 def _part_of(state: Array | None, index: int) -> Array | None:

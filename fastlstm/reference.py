@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from . import equations
-from .weights import TENSORS, Array, LayerWeights, Weights
+from fastlstm import equations
+from fastlstm.weights import TENSORS, Array, LayerWeights, Weights
 
 __all__ = ["backward", "forward"]
 
@@ -37,7 +37,6 @@ State = tuple[Array, Array]
 Pair = tuple[ArrayLike, ArrayLike] | None  # (h, c)
 Opt = ArrayLike | None
 Tape = list[tuple[Any, ...]]  # what each step keeps for its gradient
-ORDERS = (slice(None), slice(None, None, -1))  # of time, by direction
 
 
 def forward(weights: Weights, x: ArrayLike, state: Pair = None, lengths: Opt = None, resets: Opt = None) -> tuple[Array, State]:
@@ -75,14 +74,15 @@ def backward(
     parameters : gradients by the names of ``state_dict()``; ``bias_ih`` and ``bias_hh`` have the same one
     """
     output, final, tapes = _network(weights, x, state, lengths, resets)
-    d_y: Array = np.zeros_like(output) if d_output is None else np.asarray(d_output, np.float64)[ORDERS[weights.flipped]]
+    d_y: Array = np.zeros_like(output) if d_output is None else np.asarray(d_output, np.float64)[:: -1 if weights.flipped else 1]
     d_h, d_c = (np.zeros_like(s) if d_state is None else np.array(d_state[n], np.float64) for n, s in enumerate(final))
     layers, D = list(weights.layers), weights.num_directions
     for first in reversed(range(0, len(layers), D)):
-        d_ys, d_y = np.split(d_y, D, axis=2), np.zeros(())
-        for k, order, d_y_k in zip(range(first, first + D), ORDERS[weights.reverse :], d_ys, strict=False):
-            d_x_k, d_h[k], d_c[k], layers[k] = _backward(layers[k], tapes[k], d_y_k[order], d_h[k], d_c[k], state is None)
-            d_y = d_y + d_x_k[order]
+        d_xs = []
+        for k, d_y_k in enumerate(np.split(d_y, D, axis=2), first):
+            d_x_k, (d_h[k], d_c[k]), layers[k] = _backward(layers[k], tapes[k], d_y_k, d_h[k], d_c[k], state is None)
+            d_xs.append(d_x_k)
+        d_y = np.sum(d_xs, axis=0)
     return d_y, (d_h, d_c), dict(replace(weights, layers=tuple(layers)).named_tensors())
 
 
@@ -98,19 +98,20 @@ def _network(weights: Weights, x: ArrayLike, state: Pair, lengths: Opt, resets: 
     starts = fresh, np.roll(fresh & (t > 0), -1, axis=0)  # the reverse direction starts anew at step t - 1
     for first in range(0, len(h), D):
         ys = []
-        for k, order, start in zip(range(first, first + D), ORDERS[weights.reverse :], starts[weights.reverse :], strict=False):
-            y_k, h[k], c[k], tape = _direction(weights.layers[k], y[order], h[k], c[k], real[order], start[order])
-            ys.append(y_k[order])
+        for k in range(first, first + D):
+            back = weights.reverse or k > first
+            y_k, (h[k], c[k]), tape = _direction(weights.layers[k], y, h[k], c[k], real, starts[back], back)
+            ys.append(y_k)
             tapes.append(tape)
         y = np.concatenate(ys, axis=2)
-    return y[ORDERS[weights.flipped]], (h, c), tapes
+    return y[:: -1 if weights.flipped else 1], (h, c), tapes
 
 
 @np.errstate(all="ignore")  # infinity and NaN go where IEEE arithmetic takes them
-def _direction(w: LayerWeights, x: Array, h: Array, c: Array, real: Array, fresh: Array) -> tuple[Array, Array, Array, Tape]:
-    """One direction of one layer: time in the order of processing, and of each step only the rows that have it."""
+def _direction(w: LayerWeights, x: Array, h: Array, c: Array, real: Array, fresh: Array, back: bool) -> tuple[Array, State, Tape]:
+    """One direction of one layer: of each step only the rows that have it."""
     y, h, c, tape, (h_0, c_0) = np.zeros((*x.shape[:2], h.shape[1])), h.copy(), c.copy(), Tape(), _own_state(w)
-    for t in range(len(x)):
+    for t in range(len(x))[:: -1 if back else 1]:
         rows = np.flatnonzero(real[t])
         kept = ~fresh[t, rows, None]
         x_t, h_prev, c_prev = x[t, rows], np.where(kept, h[rows], h_0), np.where(kept, c[rows], c_0)
@@ -120,16 +121,16 @@ def _direction(w: LayerWeights, x: Array, h: Array, c: Array, real: Array, fresh
         c[rows], m, saved = equations.forward(w, z, c_prev)
         h_t, dh = (m, np.ones(1)) if w.weight_hr is None else equations.clip(m @ w.weight_hr.T, w.cell.proj_clip)
         h[rows] = y[t, rows] = h_t
-        tape.append((rows, kept, x_t, h_prev, m, dh, saved))
-    return y, h, c, tape
+        tape.append((t, rows, kept, x_t, h_prev, m, dh, saved))
+    return y, (h, c), tape
 
 
 @np.errstate(all="ignore")
-def _backward(w: LayerWeights, tape: Tape, d_y: Array, d_h: Array, d_c: Array, own: bool) -> tuple[Array, Array, Array, Any]:
+def _backward(w: LayerWeights, tape: Tape, d_y: Array, d_h: Array, d_c: Array, own: bool) -> tuple[Array, State, LayerWeights]:
     """The chain rule through the lines of :func:`_direction`, last step first; `own`: the network's own state was the first."""
     d_x, d_h, d_c = np.zeros((*d_y.shape[:2], w.weight_ih.shape[1])), d_h.copy(), d_c.copy()
     d: dict[str, Any] = {name: np.zeros(np.shape(getattr(w, name))) for name in TENSORS}
-    for t, (rows, kept, x_t, h_prev, m, dh, saved) in reversed(list(enumerate(tape))):
+    for t, rows, kept, x_t, h_prev, m, dh, saved in reversed(tape):
         d_p = (d_h[rows] + d_y[t, rows]) * dh  # of h before it was clipped
         d_z, d_c_prev, d_peephole = equations.backward(w, saved, d_p if w.weight_hr is None else d_p @ w.weight_hr, d_c[rows])
         d_h_prev, d_x[t, rows] = d_z @ w.weight_hh, d_z @ w.weight_ih
@@ -139,7 +140,7 @@ def _backward(w: LayerWeights, tape: Tape, d_y: Array, d_h: Array, d_c: Array, o
         d = {name: d[name] + part for name, part in zip(TENSORS, sums, strict=True)}
     if own:
         d |= {"h_0": d["h_0"] + d_h.sum(0), "c_0": d["c_0"] + d_c.sum(0)}
-    return d_x, d_h, d_c, replace(w, **{name: d[name] for name in TENSORS if getattr(w, name) is not None})
+    return d_x, (d_h, d_c), replace(w, **{name: d[name] for name in TENSORS if getattr(w, name) is not None})
 
 
 def _own_state(w: LayerWeights) -> State:

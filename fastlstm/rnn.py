@@ -8,7 +8,7 @@ from typing import Any, Literal
 from fastlstm.arrays import Array
 from fastlstm.network import Network
 from fastlstm.tape import Tape
-from fastlstm.weights import Weights
+from fastlstm.weights import NONLINEARITIES, Nonlinearity, Weights
 
 __all__ = ["RNN"]
 
@@ -64,7 +64,7 @@ class RNN(Network[Array]):
         hidden_size: int,
         num_layers: int = 1,
         *,
-        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        nonlinearity: Nonlinearity = "tanh",
         bias: bool = True,
         batch_first: bool = False,
         bidirectional: bool = False,
@@ -72,8 +72,8 @@ class RNN(Network[Array]):
         seed: int | None = None,
         dropout: Literal[0] = 0,
     ) -> None:
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r:.100}")
+        if nonlinearity not in NONLINEARITIES:
+            raise ValueError(f"nonlinearity must be one of {', '.join(NONLINEARITIES)}, got {nonlinearity!r:.100}")
         self._initialise(
             input_size,
             hidden_size,
@@ -122,7 +122,7 @@ class RNN(Network[Array]):
         return cls.from_weights(weights, saved if chosen is None else chosen)
 
     @property
-    def nonlinearity(self) -> Literal["tanh", "relu"]:
+    def nonlinearity(self) -> Nonlinearity:
         """The function of the pre-activation."""
         return self.weights.nonlinearity or "tanh"
 

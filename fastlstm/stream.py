@@ -39,7 +39,7 @@ class Stream(Generic[S]):
         if network.weights.reverse:
             raise ValueError("a reverse network cannot stream: it begins at the end of the sequence")
         B = as_integer("batch_size", batch_size, 0, MAX_SIZE)
-        self._I, self._P = network.input_size, network.weights.proj_size or network.hidden_size
+        self._I, self._P = network.input_size, network.weights.recurrent_size
         self._dtype = network.dtype
         self._shape = (B, self._P)
         self._kind, self._packed = type(network), network._packed
@@ -147,13 +147,12 @@ class Stream(Generic[S]):
                 chosen = list(rows)
             except TypeError:
                 raise TypeError(f"rows must be a sequence of integers, such as [3], got {rows!r:.100}") from None
-            for row in chosen:
-                if isinstance(row, bool) or not isinstance(row, (int, np.integer)):
-                    raise TypeError(f"rows must be integers, or one bool array of shape ({B},), got {row!r:.100}")
-                if not 0 <= row < B:
-                    limit = f"rows must be between 0 and {B - 1}" if B else "rows must be empty, as batch_size is 0"
-                    raise ValueError(f"{limit}, got {row}")
-            chosen = [int(row) for row in chosen]  # NumPy makes floats of an unsigned one beside others
+            if any(isinstance(row, bool) for row in chosen):
+                raise TypeError(f"rows must be integers, or one bool array of shape ({B},), got {chosen!r:.100}")
+            if chosen and not B:
+                raise ValueError(f"rows must be empty, as batch_size is 0, got {chosen!r:.100}")
+            # Python's integers: NumPy makes floats of an unsigned one beside others
+            chosen = [as_integer(f"rows[{index}]", row, 0, B - 1) for index, row in enumerate(chosen)]
         self._engine.check_idle()
         now = self._engine.current
         for held, initial in zip((self._h[now], self._c[now]), self._initial, strict=True):

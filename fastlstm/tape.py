@@ -11,9 +11,9 @@ import numpy as np
 
 from fastlstm import _engine
 from fastlstm import threads as _threads
-from fastlstm.arrays import Array, Inputs, as_bytes, as_flag, as_floats, contiguous, for_kernels, shape_error
+from fastlstm.arrays import Array, Inputs, as_bytes, as_flag, as_floats, as_integer, contiguous, for_kernels, shape_error
 from fastlstm.masks import begin_anew, compact, spread
-from fastlstm.packed import BACKWARD, FORWARD, OptionalState, State
+from fastlstm.packed import OptionalState, State
 from fastlstm.weights import suffix
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ class Tape(Generic[S]):
         self._packed.transposed  # noqa: B018  (now, when a lack of memory costs nothing)
         self._arguments = (*self._sizes, self._lengths, *map(as_bytes, state), self.dropout, self.seed)
         self._engine: _engine.Tape | None = _engine.Tape(self._packed.network, *self._arguments)
-        run = FORWARD[output.dtype]
-        run(self._packed.network, x, *state, output, *final, self._lengths, self._resets, *threads, self._engine)
+        run, network = self._packed.forward, self._packed.network
+        run(network, x, *state, output, *final, self._lengths, self._resets, *threads, self._engine)
 
     def _run_back(
         self,
@@ -109,8 +109,8 @@ class Tape(Generic[S]):
     ) -> None:
         """The backward pass; everything in the engine's shapes. `d_x` (None: not wanted), `d_state` and `memory` are written."""
         assert self._engine is not None, "a tape that is not used up"
-        run, tape = BACKWARD[d_state[0].dtype], (self._packed.transposed, self._engine)
-        run(*tape, d_y, *d_final, self._resets, steps, 0, d_x, *d_state, memory, False, *threads)
+        run, transposed = self._packed.backward, self._packed.transposed
+        run(transposed, self._engine, d_y, *d_final, self._resets, steps, 0, d_x, *d_state, memory, False, *threads)
 
     def _free(self) -> None:
         """Let go of what the gradients were taken from."""
@@ -280,11 +280,7 @@ class Tape(Generic[S]):
 
 def _check_steps(steps: Any, T: int) -> int:
     """Of truncation; 0: none, as at T or beyond nothing is cut."""
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, (int, np.integer))):
-        raise TypeError(f"steps must be an integer or None, got {steps!r:.100}")
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    return 0 if steps is None else int(min(steps, max(T, 1)))
+    return 0 if steps is None else min(as_integer("steps", steps, 1), max(T, 1))
 
 
 def _room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastlstm.arrays import Array
+from fastlstm.arrays import Array, as_integer
 from fastlstm.cell import PLAIN
 from fastlstm.equations import clip, evaluate
 from fastlstm.masks import spread
 from fastlstm.tape import Tape
 from fastlstm.weights import LayerWeights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Trace"]
 
@@ -51,7 +54,7 @@ class Trace:
         assert engine is not None, "a tape that is not used up"
         found = {}
         for what in "ifgoch":
-            n = lstm.weights.proj_size or lstm.hidden_size if what == "h" else lstm.hidden_size
+            n = lstm.weights.recurrent_size if what == "h" else lstm.hidden_size
             values = np.zeros((len(lstm.weights.layers), T, B, n), lstm.dtype)
             for record in range(len(values)):
                 engine.read(record, what, values[record].reshape(-1).view(np.uint8))
@@ -77,7 +80,7 @@ class Trace:
         direction: int = 0,
         row: int = 0,
         units: Sequence[int] | None = None,
-    ) -> Any:
+    ) -> Figure:
         """Draw the gates, the cell state and the output of some units over time; needs matplotlib.
 
         Parameters
@@ -111,11 +114,9 @@ class Trace:
         places = [("layer", layer, L), ("direction", direction, D), ("row", row, *(B or [1]))]
         if units is not None and not isinstance(units, Iterable):
             raise TypeError(f"units must be several integers, got {units!r:.100}")
-        places += [("units", unit, H) for unit in (() if units is None else units)]
+        places += [(f"units[{index}]", unit, H) for index, unit in enumerate(() if units is None else units)]
         for name, place, count in places:
-            if isinstance(place, bool) or not isinstance(place, (int, np.integer)):
-                raise TypeError(f"{name} must be {'several integers' if name == 'units' else 'an integer'}, got {place!r:.100}")
-            if not -count <= place < count:
+            if not -count <= as_integer(name, place) < count:
                 raise IndexError(f"{name} must be between {-count} and {count - 1}, got {place}")
         series = {name: getattr(self, name)[layer, direction] for name in "ifogch"}
         series = {name: values[:, row] if B else values for name, values in series.items()}

@@ -7,16 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from fastlstm import rounding
-from fastlstm.arrays import Array, as_flag, as_integer
+from fastlstm.arrays import Array, as_flag, as_integer, shape_error
 from fastlstm.cell import PLAIN, Activation, Cell
 
-__all__ = ["TENSORS", "Array", "LayerWeights", "Weights", "check_sizes", "described", "parameter_shapes"]
+__all__ = [
+    "MERGE_MODES",
+    "NONLINEARITIES",
+    "TENSORS",
+    "Array",
+    "LayerWeights",
+    "Nonlinearity",
+    "Weights",
+    "check_sizes",
+    "described",
+    "parameter_shapes",
+]
 
+Nonlinearity = Literal["tanh", "relu"]  # of a plain RNN
+NONLINEARITIES = get_args(Nonlinearity)
+MERGE_MODES = ("concat", "sum", "mul", "ave")  # and None: both outputs
 SUPPORTED_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 MAX_LAYERS = 1 << 16
 MAX_SIZE = 2**31 - 1  # of any one dimension; products are checked in Python's integers, which do not overflow
@@ -50,7 +64,7 @@ class LayerWeights:
     h_0: Array | None = None
     c_0: Array | None = None
     cell: Cell = PLAIN
-    nonlinearity: Literal["tanh", "relu"] | None = None
+    nonlinearity: Nonlinearity | None = None
 
 
 TENSORS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_peephole", "h_0", "c_0")
@@ -91,8 +105,8 @@ class Weights:
     def __post_init__(self) -> None:
         for flag in ("bidirectional", "reverse", "flipped"):
             object.__setattr__(self, flag, as_flag(flag, getattr(self, flag)))
-        if self.merge_mode not in ("concat", "sum", "mul", "ave", None):
-            raise ValueError(f"merge_mode must be 'concat', 'sum', 'mul', 'ave' or None, got {self.merge_mode!r:.100}")
+        if self.merge_mode not in (*MERGE_MODES, None):
+            raise ValueError(f"merge_mode must be one of {', '.join(MERGE_MODES)} or None, got {self.merge_mode!r:.100}")
         if (self.reverse and self.bidirectional) or (self.flipped and not self.reverse):
             raise ValueError("reverse needs bidirectional=False, and flipped needs reverse=True")
         _check_layers(self.layers)
@@ -102,10 +116,9 @@ class Weights:
             raise ValueError(f"merge_mode {self.merge_mode!r} needs one bidirectional layer")
         first = self.layers[0]
         for layer in self.layers:
-            if layer.nonlinearity != first.nonlinearity or first.nonlinearity not in (None, "tanh", "relu"):
-                raise ValueError(
-                    f"nonlinearity must be one of 'tanh', 'relu', None in all layers, got {layer.nonlinearity!r:.100}"
-                )
+            if layer.nonlinearity != first.nonlinearity or first.nonlinearity not in (None, *NONLINEARITIES):
+                allowed = f"one of {', '.join(NONLINEARITIES)} or None in all layers"
+                raise ValueError(f"nonlinearity must be {allowed}, got {layer.nonlinearity!r:.100}")
             if layer.nonlinearity and (layer.cell != PLAIN or any(getattr(layer, name) is not None for name in TENSORS[4:])):
                 raise ValueError("a plain RNN has no projection, peepholes, initial state or cell of its own")
         given = {"weight_ih_l0": first.weight_ih, "weight_hh_l0": first.weight_hh, **dict(self.named_tensors())}
@@ -129,7 +142,7 @@ class Weights:
             if name not in expected:
                 raise ValueError(f"{name} was not expected in a network with bias={self.bias}, proj_size={self.proj_size}")
             if tensor.shape != expected[name]:
-                raise ValueError(f"{name} must have shape {expected[name]}, got {tensor.shape}")
+                raise shape_error(name, expected[name], tensor.shape)
             if tensor.dtype != self.dtype:
                 raise ValueError(f"{name} must be {self.dtype} as weight_ih_l0 is, got {tensor.dtype}")
 
@@ -159,7 +172,12 @@ class Weights:
         return self.hidden_size if self.nonlinearity is None else 0
 
     @property
-    def nonlinearity(self) -> Literal["tanh", "relu"] | None:
+    def recurrent_size(self) -> int:
+        """Size of the state h: ``proj_size``, or ``hidden_size`` without a projection."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def nonlinearity(self) -> Nonlinearity | None:
         """Of a plain RNN; None for an LSTM."""
         return self.layers[0].nonlinearity
 
@@ -193,7 +211,7 @@ class Weights:
     @property
     def initial_state(self) -> tuple[Array, Array]:
         """h_0, shape (L*D, P or H), and c_0, shape (L*D, cell_size), where none is given: zeros, unless the file holds one."""
-        C, P = self.cell_size, self.proj_size or self.hidden_size
+        C, P = self.cell_size, self.recurrent_size
         h_0 = np.stack([np.zeros(P, self.dtype) if w.h_0 is None else w.h_0 for w in self.layers])
         return h_0, np.stack([np.zeros(C, self.dtype) if w.c_0 is None else w.c_0 for w in self.layers])
 
@@ -281,7 +299,7 @@ class Weights:
         return checked.with_tensors(matrices)
 
     @classmethod
-    def from_named_tensors(cls, tensors: Mapping[str, Array], nonlinearity: Literal["tanh", "relu"] | None = None) -> Weights:
+    def from_named_tensors(cls, tensors: Mapping[str, Array], nonlinearity: Nonlinearity | None = None) -> Weights:
         """Read back what :meth:`named_tensors` gives.
 
         Parameters

@@ -430,17 +430,17 @@ def test_bad_steps_change_nothing() -> None:
         (lambda: stream.step(None), TypeError, "x.*None"),
         (lambda: stream.step(case.x[1].tolist()), TypeError, "x.*list"),
         (lambda: stream.step(np.ma.masked_array(case.x[1])), TypeError, "x.*mask"),
-        (lambda: stream.reset(rows=[4]), ValueError, r"rows.*\b3\b.*\b4\b"),
+        (lambda: stream.reset(rows=[4]), ValueError, r"rows\[0\] must be between 0 and 3, got 4"),
         (lambda: stream.reset(rows=2), TypeError, r"rows.*\b2\b"),  # type: ignore[arg-type]
         (
             lambda: stream.reset(rows=[True, False, False, True]),
             TypeError,
-            r"rows must.* bool array of shape \(4,\), got True",
+            r"rows must.* bool array of shape \(4,\), got \[True, False",
         ),
         (lambda: stream.reset(rows=np.ones(3, bool)), ValueError, r"rows of booleans must have shape \(4,\), got \(3,\)"),
         (lambda: stream.reset(rows=np.ones((4, 1), bool)), ValueError, r"rows of booleans must have shape \(4,\), got \(4, 1\)"),
-        (lambda: stream.reset(rows=[0, -1]), ValueError, r"rows.*-1"),
-        (lambda: stream.reset(rows=[0, 1.0]), TypeError, r"rows.*1\.0"),
+        (lambda: stream.reset(rows=[0, -1]), ValueError, r"rows\[1\] must be between 0 and 3, got -1"),
+        (lambda: stream.reset(rows=[0, 1.0]), TypeError, r"rows\[1\] must be an integer, got 1\.0"),
     )
     for call, error, pattern in bad:
         with pytest.raises(error, match=pattern):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -1183,10 +1185,10 @@ def test_what_the_caller_may_not_tell(h5py: Any, tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     fastlstm.LSTM(3, 4).save(path)
     refused(lambda: load(path, go_backwards=False), "go_backwards: only for Keras files")
-    with pytest.raises(ValueError, match=r"merge_mode must be one of concat, sum, mul, ave, or None, got 'max'"):
+    with pytest.raises(ValueError, match=r"merge_mode must be one of concat, sum, mul, ave or None, got 'max'"):
         load(alone, "both", merge_mode="max")
     for key in ("activation", "recurrent_activation", "merge_mode"):
-        with pytest.raises(TypeError, match=f"{key} must be text, or None, got list"):
+        with pytest.raises(TypeError, match=rf"{key} must be str or None, got \['tanh'\]"):
             load(alone, "zeta", **{key: ["tanh"]})
     with pytest.raises(TypeError, match="go_backwards must be True or False, got 'yes'"):
         load(alone, "zeta", go_backwards="yes")  # type: ignore[arg-type]
@@ -1309,8 +1311,25 @@ def test_to_keras_weights() -> None:
         assert np.array_equal(bias, state[f"bias_ih_{end}"] + state[f"bias_hh_{end}"])
         assert all(array.flags.c_contiguous and array.flags.writeable for array in (kernel, recurrent, bias))
     assert len(fastlstm.LSTM(3, 4, bias=False).to_keras_weights()) == 2
-    with pytest.raises(ValueError, match="Keras has no LSTM with a weight_hr"):
+    with pytest.raises(ValueError, match=r"^Keras has no LSTM with a projection \(proj_size\): save the network as safetensors$"):
         fastlstm.LSTM(3, 4, proj_size=2).to_keras_weights()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"weight_peephole": np.zeros(12, "f")}, "peepholes"),
+        ({"h_0": np.zeros(4, "f"), "c_0": np.zeros(4, "f")}, "an initial state of its own (h_0, c_0)"),
+        ({"cell": Cell(coupled="forget")}, "coupled gates"),
+        ({"cell": Cell(gate_clip=1.0)}, "clipping"),
+        ({"cell": Cell(cell_clip=1.0)}, "clipping"),
+        ({"cell": Cell(hidden=Activation("relu"))}, "different activations of candidate and output"),
+    ],
+)
+def test_to_keras_weights_says_what_keras_lacks(change: dict[str, Any], what: str) -> None:
+    layer = replace(fastlstm.LSTM(3, 4).weights.layers[0], **change)
+    with pytest.raises(ValueError, match=rf"^Keras has no LSTM with {re.escape(what)}: save the network as safetensors$"):
+        fastlstm.LSTM.from_weights(fastlstm.Weights((layer,))).to_keras_weights()
 
 
 def test_to_keras_and_back(keras: Any) -> None:

@@ -325,8 +325,10 @@ def test_refused(case: str) -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(TypeError, match="expected a mapping of names to arrays, got str"):
+    with pytest.raises(TypeError, match=r"^variables must be a mapping of names to arrays, got str"):
         from_tensorflow("model.ckpt")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^tensors must be a mapping of names to arrays, got list"):
+        from_haste([1])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="forget_bias must be a finite number"):
         from_tensorflow(cell("lstm_cell"), forget_bias=float("nan"))
     with pytest.raises(TypeError, match="forget_bias must be a number, got '1'"):
@@ -406,7 +408,7 @@ def test_keras_and_haste_must_be_told_apart(suffix: str, tmp_path: Path) -> None
     assert (both[0] == from_haste(haste("lstm.")).weights.layers[0].weight_ih).all()
     assert (both[0].reshape(4, H, I)[[0, 2, 1, 3]] == both[1].reshape(4, H, I)).all()
     assert [load(path, layout=layout).batch_first for layout in ("haste", "keras")] == [False, True]
-    with pytest.raises(ValueError, match="layout must be 'keras', 'haste' or None"):
+    with pytest.raises(ValueError, match="layout must be one of keras, haste or None, got"):
         load(path, layout="torch")
 
 

@@ -214,7 +214,7 @@ def test_some_rows_of_a_stream_begin_anew(rows: Any) -> None:
     y = model(x)[4:]
     y[:, 1] = model(x[4:])[:, 1]
     assert rest.tobytes() == y.tobytes()
-    with pytest.raises(ValueError, match="rows must be between 0 and 2, got 3"):
+    with pytest.raises(ValueError, match=r"rows\[0\] must be between 0 and 2, got 3"):
         stream.reset([3])
     with pytest.raises(TypeError, match="rows must be a sequence of integers"):
         stream.reset(3)

@@ -482,7 +482,7 @@ def test_files_that_are_not_of_an_rnn(tmp_path: Path) -> None:
     assert np.isnan(fastlstm.RNN.load(path, allow_nonfinite=True).state_dict()["weight_ih_l0"]).all()
     ours = {"batch_first": False, "cells": [{}], "nonlinearity": "gelu"}
     np.savez(path, fastlstm=np.array(json.dumps(ours)), **tensors)
-    with pytest.raises(fastlstm.FormatError, match="nonlinearity must be 'tanh' or 'relu', got 'gelu'"):
+    with pytest.raises(fastlstm.FormatError, match="nonlinearity must be one of tanh, relu, got 'gelu'"):
         fastlstm.RNN.load(path)
 
 
@@ -504,7 +504,7 @@ def test_refusals() -> None:
     x, h = np.zeros((5, 2, 3), np.float32), np.zeros((1, 2, 4), np.float32)
     pair: Any = (h, h)
     calls: tuple[tuple[type[Exception], str, Any], ...] = (
-        (ValueError, r"nonlinearity must be 'tanh' or 'relu', got 'gelu'", lambda: fastlstm.RNN(3, 4, nonlinearity="gelu")),  # type: ignore[arg-type]
+        (ValueError, r"nonlinearity must be one of tanh, relu, got 'gelu'", lambda: fastlstm.RNN(3, 4, nonlinearity="gelu")),  # type: ignore[arg-type]
         (ValueError, "hidden_size must be between 1", lambda: fastlstm.RNN(3, 0)),
         (ValueError, r"x must have shape \(T, B, 3\), got \(5, 2, 4\)", lambda: rnn(np.zeros((5, 2, 4), np.float32))),
         (TypeError, "x must be float32", lambda: rnn(x.astype(np.float64))),

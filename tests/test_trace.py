@@ -91,7 +91,7 @@ def test_plot(tmp_path):
         ({"layer": 2}, "layer must be between -2 and 1, got 2"),
         ({"direction": -2}, "direction must be between -1 and 0, got -2"),
         ({"row": 5}, "row must be between -2 and 1, got 5"),
-        ({"units": [0, 12]}, "units must be between -12 and 11, got 12"),
+        ({"units": [0, 12]}, r"units\[1\] must be between -12 and 11, got 12"),
     ):
         with pytest.raises(IndexError, match=message):
             trace.plot(**wrong)
@@ -99,7 +99,7 @@ def test_plot(tmp_path):
         ({"layer": 1.0}, "layer must be an integer, got 1.0"),
         ({"row": True}, "row must be an integer, got True"),
         ({"units": 3}, "units must be several integers, got 3"),
-        ({"units": ["a"]}, "units must be several integers, got 'a'"),
+        ({"units": ["a"]}, r"units\[0\] must be an integer, got 'a'"),
     ):
         with pytest.raises(TypeError, match=message):
             trace.plot(**wrong)

@@ -482,7 +482,7 @@ def from_tensorflow(
         if not np.isfinite(forget_bias):
             raise ValueError(f"forget_bias must be a finite number, got {forget_bias!r:.100}")
         forget_bias = float(forget_bias)
-    tensors = live.flattened(reading.as_mapping(variables))
+    tensors = live.flattened(reading.as_mapping("variables", variables))
     options = tensorflow_names.TensorFlowOptions(forget_bias, Cell(cell_clip=cell_clip, proj_clip=proj_clip))
     found = tensorflow_names.find(tensors, live.read_one, options=options, asked=name)
     return reading.chosen(Contents(found, summary("variables", tensors)), name, batch_first)
@@ -514,6 +514,6 @@ def from_haste(tensors: Mapping[str, Any], name: str | None = None, *, batch_fir
     """
     from fastlstm.loaders import kernel_names, live
 
-    every = live.flattened(reading.as_mapping(tensors))
+    every = live.flattened(reading.as_mapping("tensors", tensors))
     found = kernel_names.find(every, live.read_one, batch_first=False, layout="haste")
     return reading.chosen(Contents(found, summary("a state dict", every)), name, batch_first)

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from fastlstm.loaders import strict_json
 from fastlstm.loaders.found import Found, LSTMInfo, quoted
 from fastlstm.loaders.tensors import LazyTensor, ReadFloats, check_dtype, check_size, dtypes, handed_over, precision
 from fastlstm.rounding import TYPES
-from fastlstm.weights import Weights
+from fastlstm.weights import MERGE_MODES, NONLINEARITIES, Nonlinearity, Weights
 
 __all__ = ["KEY", "MAX_TEXT", "Metadata", "batch_first", "find", "parse", "text_of"]
 
@@ -42,7 +42,7 @@ class Metadata:
     flipped: bool = False
     merge_mode: str | None = "concat"
     weight_dtype: str | None = None
-    nonlinearity: Literal["tanh", "relu"] | None = None
+    nonlinearity: Nonlinearity | None = None
 
 
 # ---- Writing -------------------------------------------------------------------------------------------------------------------
@@ -104,12 +104,12 @@ def parse(text: object) -> Metadata:
                 raise ValueError(f"{quoted(key)} is not understood")
             if key in FLAGS and not isinstance(value, bool):
                 raise ValueError(f"{key} must be true or false, got {value!r:.100}")
-        if ours.get("merge_mode", "sum") not in ("sum", "mul", "ave", None):
-            raise ValueError(f"merge_mode must be 'sum', 'mul', 'ave' or null, got {ours['merge_mode']!r:.100}")
+        if ours.get("merge_mode", "sum") not in (*MERGE_MODES[1:], None):  # concat is not written
+            raise ValueError(f"merge_mode must be one of {', '.join(MERGE_MODES[1:])} or null, got {ours['merge_mode']!r:.100}")
         if ours.get("weight_dtype", "int8") not in TYPES:
             raise ValueError(f"weight_dtype must be one of {', '.join(TYPES)}, got {ours['weight_dtype']!r:.100}")
-        if ours.get("nonlinearity", "tanh") not in ("tanh", "relu"):
-            raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {ours['nonlinearity']!r:.100}")
+        if ours.get("nonlinearity", "tanh") not in NONLINEARITIES:
+            raise ValueError(f"nonlinearity must be one of {', '.join(NONLINEARITIES)}, got {ours['nonlinearity']!r:.100}")
         if "cells" not in ours:
             if ours.keys() != {"batch_first"}:
                 raise ValueError("reverse, flipped, merge_mode, weight_dtype and nonlinearity need cells")

@@ -19,7 +19,7 @@ from fastlstm.errors import FormatError
 from fastlstm.files import as_path
 from fastlstm.loaders import shards
 from fastlstm.loaders.found import Contents, Found, LSTMInfo, quoted
-from fastlstm.weights import Weights
+from fastlstm.weights import MERGE_MODES, Weights
 
 if TYPE_CHECKING:
     from fastlstm.loaders.keras.config import KerasArguments
@@ -109,8 +109,11 @@ def read(
     from fastlstm.loaders.source import opened, return_freed
 
     allow_nonfinite = as_flag("allow_nonfinite", allow_nonfinite)
-    if layout not in (None, "keras", "haste"):
-        raise ValueError(f"layout must be 'keras', 'haste' or None, got {layout!r:.100}")
+    if layout is not None:
+        from fastlstm.loaders.kernel_names import LAYOUTS
+
+        if layout not in [*LAYOUTS]:
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)} or None, got {layout!r:.100}")
     with opened(path, layout) as file:
         file.external_data, file.keras_arguments = as_flag("external_data", external_data), arguments
         found = contents(file).choose(name)
@@ -180,13 +183,13 @@ def keras_arguments(go_backwards: bool | None, **layer: str | None) -> KerasArgu
     """What the caller says of a layer of Keras; None if that is nothing."""
     if go_backwards is None and all(value is None for value in layer.values()):
         return None
-    from fastlstm.loaders.keras.config import MERGE_MODES, KerasArguments
+    from fastlstm.loaders.keras.config import KerasArguments
 
     for key, value in layer.items():
         if not isinstance(value, (str, type(None))):
-            raise TypeError(f"{key} must be text, or None, got {type(value).__name__}")
+            raise TypeError(f"{key} must be str or None, got {value!r:.100}")
     if layer["merge_mode"] not in (*MERGE_MODES, None):
-        raise ValueError(f"merge_mode must be one of {', '.join(MERGE_MODES)}, or None, got {layer['merge_mode']!r:.100}")
+        raise ValueError(f"merge_mode must be one of {', '.join(MERGE_MODES)} or None, got {layer['merge_mode']!r:.100}")
     return KerasArguments(None if go_backwards is None else as_flag("go_backwards", go_backwards), **layer)
 
 
@@ -194,9 +197,10 @@ def flag_or_none(name: str, value: Any) -> bool | None:
     return None if value is None else as_flag(name, value)
 
 
-def as_mapping(value: Any) -> Mapping[str, Any]:
+def as_mapping(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise TypeError(f"expected a mapping of names to arrays, got {type(value).__name__} (for a file: fastlstm.load)")
+        given = f"{type(value).__name__} (for a file: fastlstm.load)"
+        raise TypeError(f"{name} must be a mapping of names to arrays, got {given}")
     return value
 
 
@@ -217,8 +221,9 @@ def writer(name: str, path: str | os.PathLike[str], otherwise: str | None = None
     text = as_path(name, path)
     suffix = os.path.splitext(text)[1].lower()
     if suffix not in writers and otherwise is None:
-        raise ValueError(f"{text}: the name must end with {' or '.join(writers)}, got {suffix or 'no suffix'}")
+        raise ValueError(f"{name} must end with {' or '.join(writers)}, got {text!r:.200}")
     if suffix in OF_OTHERS:
         advice = "; to_onnx writes ONNX models" if suffix == ".onnx" else ""
-        raise ValueError(f"{text}: save writes {' or '.join(writers)}, got {suffix}{advice}")
+        ours = " or ".join(writers)
+        raise ValueError(f"{name} must not end with {suffix}, as save writes {ours}, got {text!r:.200}{advice}")
     return partial(writers[suffix if suffix in writers else f".{otherwise}"], text)

@@ -15,9 +15,9 @@ from typing import Any
 from fastlstm.cell import PLAIN, SIGMOID, TANH, Activation, Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import quoted
+from fastlstm.weights import MERGE_MODES
 
 __all__ = [
-    "MERGE_MODES",
     "NO_ARGUMENTS",
     "RECURRENT",
     "CellPlan",
@@ -54,9 +54,8 @@ ACTIVATIONS = {
     "leaky_relu": Activation("leaky_relu", (0.2,)),
     "sparse_sigmoid": Activation("hard_sigmoid", (0.5, 0.5)),
 }
-MERGE_MODES = ("concat", "sum", "mul", "ave")  # and None: both outputs
 HARD_SIGMOID = {2: Activation("hard_sigmoid", (0.2, 0.5)), 3: Activation("hard_sigmoid", (1 / 6, 0.5))}
-OF_VERSION = {f"hard_sigmoid_keras{version}": activation for version, activation in HARD_SIGMOID.items()}  # a caller's names
+VERSIONS = {f"hard_sigmoid_keras{version}": version for version in HARD_SIGMOID}  # by a caller's names for these
 
 STACKS = "each direction stacks several cells and reads only itself; fastlstm's layers read both directions"
 
@@ -136,9 +135,9 @@ def _given_activation(name: str | None, key: str, default: Activation, version: 
     if name == "hard_sigmoid" and version is None:
         raise FormatError(
             f"{key}: Keras 2 and 3 compute hard_sigmoid differently, and the file does not say which it was: "
-            f"pass one of {', '.join(OF_VERSION)}"
+            f"pass one of {', '.join(VERSIONS)}"
         )
-    return OF_VERSION[name] if name in OF_VERSION else _activation({key: name}, key, version)
+    return HARD_SIGMOID[VERSIONS[name]] if name in VERSIONS else _activation({key: name}, key, version)
 
 
 def class_of(entry: Mapping[str, Any]) -> str:
@@ -174,8 +173,7 @@ def other_kind(entry: Mapping[str, Any]) -> str:
 
 def version_from(entry: Mapping[str, Any], version: int | None, arguments: KerasArguments) -> tuple[int | None, KerasArguments]:
     """The version, from the caller where the file has none and a layer's hard_sigmoid needs it; and what else the caller says."""
-    names = {f"hard_sigmoid_keras{number}": number for number in HARD_SIGMOID}
-    said = {names[name] for name in (arguments.activation, arguments.recurrent_activation) if name in names}
+    said = {VERSIONS[name] for name in (arguments.activation, arguments.recurrent_activation) if name in VERSIONS}
     if version is not None or len(said) != 1:
         return version, arguments
     pairs = list(zip(*(plan(entry, number).cells for number in HARD_SIGMOID), strict=True))
@@ -183,7 +181,7 @@ def version_from(entry: Mapping[str, Any], version: int | None, arguments: Keras
         "activation": any(a.cell.candidate != b.cell.candidate for a, b in pairs),
         "recurrent_activation": any(a.cell.gate != b.cell.gate for a, b in pairs),
     }
-    rest = {key: value for key, value in vars(arguments).items() if not (needed.get(key) and value in names)}
+    rest = {key: value for key, value in vars(arguments).items() if not (needed.get(key) and value in VERSIONS)}
     return said.pop(), KerasArguments(**rest)
 
 
@@ -236,7 +234,7 @@ def _bidirectional(config: Mapping[str, Any], version: int | None) -> Plan:
     check_keys(config, {"layer", "backward_layer", "merge_mode"})
     merge_mode = config.get("merge_mode", "concat")
     if merge_mode not in (*MERGE_MODES, None):
-        raise FormatError(f"merge_mode must be concat, sum, mul, ave or null, got {shown(merge_mode)}")
+        raise FormatError(f"merge_mode must be one of {', '.join(MERGE_MODES)} or null, got {shown(merge_mode)}")
     layer, backward_layer = config.get("layer"), config.get("backward_layer")
     if not isinstance(layer, dict) or not isinstance(backward_layer, (dict, type(None))):
         raise FormatError("its layer is missing in the configuration")
@@ -289,7 +287,7 @@ def _activation(config: Mapping[str, Any], key: str, version: int | None) -> Act
         if version is None:
             raise FormatError(
                 f"{key} is hard_sigmoid, which Keras 2 and 3 compute differently, and keras_version is neither: "
-                f"pass {key}='hard_sigmoid_keras2' or {key}='hard_sigmoid_keras3'"
+                f"pass {' or '.join(f'{key}={name!r}' for name in VERSIONS)}"
             )
         return HARD_SIGMOID[version]
     if not isinstance(name, str) or name not in ACTIVATIONS:

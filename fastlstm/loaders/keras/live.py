@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fastlstm.arrays import Array
-from fastlstm.cell import Cell
 from fastlstm.errors import FormatError
 from fastlstm.loaders.found import Contents, Found, other_layer, quoted
 from fastlstm.loaders.keras import config as keras_config
@@ -131,12 +130,18 @@ def keras_weights(weights: Weights) -> list[Array]:
     """See :meth:`fastlstm.LSTM.to_keras_weights`."""
     arrays = []
     for layer in weights.layers:
-        for name in ("weight_hr", "weight_peephole", "h_0"):
-            if getattr(layer, name) is not None:
-                raise ValueError(f"Keras has no LSTM with a {name}")
         cell = layer.cell
-        if cell != Cell(cell.gate, cell.candidate, cell.candidate):
-            raise ValueError("Keras has no LSTM with coupled gates, clipping, or two functions for candidate and output")
+        problems = {
+            "a projection (proj_size)": layer.weight_hr is not None,
+            "peepholes": layer.weight_peephole is not None,
+            "an initial state of its own (h_0, c_0)": layer.h_0 is not None,
+            "coupled gates": cell.coupled is not None,
+            "clipping": cell != replace(cell, gate_clip=None, cell_clip=None, proj_clip=None),
+            "different activations of candidate and output": cell.candidate != cell.hidden,
+        }
+        for what, present in problems.items():
+            if present:
+                raise ValueError(f"Keras has no LSTM with {what}: save the network as safetensors")
         arrays += [layer.weight_ih.T.copy(), layer.weight_hh.T.copy()]
         if layer.bias_ih is not None and layer.bias_hh is not None:
             arrays.append(layer.bias_ih + layer.bias_hh)
