@@ -69,7 +69,7 @@ class Network(Generic[S]):
         """Fresh weights, as PyTorch draws them."""
         if dropout != 0:
             raise ValueError(f"dropout must be 0, got {dropout!r:.100}: it belongs to training, record(x, dropout=)")
-        check_sizes(input_size, hidden_size, num_layers, proj_size)
+        input_size, hidden_size, num_layers, proj_size = check_sizes(input_size, hidden_size, num_layers, proj_size)
         bias, bidirectional = as_flag("bias", bias), as_flag("bidirectional", bidirectional)
         self._batch_first = as_flag("batch_first", batch_first)
         kind = _as_dtype(dtype)

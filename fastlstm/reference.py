@@ -143,8 +143,7 @@ def _backward(w: LayerWeights, tape: Tape, d_y: Array, d_h: Array, d_c: Array, o
     return d_x, (d_h, d_c), replace(w, **{name: d[name] for name in TENSORS if getattr(w, name) is not None})
 
 
-def _own_state(w: LayerWeights) -> State:
-    """h and c of a row that begins without a state."""
+def _own_state(w: LayerWeights) -> State:  # h and c of a row that begins without a state
     if w.h_0 is not None and w.c_0 is not None:
         return w.h_0, w.c_0
     return np.zeros(w.weight_hh.shape[1]), np.zeros(0 if w.nonlinearity else len(w.weight_hh) // 4)

@@ -393,17 +393,13 @@ def parameter_shapes(
     return shapes
 
 
-def check_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: int) -> None:
-    """Refuse sizes no network has, before memory is asked for."""
-    for name, value, least, most in (
-        ("input_size", input_size, 1, MAX_SIZE),
-        ("hidden_size", hidden_size, 1, MAX_SIZE),
-        ("num_layers", num_layers, 1, MAX_LAYERS),
-        ("proj_size", proj_size, 0, MAX_SIZE),
-    ):
-        as_integer(name, value, least, most)
-    if proj_size >= hidden_size and proj_size:
-        raise ValueError(f"proj_size must be smaller than hidden_size {hidden_size}, got {proj_size}")
+def check_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: int) -> tuple[int, int, int, int]:
+    """The same as Python's integers, which do not overflow; sizes no network has are refused before memory is asked for."""
+    I, H = as_integer("input_size", input_size, 1, MAX_SIZE), as_integer("hidden_size", hidden_size, 1, MAX_SIZE)
+    L, P = as_integer("num_layers", num_layers, 1, MAX_LAYERS), as_integer("proj_size", proj_size, 0, MAX_SIZE)
+    if P >= H and P:
+        raise ValueError(f"proj_size must be smaller than hidden_size {H}, got {P}")
+    return I, H, L, P
 
 
 def described(kind: str, weights: Weights, batch_first: bool = False) -> str:

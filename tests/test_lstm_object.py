@@ -59,6 +59,12 @@ def test_dtype_is_anything_numpy_takes(dtype: Any) -> None:
     assert fastlstm.LSTM(5, 7, dtype=dtype).dtype == np.float64
 
 
+def test_sizes_may_be_numpys_small_integers() -> None:
+    lstm = fastlstm.LSTM(np.int8(100), np.int8(101), num_layers=np.uint8(2), proj_size=np.int8(99), seed=0)
+    assert lstm.state_dict()["weight_hh_l1"].shape == (404, 99)
+    assert type(lstm.hidden_size) is int
+
+
 @networks
 def test_state_dict_is_torchs(options: dict[str, Any]) -> None:
     """The same names in the same order, with the same shapes."""
