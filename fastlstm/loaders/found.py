@@ -114,7 +114,8 @@ class Contents:
         if lstms and all(item.problem for item in lstms):
             names = listing(item.name for item in lstms)
             several = f"none of the {len(lstms)} LSTMs found can be loaded ({names}): " if len(lstms) > 1 else ""
-            raise FormatError(several + lstms[0].problem)
+            problems = dict.fromkeys(item.problem for item in lstms[:3])
+            raise FormatError(several + "; ".join(problems))
 
     def choose(self, name: str | None) -> Found:
         """Return the only LSTM, or the one that ``name`` means; it can be read.

@@ -29,6 +29,7 @@ __all__ = [
     "one_precision",
     "precision",
     "to_floats",
+    "too_large",
 ]
 
 
@@ -90,7 +91,13 @@ def one_precision(tensors: Sequence[NamedTensor]) -> np.dtype[Any]:
 def check_size(what: str, size: int, limit: float) -> None:
     """Refuse weights that take more bytes than they may."""
     if size > limit:
-        raise FormatError(f"{what} take {size} bytes, more than {limit} for this file")
+        raise FormatError(too_large(what, size, limit))
+
+
+def too_large(what: str, size: int, limit: float) -> str:
+    """Of weights that take more than :func:`fastlstm.loaders.source.weights_limit`: the rule, and what fits it."""
+    rule = f"more than {limit} for this file (twice its size and 16 MiB)"
+    return f"{what} take {size} bytes, {rule}: store every weight in full, not compressed, shared or quantized"
 
 
 # ---- Numbers -------------------------------------------------------------------------------------------------------------------

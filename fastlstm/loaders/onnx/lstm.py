@@ -24,7 +24,7 @@ from fastlstm.loaders.onnx.folding import dequantized
 from fastlstm.loaders.onnx.graph import Scope, attributes, label
 from fastlstm.loaders.onnx.sizes import Open, Size
 from fastlstm.loaders.onnx.states import States
-from fastlstm.loaders.tensors import STORED, handed_over, precision, to_floats
+from fastlstm.loaders.tensors import STORED, handed_over, precision, to_floats, too_large
 from fastlstm.weights import MAX_SIZE, LayerWeights, Weights
 
 __all__ = ["ACTIVATIONS", "TAKES_ALPHA", "TAKES_BOTH", "Layer", "chains", "found", "layer"]
@@ -413,7 +413,7 @@ def found(
     size = sum(math.prod(part.shape) for part in parts) * precision(first.dtype).itemsize
     outside = _outside(chain)
     if size > limit and not outside:
-        problem = f"the weights of LSTM node {quoted(first.name)} take {size} bytes, more than {limit} for this file"
+        problem = too_large(f"the weights of LSTM node {quoted(first.name)}", size, limit)
         return Found(name, problem=problem, aliases=aliases)
     info = LSTMInfo(
         name,

@@ -85,8 +85,17 @@ def _module(torch: Any, module: Any) -> Contents:
             if tensor is not None:
                 tensors[name] = tensor
     others = tuple(name for name in whole if name not in tensors)  # of other wrappers: what they make weights of
+    first = {id(part): path for path, part in modules}
+    aliases: dict[str, tuple[str, ...]] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        if path != first[id(part)]:
+            aliases[first[id(part)]] = (*aliases.get(first[id(part)], ()), path)
     found = [
-        replace(item, info=replace(item.info, batch_first=batch_first.get(item.name)) if item.info else None)
+        replace(
+            item,
+            info=replace(item.info, batch_first=batch_first.get(item.name)) if item.info else None,
+            aliases=(*item.aliases, *aliases.get(item.name, ())),
+        )
         for item in find_lstms([Group((), tensors, others)], read)
         if item.name in batch_first
     ]

@@ -289,9 +289,14 @@ def _check(candidate: Candidate, limit: float) -> tuple[LSTMInfo, dict[str, Para
     if candidate.twice:
         raise FormatError(candidate.twice)
     if candidate.foreign:
+        name = quoted(candidate.foreign)
+        stored = {name for parameter in given.values() for name, _ in parameter.stored.values()}
+        if candidate.foreign.endswith("_u") and f"{candidate.foreign[:-2]}_orig" in stored:
+            raise FormatError(
+                f"{name} is of a spectral norm: torch.nn.utils.remove_spectral_norm makes a plain tensor of its weight"
+            )
         initial = any(INITIAL.fullmatch(part.lower()) for part in candidate.foreign.split("."))
         way = "an initial state? pass it to the calls, and a" if initial else "if it belongs to another layer, pass a"
-        name = quoted(candidate.foreign)
         raise FormatError(f"{name} belongs to an LSTM, by its name: no parameter of nn.LSTM ({way} state dict without it)")
     for parameter in given.values():
         parameter.check()
