@@ -27,6 +27,7 @@ __all__ = [
     "lstm_backward",
     "run_backward",
     "run_forward",
+    "state_shapes",
     "weight_shapes",
 ]
 
@@ -106,13 +107,12 @@ def forward_shapes(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     step = batch_sizes is None and x.dim() == 2
     B = x.shape[0 if batch_first or step else 1] if h_0 is None else h_0.shape[-2]
-    H, D = weights[0].shape[0] // 4, 2 if bidirectional else 1
-    P, records = proj_size or H, len(weights) // per_record(bias, proj_size)
-    rows = (B,) if step else (records, B)
+    rows = (B,) if step else (len(weights) // per_record(bias, proj_size), B)
+    h_shape, c_shape = state_shapes(rows, weights[0].shape[0] // 4, proj_size)
     return (
-        x.new_empty((*x.shape[:-1], D * P)),
-        x.new_empty((*rows, P)),
-        x.new_empty((*rows, H)),
+        x.new_empty((*x.shape[:-1], h_shape[-1] * (2 if bidirectional else 1))),
+        x.new_empty(h_shape),
+        x.new_empty(c_shape),
         x.new_empty((0 if record is None else 1,), dtype=torch.int64),
     )
 
@@ -171,9 +171,14 @@ def backward_shapes(
 ) -> list[Tensor]:
     *x, records, B, H = _with_records(shapes)
     rows = (B,) if len(shapes) == STEP else (records, B)
-    tensors = [tuple(x) if needs_input else (0,), (*rows, proj_size or H), (*rows, H)]
-    tensors += weight_shapes(shapes, bias, proj_size, bidirectional)
+    d_x = tuple(x) if needs_input else (0,)
+    tensors = d_x, *state_shapes(rows, H, proj_size), *weight_shapes(shapes, bias, proj_size, bidirectional)
     return [tape.new_empty(shape, dtype=dtype) for shape in tensors]
+
+
+def state_shapes(rows: tuple[int, ...], H: int, proj_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of h and of c."""
+    return (*rows, proj_size or H), (*rows, H)
 
 
 def weight_shapes(shapes: Sequence[int], bias: bool, proj_size: int, bidirectional: bool) -> list[tuple[int, ...]]:
