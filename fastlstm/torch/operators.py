@@ -23,6 +23,7 @@ __all__ = [
     "gradients",
     "is_plain",
     "keep",
+    "keep_sizes",
     "lstm",
     "lstm_backward",
     "run_backward",
@@ -132,7 +133,8 @@ def run_backward(
 ) -> list[Tensor]:
     """``fastlstm::lstm_backward``: gradients of x (empty if not needed), h_0, c_0 and every weight; shapes: of x, then of c_0.
 
-    ``again``: whether the tape may be asked once more.
+    ``again``: whether the tape may be asked once more. The options and ``dtype``, which the tape knows, are for
+    :func:`backward_shapes`, which has none.
     """
     kept = recall(tape)
     if kept.used:
@@ -196,19 +198,25 @@ def _with_records(shapes: Sequence[int]) -> Sequence[int]:
 
 def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """What autograd keeps of a call: the name of the tape, which lives as long as that tensor, and sizes."""
-    x, h_0, *_, bias, proj_size, bidirectional, _, record = inputs
+    x, h_0, _, _, _, _, *options, record = inputs
     _, _, c_n, tape = output
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(tape, record)
     ctx.has_state = h_0 is not None
+    keep_sizes(ctx, x, c_n, options)
+
+
+def keep_sizes(ctx: Any, x: Tensor, c_n: Tensor, options: Sequence[Any]) -> None:
+    """What :func:`run_backward` is given besides the tape and gradients; those may be None."""
+    ctx.set_materialize_grads(False)
+    bias, proj_size, bidirectional, _ = options
     ctx.shapes, ctx.dtype = [*x.shape, *c_n.shape], x.dtype
     ctx.options = bias, proj_size, bidirectional
 
 
 def _differentiate(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, _: None) -> tuple[Any, ...]:
-    needs = *ctx.needs_input_grad[:3], ctx.needs_input_grad[5]
-    *d_inputs, d_weights = gradients(ctx, needs, d_output, d_h_n, d_c_n)
-    return (*d_inputs, None, None, d_weights, *[None] * 5)
+    x, h_0, c_0, _, _, weights, *others = ctx.needs_input_grad
+    *d_inputs, d_weights = gradients(ctx, (x, h_0, c_0, weights), d_output, d_h_n, d_c_n)
+    return (*d_inputs, None, None, d_weights, *[None] * len(others))
 
 
 def gradients(
