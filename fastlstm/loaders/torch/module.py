@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
-from fastlstm.cell import PLAIN
+from fastlstm.cell import SIGMOID, TANH
 from fastlstm.loaders.found import Contents, Found, listing, quoted
 from fastlstm.loaders.live import lazy, read
 from fastlstm.loaders.tensors import LazyTensor
@@ -126,17 +126,22 @@ def to_module(weights: Weights, batch_first: bool) -> Any:
     ImportError
         If PyTorch is not installed.
     """
+    cells = [layer.cell for layer in weights.layers]
     variants = {
-        "an initial state of its own": any(layer.h_0 is not None for layer in weights.layers),
+        "an initial state among the weights (h_0, c_0)": any(layer.h_0 is not None for layer in weights.layers),
         "peepholes": any(layer.weight_peephole is not None for layer in weights.layers),
-        "a reverse direction alone": weights.reverse,
-        "outputs of two directions made one (merge_mode)": weights.merge_mode not in ("concat", None),
-        "outputs of two directions not side by side (merge_mode=None)": weights.merge_mode is None,
-        "another cell (activations, coupled gates or clipping)": any(layer.cell != PLAIN for layer in weights.layers),
+        "a backward direction without a forward one (reverse)": weights.reverse,
+        f"two directions that are not concatenated (merge_mode={weights.merge_mode!r})": weights.merge_mode != "concat",
+        "activations other than sigmoid and tanh": any((c.gate, c.candidate, c.hidden) != (SIGMOID, TANH, TANH) for c in cells),
+        "coupled input and forget gates": any(c.coupled for c in cells),
+        "clipping": any(c.gate_clip or c.cell_clip or c.proj_clip for c in cells),
     }
     found = [what for what, present in variants.items() if present]
     if found:
-        raise ValueError(f"torch.nn.LSTM cannot have what this network has: {', '.join(found)}")
+        raise ValueError(
+            f"torch.nn.LSTM cannot express this network, which has {', '.join(found)}: "
+            "run it in fastlstm, where record() gives its gradients"
+        )
     try:
         torch: Any = import_module("torch")
     except ImportError as error:
