@@ -170,20 +170,6 @@ class LSTM(torch.nn.RNNBase):
 
     def _run_layers(
         self,
-        x: Tensor,
-        h: Tensor | None,
-        c: Tensor | None,
-        batch_sizes: Tensor | None,
-        resets: Tensor | None,
-        weights: list[Tensor],
-        batch_first: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if self.dropout and self.training and self.num_layers > 1:
-            return self._layer_by_layer(x, h, c, batch_sizes, resets, weights, batch_first)
-        return call(x, h, c, batch_sizes, resets, weights, self.bias, self.proj_size, self.bidirectional, batch_first)
-
-    def _layer_by_layer(
-        self,
         y: Tensor,
         h: Tensor | None,
         c: Tensor | None,
@@ -192,7 +178,9 @@ class LSTM(torch.nn.RNNBase):
         weights: list[Tensor],
         batch_first: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Each layer a network of its own, with dropout between; time first, as ``torch.nn.LSTM`` draws its numbers."""
+        """In one call; with dropout each as a network of its own: time first, as ``torch.nn.LSTM`` draws its numbers."""
+        if not self.dropout or not self.training or self.num_layers == 1:
+            return call(y, h, c, batch_sizes, resets, weights, self.bias, self.proj_size, self.bidirectional, batch_first)
         sizes: dict[str, Any] = {"bias": self.bias, "bidirectional": self.bidirectional, "proj_size": self.proj_size}
         shapes = parameter_shapes(self.input_size, self.hidden_size, self.num_layers, **sizes)
         for (name, shape), weight in zip(shapes.items(), weights, strict=True):  # packing sees one layer at a time
