@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
-from fastlstm.cell import SIGMOID, TANH
+from fastlstm.cell import PLAIN
 from fastlstm.loaders.found import Contents, Found, listing, quoted
 from fastlstm.loaders.live import lazy, read
 from fastlstm.loaders.tensors import LazyTensor
@@ -126,15 +126,16 @@ def to_module(weights: Weights, batch_first: bool) -> Any:
     ImportError
         If PyTorch is not installed.
     """
-    cells = [layer.cell for layer in weights.layers]
+    first, cells = weights.layers[0], [vars(layer.cell) for layer in weights.layers]
+    changed = {name for cell in cells for name in cell if cell[name] != getattr(PLAIN, name)}
     variants = {
-        "an initial state among the weights (h_0, c_0)": any(layer.h_0 is not None for layer in weights.layers),
-        "peepholes": any(layer.weight_peephole is not None for layer in weights.layers),
+        "an initial state among the weights (h_0, c_0)": first.h_0 is not None,
+        "peepholes": first.weight_peephole is not None,
         "a backward direction without a forward one (reverse)": weights.reverse,
         f"two directions that are not concatenated (merge_mode={weights.merge_mode!r})": weights.merge_mode != "concat",
-        "activations other than sigmoid and tanh": any((c.gate, c.candidate, c.hidden) != (SIGMOID, TANH, TANH) for c in cells),
-        "coupled input and forget gates": any(c.coupled for c in cells),
-        "clipping": any(c.gate_clip or c.cell_clip or c.proj_clip for c in cells),
+        "activations other than sigmoid and tanh": not changed.isdisjoint(("gate", "candidate", "hidden")),
+        "coupled input and forget gates": "coupled" in changed,
+        "clipping": not changed.isdisjoint(("gate_clip", "cell_clip", "proj_clip")),
     }
     found = [what for what, present in variants.items() if present]
     if found:
