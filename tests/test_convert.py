@@ -345,12 +345,14 @@ def test_to_torch(dtype: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("case", "part"),
     [
-        ("peepholes", "this network has: peepholes"),
-        ("an initial state", "an initial state of its own"),
-        ("reverse", "a reverse direction alone"),
-        ("activations", "another cell"),
-        ("merge mode", r"made one \(merge_mode\)"),
-        ("a pair of peepholes", r"not side by side \(merge_mode=None\)"),
+        ("peepholes", "which has peepholes: run it in fastlstm, where record"),
+        ("an initial state", "an initial state among the weights"),
+        ("reverse", "a backward direction without a forward one"),
+        ("activations", "which has activations other than sigmoid and tanh: "),
+        ("coupled, clipped", "which has coupled input and forget gates, clipping: "),
+        ("merge mode", r"not concatenated \(merge_mode='ave'\)"),
+        ("a pair of peepholes", r"peepholes, two directions that are not concatenated \(merge_mode=None\)"),
+        ("cells that differ", "which has activations other than sigmoid and tanh, coupled input and forget gates: "),
     ],
 )
 def test_variants_are_not_pytorchs(case: str, part: str) -> None:

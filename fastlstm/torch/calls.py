@@ -31,13 +31,13 @@ def call(
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in inputs):
         raise RuntimeError(FORWARD_MODE)
     if torch._C._are_functorch_transforms_active():
-        output, h_n, c_n = call_transformed(x, h_0, c_0, batch_sizes, resets, *options, *weights)
+        output, h_n, c_n = call_transformed(options, x, h_0, c_0, batch_sizes, resets, *weights)
         return output, h_n, c_n
     # A trace is for calls with and without gradients
     wanting = [tensor for tensor in inputs if tensor.requires_grad] if torch.is_grad_enabled() or torch.jit.is_tracing() else []
     if is_plain(*inputs, resets):
         if wanting:
-            output, h_n, c_n, _ = _Plain.apply(x, h_0, c_0, batch_sizes, resets, *options, *weights)
+            output, h_n, c_n, _ = _Plain.apply(options, x, h_0, c_0, batch_sizes, resets, *weights)
         else:
             output, h_n, c_n, _ = run_forward(x, h_0, c_0, batch_sizes, resets, weights, *options, None)
         return output, h_n, c_n
@@ -59,18 +59,19 @@ class _Plain(torch.autograd.Function):
     """The operators' derivatives for a call that is no operator. The last result is its own origin, see :class:`_Origin`."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:  # as _Transformed's
-        tensors, options, weights = arguments[:5], arguments[5:9], arguments[9:]
-        inputs = (*tensors, list(weights), *options, weights[0].new_empty(0))
+    def forward(ctx: Any, options: tuple[Any, ...], *tensors: Any) -> tuple[Tensor, ...]:  # as _Transformed's
+        x, h_0, c_0, batch_sizes, resets, *weights = tensors
+        record = x.new_empty(0)
+        inputs = x, h_0, c_0, batch_sizes, resets, weights, *options, record
         output = run_forward(*inputs)
         keep(ctx, inputs, output)
-        return (*output[:3], inputs[-1])
+        return (*output[:3], record)
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, _: None) -> tuple[Any, ...]:
-        needs = *ctx.needs_input_grad[:3], ctx.needs_input_grad[9:]
-        *d_inputs, d_weights = gradients(ctx, needs, d_output, d_h_n, d_c_n)
-        return (*d_inputs, *[None] * 6, *d_weights)
+        _, x, h_0, c_0, _, _, *weights = ctx.needs_input_grad
+        *d_inputs, d_weights = gradients(ctx, (x, h_0, c_0, weights), d_output, d_h_n, d_c_n)
+        return (None, *d_inputs, None, None, *d_weights)
 
 
 class _Origin(torch.autograd.Function):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch.fx import Proxy
+from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.arrays import booleans_error, shape_error
 from fastlstm.torch.calls import call
+from fastlstm.torch.operators import state_shapes
 from fastlstm.torch.packed import Tensor
 from fastlstm.weights import parameter_shapes
 
@@ -16,17 +19,12 @@ __all__ = ["LSTM", "LSTMCell", "wrong_dtype"]
 
 State = tuple[Tensor, Tensor]
 
+_OF_A_CELL = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+
 
 def _refuse_scripting(module: Any) -> NoReturn:
     raise RuntimeError(
         "torch.jit.script supports only PyTorch's own modules: call fastlstm.torch.restore(model) first, or use torch.jit.trace"
-    )
-
-
-def _refuse_symbols() -> NoReturn:
-    raise RuntimeError(
-        "torch.fx takes only PyTorch's own modules for one step: call fastlstm.torch.restore(model) first, "
-        "or let is_leaf_module of the tracer return True for this module"
     )
 
 
@@ -118,70 +116,59 @@ class LSTM(torch.nn.RNNBase):
         TypeError
             If a tensor has another dtype than the parameters, is not on the CPU, or autocast is on; the message says what to do.
         """
-        if isinstance(input, Proxy):
-            _refuse_symbols()
-        if _is_exported() and resets is None:
+        if _is_exported(input) and resets is None:
             exported: tuple[Any, State] = torch.nn.LSTM.forward(self, input, hx)
             return exported
-        weights = [getattr(self, name) for name in self._flat_weights_names]
-        dtype = _check_weights(self._flat_weights_names, weights, (4 * self.hidden_size, self.input_size))
-        packed = isinstance(input, torch.nn.utils.rnn.PackedSequence)
-        x, batch_sizes, order, back = input if packed else (input, *[None] * 3)
-        _check_tensor("input", x, dtype)
-        single, batch_first = False, self.batch_first and not packed
-        if packed:
-            if resets is not None:
-                raise ValueError("resets are for padded tensors: a PackedSequence takes none")
-            if x.dim() != 2 or x.shape[1] != self.input_size:
-                raise shape_error("input.data", ("tokens", self.input_size), tuple(x.shape))
-            if not torch.jit.is_tracing() and not torch.compiler.is_compiling():
-                _check_packed(batch_sizes, order)
-            B = batch_sizes[0] if order is None else order.shape[0]
-            B = B if torch.jit.is_tracing() else int(B)  # a trace is for any number of rows
-        else:
-            single = x.dim() == 2
-            if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
-                raise shape_error("input", (*(("B", "T") if batch_first else ("T", "B")), self.input_size), tuple(x.shape))
-            if single:
-                x, batch_first = x.unsqueeze(1), False
-            B = x.shape[0 if batch_first else 1]
-            if resets is not None:
-                _check_tensor("resets", resets, torch.bool)
-                T = x.shape[1 if batch_first else 0]
-                flags = (T,) if single else (T, B)
-                if tuple(resets.shape) != flags:
-                    raise booleans_error("resets", flags, tuple(resets.shape))
-                resets = resets.unsqueeze(1) if single else resets
+        weights, dtype = _checked_weights(self, self._flat_weights_names)
+        run = self._run_packed if isinstance(input, PackedSequence) else self._run_padded
+        return run(input, hx, resets, weights, dtype)
 
-        states, P = self.num_layers * (2 if self.bidirectional else 1), self.proj_size or self.hidden_size
+    def _run_padded(
+        self, x: Tensor, hx: State | None, resets: Tensor | None, weights: list[Tensor], dtype: Any
+    ) -> tuple[Tensor, State]:
+        _check_tensor("input", x, dtype)
+        axes, batch_first = x.dim(), self.batch_first
+        single = axes == 2
+        if axes not in (2, 3) or x.shape[-1] != self.input_size:
+            raise shape_error("input", (*(("B", "T") if batch_first else ("T", "B")), self.input_size), tuple(x.shape))
+        if single:
+            x, batch_first = x.unsqueeze(1), False
+        rows = () if single else (x.shape[0 if batch_first else 1],)
+        if resets is not None:
+            _check_resets(resets, (x.shape[1 if batch_first else 0], *rows))
+            resets = resets.unsqueeze(1) if single else resets
         h, c = None, None
         if hx is not None:
-            h, c = _pair(hx)
-            for name, value, size in (("h_0", h, P), ("c_0", c, self.hidden_size)):
-                _check_tensor(name, value, dtype)
-                expected = (states, size) if single else (states, B, size)
-                if tuple(value.shape) != expected:
-                    raise shape_error(name, expected, tuple(value.shape))
-            if single:
-                h, c = h.unsqueeze(1), c.unsqueeze(1)
-            if order is not None:
-                h, c = h.index_select(1, order), c.index_select(1, order)
-        elif packed:  # the operator knows the number of rows from the state
-            h, c = x.new_zeros(states, B, P), x.new_zeros(states, B, self.hidden_size)
+            records = self.num_layers * (2 if self.bidirectional else 1)
+            h, c = _checked_state(hx, (records, *rows), self.hidden_size, self.proj_size, dtype)
+            h, c = (h.unsqueeze(1), c.unsqueeze(1)) if single else (h, c)
+        output, h, c = self._run_layers(x, h, c, None, resets, weights, batch_first)
+        return (output.squeeze(1), (h.squeeze(1), c.squeeze(1))) if single else (output, (h, c))
 
-        if self.dropout and self.training and self.num_layers > 1:
-            output, h, c = self._layer_by_layer(x, h, c, batch_sizes, resets, weights, batch_first)
+    def _run_packed(
+        self, input: PackedSequence, hx: State | None, resets: Tensor | None, weights: list[Tensor], dtype: Any
+    ) -> tuple[PackedSequence, State]:
+        x, batch_sizes, order, back = input
+        _check_tensor("input", x, dtype)
+        if resets is not None:
+            raise ValueError("resets are for padded tensors: a PackedSequence takes none")
+        if x.dim() != 2 or x.shape[1] != self.input_size:
+            raise shape_error("input.data", ("tokens", self.input_size), tuple(x.shape))
+        if not torch.jit.is_tracing() and not torch.compiler.is_compiling():
+            _check_packed(batch_sizes, order)
+        B = batch_sizes[0] if order is None else order.shape[0]
+        B = B if torch.jit.is_tracing() else int(B)  # a trace is for any number of rows
+        rows = self.num_layers * (2 if self.bidirectional else 1), B
+        if hx is None:  # the operator knows the number of rows from the state
+            h, c = (x.new_zeros(shape) for shape in state_shapes(rows, self.hidden_size, self.proj_size))
         else:
-            output, h, c = call(x, h, c, batch_sizes, resets, weights, self.bias, self.proj_size, self.bidirectional, batch_first)
-        if back is not None:
-            h, c = h.index_select(1, back), c.index_select(1, back)
-        if packed:
-            output = torch.nn.utils.rnn.PackedSequence(output, batch_sizes, order, back)
-        elif single:
-            output, h, c = output.squeeze(1), h.squeeze(1), c.squeeze(1)
-        return output, (h, c)
+            h, c = _checked_state(hx, rows, self.hidden_size, self.proj_size, dtype)
+            h, c = (h, c) if order is None else (h.index_select(1, order), c.index_select(1, order))
+        output, h, c = self._run_layers(x, h, c, batch_sizes, None, weights, False)
+        h, c = (h, c) if back is None else (h.index_select(1, back), c.index_select(1, back))
+        return PackedSequence(output, batch_sizes, order, back), (h, c)
 
-    def _layer_by_layer(
+    def _run_layers(
         self,
         y: Tensor,
         h: Tensor | None,
@@ -191,7 +178,9 @@ class LSTM(torch.nn.RNNBase):
         weights: list[Tensor],
         batch_first: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Each layer a network of its own, with dropout between; time first, as ``torch.nn.LSTM`` draws its numbers."""
+        """In one call; with dropout each as a network of its own: time first, as ``torch.nn.LSTM`` draws its numbers."""
+        if not self.dropout or not self.training or self.num_layers == 1:
+            return call(y, h, c, batch_sizes, resets, weights, self.bias, self.proj_size, self.bidirectional, batch_first)
         sizes: dict[str, Any] = {"bias": self.bias, "bidirectional": self.bidirectional, "proj_size": self.proj_size}
         shapes = parameter_shapes(self.input_size, self.hidden_size, self.num_layers, **sizes)
         for (name, shape), weight in zip(shapes.items(), weights, strict=True):  # packing sees one layer at a time
@@ -252,39 +241,37 @@ class LSTMCell(torch.nn.LSTMCell):
         ValueError, TypeError
             As :meth:`LSTM.forward`.
         """
-        if isinstance(input, Proxy):
-            _refuse_symbols()
-        if _is_exported():
+        if _is_exported(input):
             state: State = super().forward(input, hx)
             return state
-        names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"][: 4 if self.bias else 2]
-        weights = [getattr(self, name) for name in names]
-        dtype = _check_weights(names, weights, (4 * self.hidden_size, self.input_size))
+        weights, dtype = _checked_weights(self, _OF_A_CELL if self.bias else _OF_A_CELL[:2])
         _check_tensor("input", input, dtype)
-        single = input.dim() == 1
-        if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
+        axes = input.dim()
+        single = axes == 1
+        if axes not in (1, 2) or input.shape[-1] != self.input_size:
             raise shape_error("input", ("B", self.input_size), tuple(input.shape))
         # Of one row alone, as in torch.nn.LSTMCell: results that are views cannot be detached in place
         x = input.unsqueeze(0) if single else input
         h, c = None, None
         if hx is not None:
-            h, c = _pair(hx)
-            expected = (self.hidden_size,) if single else (x.shape[0], self.hidden_size)
-            for name, value in (("h_0", h), ("c_0", c)):
-                _check_tensor(name, value, dtype)
-                if tuple(value.shape) != expected:
-                    raise shape_error(name, expected, tuple(value.shape))
+            h, c = _checked_state(hx, () if single else (x.shape[0],), self.hidden_size, 0, dtype)
             h, c = (h.unsqueeze(0), c.unsqueeze(0)) if single else (h, c)
         _, h, c = call(x, h, c, None, None, weights, self.bias, 0, False, False)
         return (h.squeeze(0), c.squeeze(0)) if single else (h, c)
 
 
-def _is_exported() -> bool:
-    """Whether ``torch.onnx.export`` looks on, which knows PyTorch's own modules alone: it is shown what those do."""
+def _is_exported(input: Any) -> bool:
+    """Whether ``torch.onnx.export`` looks on, which knows PyTorch's own modules alone: it is shown what those do. Symbols of
+    ``torch.fx``, which does so as well, are refused."""
+    if isinstance(input, Proxy):
+        raise RuntimeError(
+            "torch.fx takes only PyTorch's own modules for one step: call fastlstm.torch.restore(model) first, "
+            "or let is_leaf_module of the tracer return True for this module"
+        )
     return torch.onnx.is_in_onnx_export() and not torch.compiler.is_dynamo_compiling()
 
 
-def wrong_dtype(names: list[str], weights: list[Tensor], module: str) -> str:
+def wrong_dtype(names: Sequence[str], weights: list[Tensor], module: str) -> str:
     """What is wrong with the parameters' dtypes, and what to call; empty if nothing is."""
     for name, weight in zip(names, weights, strict=True):
         if weight.dtype not in (torch.float32, torch.float64):
@@ -295,13 +282,13 @@ def wrong_dtype(names: list[str], weights: list[Tensor], module: str) -> str:
     return ""
 
 
-def _check_weights(names: list[str], weights: list[Tensor], first: tuple[int, int]) -> Any:
-    """The dtype of the first parameter, which is that of everything else. Its shape is to be `first`; the others' must fit it to
-    be packed.
+def _checked_weights(module: Any, names: Sequence[str]) -> tuple[list[Tensor], Any]:
+    """A module's parameters and their dtype, which is that of everything else. Of their shapes packing checks all but the first.
 
     Every one is looked at: PyTorch would hand a call with one on the meta device to what knows shapes alone, and its output
     would be whatever memory held.
     """
+    weights = [getattr(module, name) for name in names]
     dtype = getattr(weights[0], "dtype", None)
     for name, weight in zip(names, weights, strict=True):
         if weight is None:
@@ -318,9 +305,10 @@ def _check_weights(names: list[str], weights: list[Tensor], first: tuple[int, in
             "autocast is on, and this module computes in its own dtype only; call it with tensors of that dtype "
             "inside torch.autocast('cpu', enabled=False)"
         )
+    first = 4 * module.hidden_size, module.input_size
     if not torch.jit.is_tracing() and weights[0].shape != first:  # it would warn
         raise shape_error(names[0], first, tuple(weights[0].shape))
-    return dtype
+    return weights, dtype
 
 
 def _check_tensor(name: str, value: Any, dtype: Any) -> None:
@@ -349,8 +337,20 @@ def _check_packed(batch_sizes: Tensor, order: Tensor | None) -> None:
         raise ValueError(f"input.sorted_indices must have one index for each of the {rows} rows, got {len(order)}")
 
 
-def _pair(hx: Any) -> State:
+def _check_resets(resets: Any, expected: tuple[int, ...]) -> None:
+    _check_tensor("resets", resets, torch.bool)
+    if tuple(resets.shape) != expected:
+        raise booleans_error("resets", expected, tuple(resets.shape))
+
+
+def _checked_state(hx: Any, rows: tuple[int, ...], H: int, proj_size: int, dtype: Any) -> State:
     if not isinstance(hx, (tuple, list)) or len(hx) != 2:
         given = f"{type(hx).__name__} of {len(hx)}" if isinstance(hx, (tuple, list)) else type(hx).__name__
         raise TypeError(f"hx must be a pair (h_0, c_0), got {given}")
-    return hx[0], hx[1]
+    h_0, c_0 = hx
+    h_shape, c_shape = state_shapes(rows, H, proj_size)
+    for name, value, expected in (("h_0", h_0, h_shape), ("c_0", c_0, c_shape)):
+        _check_tensor(name, value, dtype)
+        if value.shape != expected:
+            raise shape_error(name, expected, tuple(value.shape))
+    return h_0, c_0

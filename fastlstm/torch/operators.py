@@ -23,10 +23,12 @@ __all__ = [
     "gradients",
     "is_plain",
     "keep",
+    "keep_sizes",
     "lstm",
     "lstm_backward",
     "run_backward",
     "run_forward",
+    "state_shapes",
     "weight_shapes",
 ]
 
@@ -106,13 +108,12 @@ def forward_shapes(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     step = batch_sizes is None and x.dim() == 2
     B = x.shape[0 if batch_first or step else 1] if h_0 is None else h_0.shape[-2]
-    H, D = weights[0].shape[0] // 4, 2 if bidirectional else 1
-    P, records = proj_size or H, len(weights) // per_record(bias, proj_size)
-    rows = (B,) if step else (records, B)
+    rows = (B,) if step else (len(weights) // per_record(bias, proj_size), B)
+    h_shape, c_shape = state_shapes(rows, weights[0].shape[0] // 4, proj_size)
     return (
-        x.new_empty((*x.shape[:-1], D * P)),
-        x.new_empty((*rows, P)),
-        x.new_empty((*rows, H)),
+        x.new_empty((*x.shape[:-1], h_shape[-1] * (2 if bidirectional else 1))),
+        x.new_empty(h_shape),
+        x.new_empty(c_shape),
         x.new_empty((0 if record is None else 1,), dtype=torch.int64),
     )
 
@@ -132,7 +133,8 @@ def run_backward(
 ) -> list[Tensor]:
     """``fastlstm::lstm_backward``: gradients of x (empty if not needed), h_0, c_0 and every weight; shapes: of x, then of c_0.
 
-    ``again``: whether the tape may be asked once more.
+    ``again``: whether the tape may be asked once more. The options and ``dtype``, which the tape knows, are for
+    :func:`backward_shapes`, which has none.
     """
     kept = recall(tape)
     if kept.used:
@@ -171,9 +173,14 @@ def backward_shapes(
 ) -> list[Tensor]:
     *x, records, B, H = _with_records(shapes)
     rows = (B,) if len(shapes) == STEP else (records, B)
-    tensors = [tuple(x) if needs_input else (0,), (*rows, proj_size or H), (*rows, H)]
-    tensors += weight_shapes(shapes, bias, proj_size, bidirectional)
+    d_x = tuple(x) if needs_input else (0,)
+    tensors = d_x, *state_shapes(rows, H, proj_size), *weight_shapes(shapes, bias, proj_size, bidirectional)
     return [tape.new_empty(shape, dtype=dtype) for shape in tensors]
+
+
+def state_shapes(rows: tuple[int, ...], H: int, proj_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of h and of c."""
+    return (*rows, proj_size or H), (*rows, H)
 
 
 def weight_shapes(shapes: Sequence[int], bias: bool, proj_size: int, bidirectional: bool) -> list[tuple[int, ...]]:
@@ -191,19 +198,25 @@ def _with_records(shapes: Sequence[int]) -> Sequence[int]:
 
 def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """What autograd keeps of a call: the name of the tape, which lives as long as that tensor, and sizes."""
-    x, h_0, *_, bias, proj_size, bidirectional, _, record = inputs
+    x, h_0, _, _, _, _, *options, record = inputs
     _, _, c_n, tape = output
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(tape, record)
     ctx.has_state = h_0 is not None
+    keep_sizes(ctx, x, c_n, options)
+
+
+def keep_sizes(ctx: Any, x: Tensor, c_n: Tensor, options: Sequence[Any]) -> None:
+    """What :func:`run_backward` is given besides the tape and gradients; those may be None."""
+    ctx.set_materialize_grads(False)
+    bias, proj_size, bidirectional, _ = options
     ctx.shapes, ctx.dtype = [*x.shape, *c_n.shape], x.dtype
     ctx.options = bias, proj_size, bidirectional
 
 
 def _differentiate(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, _: None) -> tuple[Any, ...]:
-    needs = *ctx.needs_input_grad[:3], ctx.needs_input_grad[5]
-    *d_inputs, d_weights = gradients(ctx, needs, d_output, d_h_n, d_c_n)
-    return (*d_inputs, None, None, d_weights, *[None] * 5)
+    x, h_0, c_0, _, _, weights, *others = ctx.needs_input_grad
+    *d_inputs, d_weights = gradients(ctx, (x, h_0, c_0, weights), d_output, d_h_n, d_c_n)
+    return (*d_inputs, None, None, d_weights, *[None] * len(others))
 
 
 def gradients(

@@ -14,6 +14,7 @@ from fastlstm.torch.operators import (
     OPTIONS,
     Once,
     backward_shapes,
+    keep_sizes,
     lstm,
     lstm_backward,
     run_backward,
@@ -41,47 +42,34 @@ class _Transformed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        h_0: Tensor | None,
-        c_0: Tensor | None,
-        batch_sizes: Tensor | None,
-        resets: Tensor | None,
-        bias: bool,
-        proj_size: int,
-        bidirectional: bool,
-        batch_first: bool,
-        *weights: Tensor,
-    ) -> tuple[Tensor, ...]:
+    def forward(options: tuple[Any, ...], *tensors: Any) -> tuple[Tensor, ...]:
+        x, h_0, c_0, batch_sizes, resets, *weights = tensors
         record = torch.empty(0)  # whether a gradient is wanted is known to the transforms around this one
-        result: tuple[Tensor, ...] = lstm(
-            x, h_0, c_0, batch_sizes, resets, list(weights), bias, proj_size, bidirectional, batch_first, record
-        )
+        result: tuple[Tensor, ...] = lstm(x, h_0, c_0, batch_sizes, resets, weights, *options, record)
         return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, h_0, c_0, _, _, bias, proj_size, bidirectional, _, *weights = inputs
+        options, x, h_0, c_0, _, _, *weights = inputs
         _, _, c_n, tape = output
-        ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(tape)
         ctx.save_for_backward(tape, x, h_0, c_0, *weights)
-        ctx.shapes, ctx.dtype = [*x.shape, *c_n.shape], x.dtype
-        ctx.options = bias, proj_size, bidirectional
+        keep_sizes(ctx, x, c_n, options)
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, _: None) -> tuple[Any, ...]:
         tape, x, h_0, c_0, *weights = ctx.saved_tensors
         given = d_output, d_h_n, d_c_n
         if all(d is None for d in given):
-            return (None,) * (9 + len(weights))
+            return (None,) * len(ctx.needs_input_grad)
+        _, needs_x, *_ = ctx.needs_input_grad
         with torch.no_grad():
-            grads = lstm_backward(tape, *given, ctx.shapes, *ctx.options, ctx.needs_input_grad[0], ctx.dtype, again=True)
+            grads = lstm_backward(tape, *given, ctx.shapes, *ctx.options, needs_x, ctx.dtype, again=True)
         # They come of the inputs and of what was given: who asks how, at whatever level, is told
         origins = [tensor for tensor in (*given, x, h_0, c_0, *weights) if tensor is not None]
         d_x, d_h_0, d_c_0, *d_weights = Once.apply(len(grads), *grads, *origins)
         states = (None, None) if h_0 is None else (d_h_0, d_c_0)
-        return (d_x if ctx.needs_input_grad[0] else None, *states, *[None] * 6, *d_weights)
+        return (None, d_x if needs_x else None, *states, None, None, *d_weights)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> None:
@@ -104,8 +92,10 @@ def _parts(count: int, dims: Sequence[Any], arguments: Sequence[Any]) -> Iterato
 
 def _gradients_of_each(*arguments: Any) -> list[Tensor]:
     """``fastlstm::lstm_backward`` where tensors stand for several: inside vmap, or with ``is_grads_batched``."""
-    shapes = weight_shapes(*arguments[4:8])
-    *first, parameters = _lstm_backward_flat(*arguments[:10], True)  # the next part may have the same tape
+    arguments = arguments[:10]  # without ``again``, which the dispatcher leaves out if it is false
+    _, _, _, _, *sizes, _, _ = arguments
+    shapes = weight_shapes(*sizes)
+    *first, parameters = _lstm_backward_flat(*arguments, True)  # the next part may have the same tape
     flat = parameters.split([math.prod(shape) for shape in shapes])
     return [*first, *(part.view(shape) for part, shape in zip(flat, shapes, strict=True))]
 

@@ -135,17 +135,23 @@ def to_module(weights: Weights, batch_first: bool) -> Any:
     ImportError
         If PyTorch is not installed.
     """
+    first, cells = weights.layers[0], [vars(layer.cell) for layer in weights.layers]
+    changed = {name for cell in cells for name in cell if cell[name] != getattr(PLAIN, name)}
     variants = {
-        "an initial state of its own": any(layer.h_0 is not None for layer in weights.layers),
-        "peepholes": any(layer.weight_peephole is not None for layer in weights.layers),
-        "a reverse direction alone": weights.reverse,
-        "outputs of two directions made one (merge_mode)": weights.merge_mode not in ("concat", None),
-        "outputs of two directions not side by side (merge_mode=None)": weights.merge_mode is None,
-        "another cell (activations, coupled gates or clipping)": any(layer.cell != PLAIN for layer in weights.layers),
+        "an initial state among the weights (h_0, c_0)": first.h_0 is not None,
+        "peepholes": first.weight_peephole is not None,
+        "a backward direction without a forward one (reverse)": weights.reverse,
+        f"two directions that are not concatenated (merge_mode={weights.merge_mode!r})": weights.merge_mode != "concat",
+        "activations other than sigmoid and tanh": not changed.isdisjoint(("gate", "candidate", "hidden")),
+        "coupled input and forget gates": "coupled" in changed,
+        "clipping": not changed.isdisjoint(("gate_clip", "cell_clip", "proj_clip")),
     }
     found = [what for what, present in variants.items() if present]
     if found:
-        raise ValueError(f"torch.nn.LSTM cannot have what this network has: {', '.join(found)}")
+        raise ValueError(
+            f"torch.nn.LSTM cannot express this network, which has {', '.join(found)}: "
+            "run it in fastlstm, where record() gives its gradients"
+        )
     try:
         torch: Any = import_module("torch")
     except ImportError as error:
