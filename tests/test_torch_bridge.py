@@ -1458,6 +1458,38 @@ def test_traces(grad: bool) -> None:
                     assert torch.equal(ours.grad, theirs.grad)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("made_for_gradients", [False, True])
+def test_traces_of_frozen_modules_have_gradients_where_a_call_asks(made_for_gradients: bool) -> None:
+    """They are checked by a trace without gradients, which must be the same; and without gradients nothing is kept."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), bridge.LSTM(4, 5).requires_grad_(False))
+    x = torch.randn(7, 3, 4)
+    with torch.set_grad_enabled(made_for_gradients):
+        traced = torch.jit.trace(model, x)
+    model(x)[0].square().sum().backward()
+    expected = [parameter.grad.clone() for parameter in model[0].parameters()]
+    model.zero_grad()
+    traced(x)[0].square().sum().backward()
+    assert_same_bits([parameter.grad for parameter in model[0].parameters()], expected)
+    model[1].requires_grad_(True)
+    traced(x)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in model[1].parameters())
+    kept = len(bridge.tapes._tapes)
+    with torch.no_grad():
+        y = traced(x)[0]
+    assert len(bridge.tapes._tapes) == kept
+    assert not y.requires_grad
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_was_exported_without_gradients_says_so() -> None:
+    x = torch.randn(7, 3, 4)
+    with torch.no_grad():
+        exported = torch.export.export(bridge.LSTM(4, 5), (x,)).module()
+    with pytest.raises(RuntimeError, match="nothing required them when the model was exported; export it after"):
+        exported(x)[0].sum().backward()
+
+
 def test_batch_first_output_has_one_layout() -> None:
     """In training, with dropout, as in use."""
     lstm, x = bridge.LSTM(3, 4, 2, dropout=0.1, batch_first=True), torch.randn(5, 2, 3)

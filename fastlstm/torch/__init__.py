@@ -32,11 +32,12 @@ each element of the mapped axis. ``torch.compile`` breaks its graph at a call in
 
 *Operators.* Where more than autograd is involved, calls go through custom operators without side effects, ``fastlstm::lstm``
 and ``fastlstm::lstm_backward``. ``torch.compile`` keeps them whole: no graph break, nothing unrolled. Models made by
-``torch.jit.trace`` and ``torch.export`` keep a tape at every call if a parameter required gradients when they were made; to
-avoid that, call ``module.requires_grad_(False)`` first. Where such a model is loaded, ``import fastlstm.torch`` must come before
-``torch.jit.load`` or ``torch.export.load``: it registers the operators. Another runtime does not have them: call
-``restore(model)`` before ``torch.export`` or ``torch.jit.trace`` if it is to run the result, and before ``torch.export`` for
-``torch.onnx.export`` of an ExportedProgram. (``torch.onnx.export`` of a module is shown PyTorch's own by itself.)
+``torch.jit.trace`` keep a tape where a call asks for gradients. Those made by ``torch.export`` keep one at every call if anything
+required gradients when they were made, else at none; call ``module.requires_grad_(False)`` first if none is wanted. Where such a
+model is loaded, ``import fastlstm.torch`` must come before ``torch.jit.load`` or ``torch.export.load``: it registers the
+operators. Another runtime does not have them: call ``restore(model)`` before ``torch.export`` or ``torch.jit.trace`` if it is to
+run the result, and before ``torch.export`` for ``torch.onnx.export`` of an ExportedProgram. (``torch.onnx.export`` of a module is
+shown PyTorch's own by itself.)
 
 *Classes.* An :class:`LSTM` is a ``torch.nn.RNNBase`` and no ``torch.nn.LSTM``, also after ``replace``: see there.
 """

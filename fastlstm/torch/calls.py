@@ -33,8 +33,7 @@ def call(
     if torch._C._are_functorch_transforms_active():
         output, h_n, c_n = call_transformed(options, x, h_0, c_0, batch_sizes, resets, *weights)
         return output, h_n, c_n
-    # A trace is for calls with and without gradients
-    wanting = [tensor for tensor in inputs if tensor.requires_grad] if torch.is_grad_enabled() or torch.jit.is_tracing() else []
+    wanting = [tensor for tensor in inputs if tensor.requires_grad] if torch.is_grad_enabled() else []
     if is_plain(*inputs, resets):
         if wanting:
             output, h_n, c_n, _ = _Plain.apply(options, x, h_0, c_0, batch_sizes, resets, *weights)
@@ -44,15 +43,18 @@ def call(
     if torch.onnx.is_in_onnx_export():  # PyTorch's own module, which is exported instead, knows none
         raise RuntimeError("torch.onnx.export has nothing for resets=: export a model that is called without")
     record = None
-    if wanting:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # which may not hold a torch.autograd.Function
-            # A new tensor each time: a compiler merges equal calls, but each needs a tape of its own. Of all inputs: a trace does
-            # not know which will ask for gradients
-            record = torch.cat([torch.empty(0, dtype=x.dtype), *(tensor[:0].reshape(-1) for tensor in inputs)])
-        else:
-            record = _Origin.apply(*wanting)
+    if torch.jit.is_tracing():  # for calls with gradients and without, whatever asks for them now
+        record = _joined(x, inputs)[:, None]
+    elif wanting:
+        # A compiler may not hold a torch.autograd.Function
+        record = _joined(x, inputs) if torch.compiler.is_compiling() else _Origin.apply(*wanting)
     output, h_n, c_n, _ = lstm(x, h_0, c_0, batch_sizes, resets, weights, *options, record)
     return output, h_n, c_n
+
+
+def _joined(x: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
+    """What :class:`_Origin` makes, of PyTorch's operators: a new tensor each time, as compilers merge equal calls."""
+    return torch.cat([torch.empty(0, dtype=x.dtype), *(tensor[:0].reshape(-1) for tensor in inputs)])
 
 
 class _Plain(torch.autograd.Function):

@@ -79,7 +79,8 @@ def run_forward(
     lengths, anew = None, None if resets is None else array_of(resets)
     if ragged is not None:
         array, lengths = ragged.spread(array), ragged.lengths
-    if record is not None:
+    # Of a trace it has two axes, and asks for a tape if it asks for gradients now
+    if record is not None and (record.ndim == 1 or record.requires_grad):
         # The seed is of no dropout: drawing one costs two microseconds
         tape = network.record(array, state, lengths=lengths, resets=anew, threads=allowance(), seed=0)
         output, (h_n, c_n), name = tape.output, tape.state, remember(tape, ragged)

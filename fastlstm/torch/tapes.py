@@ -45,7 +45,12 @@ def remember(tape: Tape[Any], ragged: Ragged | None) -> Tensor:
 
 def recall(tape: Tensor) -> _Kept:
     """The tape that a tensor names."""
-    kept = _tapes.get(int(tape)) if len(tape) else None
+    if len(tape) == 0:
+        raise RuntimeError(
+            "this LSTM call kept nothing for its gradients, as nothing required them when the model was exported; "
+            "export it after requires_grad_(True) and outside of torch.no_grad()"
+        )
+    kept = _tapes.get(int(tape))
     if kept is None:
         raise RuntimeError(
             "the tape of this LSTM call is gone: a hook on saved tensors put a copy in the place of its tensor; "
