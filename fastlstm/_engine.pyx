@@ -48,7 +48,6 @@ cdef extern from "fastlstm.h" nogil:
     ctypedef void fl_add(fl_index n, const void *a, void *out)
 
     ctypedef struct fl_kernels:
-        fl_index item, V
         fl_add *add
 
     ctypedef struct fl_isa:
@@ -73,10 +72,10 @@ cdef extern from "fastlstm.h" nogil:
 
     ctypedef struct fl_network:
         const fl_kernels *kernels
-        fl_index I, H, P, L, D, C, gates, units
+        fl_index I, H, P, L, D, C, gates
         int relu, has_projection, reverse
         fl_layer *layers
-        fl_index item, V, blocks, projected_blocks
+        fl_index item
         int kind
         size_t bytes
 
@@ -170,6 +169,7 @@ cdef extern from "fastlstm.h" nogil:
         int adds
 
     const fl_isa *fl_isas()
+    void fl_complete(fl_network *net)
     int fl_pack(fl_network *net, const fl_layer_weights *weights)
     void fl_unpack(fl_network *net)
     void fl_end_job(fl_job *job)
@@ -190,8 +190,6 @@ cdef extern from "fastlstm.h" nogil:
     fl_index fl_block_steps(fl_index B)
     void *fl_borrow(size_t bytes)
     void fl_give_back(void *memory)
-    fl_index fl_ceil_div(fl_index a, fl_index b)
-    const int FL_VECTORS
     const int FL_ACTIVATIONS
     const int FL_FULL, FL_FLOAT16, FL_BFLOAT16, FL_INT8
 
@@ -318,12 +316,8 @@ cdef class Network:
         net.I, net.H, net.P = input_size, hidden_size, proj_size or hidden_size
         net.L, net.D = num_layers, num_directions
         net.has_projection, net.reverse = proj_size > 0, reverse
-        net.item, net.V = net.kernels.item, net.kernels.V
         net.gates, net.relu = 4 if nonlinearity is None else 1, nonlinearity == "relu"
-        net.C = net.H if nonlinearity is None else 0
-        net.units = FL_VECTORS * net.V // net.gates
-        net.blocks = fl_ceil_div(net.H, net.units)
-        net.projected_blocks = fl_ceil_div(proj_size, FL_VECTORS * net.V) if proj_size else 0
+        fl_complete(net)
 
         cells = <fl_variant *>calloc(len(variants), sizeof(fl_variant))
         if cells == NULL:

@@ -258,7 +258,10 @@ typedef struct {
 
 enum { FL_OK = 0, FL_NO_MEMORY = 1, FL_STOPPED = 2 };
 
-/* Fills net->layers and net->memory; the sizes in *net and its kernels are set by the caller. */
+/* Sets what follows from kernels, I, H, P, L, D, gates and has_projection. */
+void fl_complete(fl_network *net);
+
+/* Fills net->layers and net->memory of a network that is complete, and has its kind. */
 int fl_pack(fl_network *net, const fl_layer_weights *weights);
 void fl_unpack(fl_network *net); /* frees what fl_pack took */
 

@@ -151,6 +151,18 @@ static void pack_variant(fl_layer *layer, char *next, const fl_layer_weights *we
         layer->c_0 = memcpy(next, weights->c_0, (size_t)(net->H * net->item));
 }
 
+void fl_complete(fl_network *net)
+{
+    const fl_index width = FL_VECTORS * net->kernels->V;
+
+    net->item = net->kernels->item;
+    net->V = net->kernels->V;
+    net->C = net->gates == 1 ? 0 : net->H;
+    net->units = width / net->gates;
+    net->blocks = fl_ceil_div(net->H, net->units);
+    net->projected_blocks = net->has_projection ? fl_ceil_div(net->P, width) : 0;
+}
+
 static fl_index layer_inputs(const fl_network *net, fl_index index) { return index < net->D ? net->I : net->D * net->P; }
 
 int fl_pack(fl_network *net, const fl_layer_weights *weights)
