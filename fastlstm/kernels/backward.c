@@ -325,7 +325,7 @@ static void clear_gradients(const place *p, const pass *q)
         char *at;
         fl_index count;
     } small[] = {{d->bias, rows}, {d->weight_peephole, 3 * net->H}, {d->h_0, net->P}, {d->c_0, net->C}},
-      large[] = {{d->weight_ih, rows * q->I}, {d->weight_hh, rows * net->P}, {d->weight_hr, net->P * net->H}};
+      large[] = {{d->weight_ih, rows * q->packed->I}, {d->weight_hh, rows * net->P}, {d->weight_hr, net->P * net->H}};
 
     for (int i = 0; i < 4; i++)
         if (small[i].at)
@@ -436,7 +436,7 @@ static void hand_down(const place *p, fl_index layer)
     const fl_network *net = p->net;
     const fl_tape *tape = p->tape;
     const fl_array *d = &p->call->d_x;
-    const fl_index I = layer ? net->D * net->P : net->I, end = fl_even_part(tape->T, p->team_size, p->team_rank + 1);
+    const fl_index I = net->layers[layer * net->D].I, end = fl_even_part(tape->T, p->team_size, p->team_rank + 1);
 
     for (fl_index t = fl_even_part(tape->T, p->team_size, p->team_rank); t < end; t++)
         for (fl_index token = tape->first[t]; token < tape->first[t + 1]; token++) {
@@ -469,7 +469,6 @@ static int run_layers(place *p)
                 .index = index,
                 .layer = layer,
                 .side = side,
-                .I = layer ? net->D * net->P : net->I,
                 .reverse = fl_runs_back(net, index),
                 .packed = &net->layers[index],
                 .weights = &call->transposed->layers[index],

@@ -242,7 +242,7 @@ int fl_transpose(const fl_network *net, const fl_layer_weights *weights, fl_tran
     fl_index elements = 0;
 
     for (fl_index index = 0; index < records; index++)
-        elements += (fl_ceil_div(layer_inputs(net, index), width) + fl_ceil_div(net->P, width)) * K * width
+        elements += (fl_ceil_div(net->layers[index].I, width) + fl_ceil_div(net->P, width)) * K * width
                     + (net->has_projection ? fl_ceil_div(net->H, width) * fl_padded(net->P) * width : 0);
     transposed->bytes = (size_t)(elements * net->item);
     transposed->layers = calloc((size_t)records, sizeof *transposed->layers);
@@ -257,8 +257,7 @@ int fl_transpose(const fl_network *net, const fl_layer_weights *weights, fl_tran
         fl_transposed_layer *layer = &transposed->layers[index];
 
         layer->W = next;
-        layer->R = next =
-            pack_rows(next, weights[index].weight_ih, layer_inputs(net, index), width, net->item, net->gates, net->H);
+        layer->R = next = pack_rows(next, weights[index].weight_ih, net->layers[index].I, width, net->item, net->gates, net->H);
         next = pack_rows(next, weights[index].weight_hh, net->P, width, net->item, net->gates, net->H);
         if (net->has_projection) {
             layer->projection = next;

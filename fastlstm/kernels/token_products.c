@@ -8,13 +8,14 @@ enum { RUNS = 16 }; /* runs of FL_UNITS gate rows whose part of dG, 384 KiB, sta
 static int input_gradient(place *p, const pass *q, fl_index first, fl_index tokens)
 {
     const fl_index width = FL_VECTORS * p->net->V, item = p->net->item, K = p->net->gates * fl_padded(p->net->H);
-    const fl_index pieces = fl_ceil_div(tokens, FL_DX_ROWS), panels = fl_ceil_div(q->I, width);
+    const fl_index pieces = fl_ceil_div(tokens, FL_DX_ROWS), panels = fl_ceil_div(q->packed->I, width);
     const fl_index begin = my_part(p, pieces * panels, p->side_rank);
     const fl_index end = my_part(p, pieces * panels, p->side_rank + 1);
 
     for (fl_index at = begin; at < end; at++) {
         const fl_index j = at / pieces, from = first + fl_even_part(tokens, pieces, at % pieces);
-        const fl_index n = first + fl_even_part(tokens, pieces, at % pieces + 1) - from, count = fl_min(width, q->I - j * width);
+        const fl_index n = first + fl_even_part(tokens, pieces, at % pieces + 1) - from,
+                       count = fl_min(width, q->packed->I - j * width);
 
         for (fl_index i = 0; i < n; i++)
             p->rows_at[i] = gates_at(p, q, from + i);
@@ -194,7 +195,7 @@ int fl_token_products(place *p, const pass *q, int *begins, fl_index t, fl_index
         const fl_index n = fl_min(BLOCK_TOKENS, last - token);
 
         point_to_inputs(p, q, token, n);
-        if (gate_weights(p, q, *begins, token, n, p->rows_at, q->d_weights->weight_ih, q->I))
+        if (gate_weights(p, q, *begins, token, n, p->rows_at, q->d_weights->weight_ih, q->packed->I))
             return FL_STOPPED;
         point_to_h(p, q, t, token, n);
         if (gate_weights(p, q, *begins, token, n, p->rows_at, q->d_weights->weight_hh, p->net->P))
