@@ -546,17 +546,10 @@ static void fl_backward(fl_job *job, int thread)
 {
     fl_backward_call *call = (fl_backward_call *)job;
     const layout l = make_layout(call);
-    const uint64_t found = fl_enter_float_state();
+    const uint64_t found = fl_begin_work(job, thread);
     place p = take_place(call, &l, thread, found);
 
-    if (thread == 0)
-        call->job.begun = 1;
-    if (call->job.plan.threads > 1)
-        fl_start_clock();
-    const int status = run_layers(&p);
-    if (call->job.plan.threads == 2)
-        call->job.worked_ns[thread] = status == FL_OK ? fl_worked_ns() : 0;
-    fl_leave_float_state(found);
+    fl_end_work(job, thread, found, run_layers(&p));
 }
 
 static int prepare(fl_job *job)

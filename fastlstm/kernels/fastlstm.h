@@ -376,6 +376,12 @@ struct fl_job {
 /* Takes so much scratch, and nobody has begun or is to stop: the first thing type->prepare does. FL_NO_MEMORY leaves nothing behind. */
 int fl_begin_job(fl_job *job, fl_index bytes);
 
+/* A thread's part of the work begins: in the floating-point state of the kernels. Returns the one found. */
+uint64_t fl_begin_work(fl_job *job, int thread);
+
+/* It ends, in the state found and with this status. */
+void fl_end_work(fl_job *job, int thread, uint64_t found, int status);
+
 /* After the team's work, or before it is prepared anew: gives the scratch back. */
 void fl_end_job(fl_job *job);
 
@@ -396,7 +402,6 @@ typedef struct {
 
     /* Set by job.type->prepare: */
     fl_index *order; /* [B] rows: one row group's after another, each group's by falling length */
-    fl_index scratch_bytes;
 } fl_call;
 
 extern const fl_job_type fl_forward_job;

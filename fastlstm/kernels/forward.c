@@ -632,14 +632,10 @@ static void fl_forward(fl_job *job, int thread)
     fl_call *call = (fl_call *)job;
     const fl_network *net = call->net;
     const layout l = make_layout(call);
-    const uint64_t found = fl_enter_float_state();
+    const uint64_t found = fl_begin_work(job, thread);
     place p = take_place(call, &l, thread, found);
     int status;
 
-    if (thread == 0)
-        call->job.begun = 1;
-    if (call->job.plan.threads > 1)
-        fl_start_clock();
     if (call->tape)
         keep_inputs(&p, thread);
     for (fl_index layer = p.layer; layer < p.layer_end; layer++)
@@ -654,18 +650,16 @@ static void fl_forward(fl_job *job, int thread)
                 const state s = state_of(&p, layer * net->D + d);
                 save_state(&p, &s, layer * net->D + d);
             }
-    if (call->job.plan.threads == 2) /* groups of layers are no equal parts */
-        call->job.worked_ns[thread] = status == FL_OK && call->job.plan.layer_groups == 1 ? fl_worked_ns() : 0;
-    fl_leave_float_state(found);
+    fl_end_work(job, thread, found, status);
 }
 
 /* ---- Before and after ---------------------------------------------------------------------------------------------------------- */
 
 /* Rows by falling length, dealt to the groups in turn, or to a pair as its share is: each gets its part of long and short ones. */
-static int deal_rows(fl_call *call)
+static int deal_rows(fl_call *call, const layout *l)
 {
     const fl_index B = call->B, groups = call->job.plan.row_groups;
-    fl_index *ranked = (fl_index *)(call->job.scratch + call->scratch_bytes) - B; /* the threads' part is not in use yet */
+    fl_index *ranked = (fl_index *)(call->job.scratch + l->bytes) - B; /* the threads' part is not in use yet */
 
     if (!call->lengths)
         return fl_order_rows(NULL, B, call->order);
@@ -690,13 +684,12 @@ static int prepare(fl_job *job)
         call->job.plan.share = FL_EVEN;
     const layout l = make_layout(call);
 
-    call->scratch_bytes = l.bytes;
     if (fl_begin_job(job, l.bytes))
         return FL_NO_MEMORY;
     call->order = (fl_index *)call->job.scratch;
     if (call->job.plan.threads > 1)
         fl_open_barriers((fl_barrier *)(call->job.scratch + l.order), call->job.plan.row_groups * (l.sides + 1));
-    const int status = deal_rows(call);
+    const int status = deal_rows(call, &l);
     if (status)
         fl_end_job(job);
     return status;
