@@ -243,7 +243,7 @@ typedef struct {
     const void *h_0, *c_0;         /* (P,) and (H,), or NULL: zeros */
 } fl_layer_weights;
 
-/* A second packing for gradients, transposed; the gates of FL_UNITS units follow each other as in a tape: K = gates * fl_padded(H). */
+/* A second packing for gradients, transposed; the gates of FL_UNITS units follow each other as in a tape: K = fl_gate_rows(net). */
 typedef struct {
     void *W;          /* [ceil(I / 4V)][K][4V] */
     void *R;          /* [ceil(P / 4V)][K][4V] */
@@ -307,6 +307,9 @@ void fl_free_tape(fl_tape *tape);
 
 /* Zeros where a recorded call writes nothing and the memory is that of earlier calls: before a tape leaves the process. */
 void fl_clear_unused(fl_tape *tape, const fl_network *net);
+
+/* gates: those of one token, whose units past H become zero. */
+void fl_clear_padding(const fl_network *net, char *gates);
 
 /* One direction of one layer, before backward: `what` is the number of a gate, or FL_C or FL_H.
  *   to      OUT   [T][B][H], or [P] of FL_H; padding is left alone */
@@ -452,6 +455,13 @@ static inline fl_index fl_max(fl_index a, fl_index b) { return a > b ? a : b; }
 
 /* H, or P, filled up to whole groups of units. */
 static inline fl_index fl_padded(fl_index units) { return fl_round_up(units, FL_UNITS); }
+
+/* The gates of one token in a tape, [H / FL_UNITS][gates][FL_UNITS]: how many elements, and which one is this gate of this unit. */
+static inline fl_index fl_gate_rows(const fl_network *net) { return net->gates * fl_padded(net->H); }
+static inline fl_index fl_gate_element(const fl_network *net, fl_index unit, fl_index gate)
+{
+    return (unit / FL_UNITS * net->gates + gate) * FL_UNITS + unit % FL_UNITS;
+}
 
 /* Rows whose pitch is a multiple of 1 KiB fall into few sets of a cache: step aside by a line. */
 static inline fl_index fl_pitch(fl_index elements, fl_index item)

@@ -108,10 +108,7 @@ static char *between_of(const place *p, fl_index layer, fl_index stride)
     return p->call->job.scratch + p->l->order + p->l->barriers + plan->row_groups * p->l->states + number * p->l->between;
 }
 
-static fl_index length_of(const fl_call *call, fl_index row)
-{
-    return call->lengths ? fl_max(0, fl_min((fl_index)call->lengths[row], call->T)) : call->T;
-}
+static fl_index length_of(const fl_call *call, fl_index row) { return fl_length(call->lengths, row, call->T); }
 
 /* ---- States -------------------------------------------------------------------------------------------------------------------- */
 
@@ -235,8 +232,8 @@ static fl_index token_of(const place *p, fl_index index, fl_index t)
 /* Where the gates of the first row's units from `unit` on are kept. */
 static char *gates_of(const place *p, const pass *q, fl_index t, fl_index unit)
 {
-    const fl_index element = unit / FL_UNITS * p->net->gates * FL_UNITS + unit % FL_UNITS;
-    return p->call->tape->gates + token_of(p, q->index, t) * p->call->tape->gates_pitch + element * p->net->item;
+    return p->call->tape->gates + token_of(p, q->index, t) * p->call->tape->gates_pitch
+           + fl_gate_element(p->net, unit, 0) * p->net->item;
 }
 
 /* Keeps this thread's units of c and columns of h. */

@@ -238,7 +238,7 @@ static char *pack_rows(char *packed, const char *matrix, fl_index columns, fl_in
 
 int fl_transpose(const fl_network *net, const fl_layer_weights *weights, fl_transposed *transposed)
 {
-    const fl_index records = net->L * net->D, width = FL_VECTORS * net->V, K = net->gates * fl_padded(net->H);
+    const fl_index records = net->L * net->D, width = FL_VECTORS * net->V, K = fl_gate_rows(net);
     fl_index elements = 0;
 
     for (fl_index index = 0; index < records; index++)
