@@ -12,7 +12,7 @@ from cython cimport floating
 from cython.parallel cimport parallel, threadid
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, strcmp
+from libc.string cimport memcmp, memcpy, memset, strcmp
 
 from numpy import empty, ndarray
 
@@ -48,7 +48,6 @@ cdef extern from "fastlstm.h" nogil:
     ctypedef void fl_add(fl_index n, const void *a, void *out)
 
     ctypedef struct fl_kernels:
-        fl_index item, V
         fl_add *add
 
     ctypedef struct fl_isa:
@@ -67,16 +66,17 @@ cdef extern from "fastlstm.h" nogil:
         double gate_clip, cell_clip, proj_clip
 
     ctypedef struct fl_layer:
+        fl_index I
         void *peephole
         void *h_0
         void *c_0
 
     ctypedef struct fl_network:
         const fl_kernels *kernels
-        fl_index I, H, P, L, D, C, gates, units
+        fl_index I, H, P, L, D, C, gates
         int relu, has_projection, reverse
         fl_layer *layers
-        fl_index item, V, blocks, projected_blocks
+        fl_index item
         int kind
         size_t bytes
 
@@ -170,6 +170,7 @@ cdef extern from "fastlstm.h" nogil:
         int adds
 
     const fl_isa *fl_isas()
+    void fl_complete(fl_network *net)
     int fl_pack(fl_network *net, const fl_layer_weights *weights)
     void fl_unpack(fl_network *net)
     void fl_end_job(fl_job *job)
@@ -190,8 +191,6 @@ cdef extern from "fastlstm.h" nogil:
     fl_index fl_block_steps(fl_index B)
     void *fl_borrow(size_t bytes)
     void fl_give_back(void *memory)
-    fl_index fl_ceil_div(fl_index a, fl_index b)
-    const int FL_VECTORS
     const int FL_ACTIVATIONS
     const int FL_FULL, FL_FLOAT16, FL_BFLOAT16, FL_INT8
 
@@ -318,12 +317,8 @@ cdef class Network:
         net.I, net.H, net.P = input_size, hidden_size, proj_size or hidden_size
         net.L, net.D = num_layers, num_directions
         net.has_projection, net.reverse = proj_size > 0, reverse
-        net.item, net.V = net.kernels.item, net.kernels.V
         net.gates, net.relu = 4 if nonlinearity is None else 1, nonlinearity == "relu"
-        net.C = net.H if nonlinearity is None else 0
-        net.units = FL_VECTORS * net.V // net.gates
-        net.blocks = fl_ceil_div(net.H, net.units)
-        net.projected_blocks = fl_ceil_div(proj_size, FL_VECTORS * net.V) if proj_size else 0
+        fl_complete(net)
 
         cells = <fl_variant *>calloc(len(variants), sizeof(fl_variant))
         if cells == NULL:
@@ -569,6 +564,12 @@ def backward_plan(Network network not None, Py_ssize_t T, Py_ssize_t B, int thre
 
 # ---- Whole sequences -----------------------------------------------------------------------------------------------------------
 
+cdef inline void begin_call(fl_call *call, const fl_network *net, Py_ssize_t T, Py_ssize_t B) noexcept nogil:
+    """A call that is given nothing yet."""
+    memset(call, 0, sizeof(fl_call))
+    call.job.type, call.net, call.T, call.B = &fl_forward_job, net, T, B
+
+
 def forward(
     Network network not None,
     const floating[:, :, :] x not None,
@@ -599,24 +600,26 @@ def forward(
             or (lengths is not None and lengths.shape[0] != B)):
         raise ValueError("shapes that network.py should have refused")
 
-    call.job.type = &fl_forward_job
-    call.net = net
-    call.T, call.B = T, B
+    begin_call(&call, net, T, B)
     call.x = array_of(x, T, B, net.I, net.item)
     call.output = array_of(output, T, B, net.D * net.P, net.item)
-    call.h_0 = <const char *>&h_0[0, 0, 0] if h_0 is not None and B else NULL
-    call.c_0 = <const char *>&c_0[0, 0, 0] if c_0 is not None and B and net.C else NULL
-    call.h_n = <char *>&h_n[0, 0, 0] if B else NULL
-    call.c_n = <char *>&c_n[0, 0, 0] if B and net.C else NULL
-    call.lengths = &lengths[0] if lengths is not None and B else NULL
     call.resets = resets_of(resets, T, B)
-    call.tape = NULL
     if tape is not None:
         if tape.network is not network or tape.tape.T != T or tape.tape.B != B:
             raise ValueError("a tape that tape.py should have made for this call")
         call.tape = &tape.tape
-    if B:  # else there is nothing to do at any of the steps, however many there are
-        run_team(&call.job, threads, limit)
+    if B == 0:  # there is nothing to do at any of the steps, however many there are
+        return
+    call.h_n = <char *>&h_n[0, 0, 0]
+    if h_0 is not None:
+        call.h_0 = <const char *>&h_0[0, 0, 0]
+    if net.C:
+        call.c_n = <char *>&c_n[0, 0, 0]
+        if c_0 is not None:
+            call.c_0 = <const char *>&c_0[0, 0, 0]
+    if lengths is not None:
+        call.lengths = &lengths[0]
+    run_team(&call.job, threads, limit)
 
 
 def step(Network network not None, x, tuple state not None, dtype, bint batch_first, int threads, int limit):
@@ -661,11 +664,9 @@ def step(Network network not None, x, tuple state not None, dtype, bint batch_fi
         for array in (output, h_n, c_n):
             PyObject_GetBuffer(array, &views[taken], PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
             taken += 1
-        call.job.type = &fl_forward_job
-        call.net, call.T, call.B, call.tape, call.lengths, call.resets.data = net, 1, B, NULL, NULL, NULL
+        begin_call(&call, net, 1, B)
         call.x.data, call.output.data = <char *>views[0].buf, <char *>views[3].buf
-        call.x.strides[0], call.x.strides[1] = 0, net.I * net.item
-        call.output.strides[0], call.output.strides[1] = 0, net.D * net.P * net.item
+        call.x.strides[1], call.output.strides[1] = net.I * net.item, net.D * net.P * net.item
         call.h_0, call.c_0 = <const char *>views[1].buf, <const char *>views[2].buf
         call.h_n, call.c_n = <char *>views[4].buf, <char *>views[5].buf
         run_team(&call.job, threads, limit)
@@ -781,7 +782,7 @@ def backward(
     cdef const fl_network *net = &tape.network.net
     cdef fl_backward_call call
     cdef Py_ssize_t T = tape.tape.T, B = tape.tape.B, states = net.L * net.D
-    cdef Py_ssize_t index, inputs, rows = net.gates * net.H * net.item
+    cdef Py_ssize_t index, rows = net.gates * net.H * net.item
     cdef fl_layer_gradients *d_weights
 
     if (sizeof(floating) != net.item or steps < 0 or first_step < 0 or len(gradients) != states
@@ -789,14 +790,19 @@ def backward(
             or (d_h_n is not None and not has_shape(d_h_n, states, B, net.P))
             or (d_c_n is not None and not has_shape(d_c_n, states, B, net.C))):
         raise ValueError("shapes that tape.py should have refused")
+    memset(&call, 0, sizeof(call))
     call.job.type = &fl_backward_job
     call.d_output = array_of(d_output, T, B, net.D * net.P, net.item)
     call.d_x = array_of(d_x, T, B, net.I, net.item)
     call.net, call.transposed, call.tape = net, &transposed.weights, &tape.tape
-    call.d_h_n = <const char *>&d_h_n[0, 0, 0] if d_h_n is not None and B else NULL
-    call.d_c_n = <const char *>&d_c_n[0, 0, 0] if d_c_n is not None and B and net.C else NULL
-    call.d_h_0 = <char *>&d_h_0[0, 0, 0] if B else NULL
-    call.d_c_0 = <char *>&d_c_0[0, 0, 0] if B and net.C else NULL
+    if B:
+        call.d_h_0 = <char *>&d_h_0[0, 0, 0]
+        if d_h_n is not None:
+            call.d_h_n = <const char *>&d_h_n[0, 0, 0]
+    if B and net.C:
+        call.d_c_0 = <char *>&d_c_0[0, 0, 0]
+        if d_c_n is not None:
+            call.d_c_n = <const char *>&d_c_n[0, 0, 0]
     call.steps, call.first_step, call.adds = steps, first_step, adds
     call.resets = resets_of(resets, T, B)
     d_weights = <fl_layer_gradients *>calloc(len(gradients), sizeof(fl_layer_gradients))
@@ -804,8 +810,7 @@ def backward(
         raise MemoryError("gradients")
     try:
         for index, (weight_ih, weight_hh, bias, weight_hr, peephole, own_h_0, own_c_0) in enumerate(gradients):
-            inputs = net.I if index < net.D else net.D * net.P
-            d_weights[index].weight_ih = writable_bytes_of(weight_ih, rows * inputs)
+            d_weights[index].weight_ih = writable_bytes_of(weight_ih, rows * net.layers[index].I)
             d_weights[index].weight_hh = writable_bytes_of(weight_hh, rows * net.P)
             d_weights[index].bias = writable_bytes_of(bias, rows) if bias is not None else NULL
             d_weights[index].weight_hr = writable_bytes_of(weight_hr, net.P * net.H * net.item) if net.has_projection else NULL
@@ -954,9 +959,7 @@ cdef class StreamState:
                 if view.shape[0] != size:
                     raise ValueError("state of the wrong size")
                 self.state[i + k] = <char *>&view[0] if size else NULL
-        self.call.job.type = &fl_forward_job
-        self.call.net, self.call.tape = net, NULL
-        self.call.T, self.call.B = 1, batch_size
+        begin_call(&self.call, net, 1, batch_size)
         # What a team that meets at a usual price does little faster, one thread does without looking at the clock
         self.call.job.plan = fl_make_plan(net, 1, batch_size, threads, 3, FL_EVEN)
         # A step that takes long is an ordinary call, which signals end
@@ -992,7 +995,7 @@ cdef class StreamState:
     cpdef check_idle(self):
         """Refuse what would meet a step that is running: of another thread, or of this one under a signal's handler."""
         if self.busy:
-            raise RuntimeError("this stream is in use by another thread")
+            raise RuntimeError("this stream is in use: by another thread, or by the step that this signal's handler interrupts")
 
     def take_back(self, bint current):
         """Forget the last step, or none: the state that it began from is still there; `current` is where that was."""
@@ -1002,7 +1005,6 @@ cdef class StreamState:
         cdef fl_call *call = &self.call
         cdef int before = self.current
         call.x.data, call.output.data = <char *>source.buf, <char *>target.buf
-        call.x.strides[0] = call.output.strides[0] = 0
         call.x.strides[1] = source.strides[0] if source.ndim == 2 else 0
         call.output.strides[1] = target.strides[0] if target.ndim == 2 else 0
         call.h_0, call.h_n = self.state[before], self.state[1 - before]

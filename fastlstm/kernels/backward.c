@@ -127,7 +127,7 @@ typedef struct {
 static void recur(place *p, const pass *q, processed after, fl_index t, fl_index n, fl_index j, fl_index then)
 {
     const fl_network *net = p->net;
-    const fl_index width = FL_VECTORS * net->V, bytes = width * net->item, K = net->gates * fl_padded(net->H);
+    const fl_index width = FL_VECTORS * net->V, bytes = width * net->item, K = fl_gate_rows(net);
     const fl_index from = j * width, count = fl_min(width, net->P - from);
 
     if (after.n) {
@@ -210,7 +210,7 @@ static void cells(place *p, const pass *q, fl_index t, fl_index n, fl_index j, c
     char *gates = gates_at(p, q, token), *c = c_at(p, q, token), *m = m_at(p, q, token), *h = h_at(p, q, token);
 
     for (fl_index v = 0; v < FL_VECTORS && (j * FL_VECTORS + v) * V < net->H; v++) {
-        const fl_index unit = (j * FL_VECTORS + v) * V, element = unit / FL_UNITS * net->gates * FL_UNITS + unit % FL_UNITS;
+        const fl_index unit = (j * FL_VECTORS + v) * V, element = fl_gate_element(net, unit, 0);
         if (net->gates == 1) {
             p->kernels->rnn_backward(net->relu, n, p->acc + v * V * item, FL_VECTORS * V, dy + unit * item,
                                      p->rank_step * p->l->dy_pitch / item, h + unit * item,
@@ -239,12 +239,9 @@ static void cells(place *p, const pass *q, fl_index t, fl_index n, fl_index j, c
             p->kernels->cell_backward(n, &cell);
     }
     /* Units past H would spread a NaN of theirs: 0 times infinity. */
-    const fl_index last = fl_padded(net->H) - FL_UNITS, real = net->H - last;
-    if (real < FL_UNITS && (net->H - 1) / (FL_VECTORS * V) == j)
+    if ((net->H - 1) / (FL_VECTORS * V) == j)
         for (fl_index i = 0; i < n; i++)
-            for (fl_index gate = 0; gate < net->gates; gate++)
-                memset(gates + i * p->rank_step * p->tape->gates_pitch + (last * net->gates + gate * FL_UNITS + real) * item, 0,
-                       (size_t)((FL_UNITS - real) * item));
+            fl_clear_padding(net, gates + i * p->rank_step * p->tape->gates_pitch);
 }
 
 /* c before step t, of n rows. */
@@ -264,7 +261,7 @@ static int step(place *p, const pass *q, processed after, fl_index t, fl_index n
 {
     const fl_network *net = p->net;
     const fl_index width = FL_VECTORS * net->V, item = net->item, token = n ? p->tape->first[t] + p->rank : 0;
-    const fl_index K = net->gates * fl_padded(net->H);
+    const fl_index K = fl_gate_rows(net);
     const char *dy = p->dy + token * p->l->dy_pitch + q->side * p->l->dy_side;
 
     point_to_c(p, q, t, n);
@@ -325,7 +322,7 @@ static void clear_gradients(const place *p, const pass *q)
         char *at;
         fl_index count;
     } small[] = {{d->bias, rows}, {d->weight_peephole, 3 * net->H}, {d->h_0, net->P}, {d->c_0, net->C}},
-      large[] = {{d->weight_ih, rows * q->I}, {d->weight_hh, rows * net->P}, {d->weight_hr, net->P * net->H}};
+      large[] = {{d->weight_ih, rows * q->packed->I}, {d->weight_hh, rows * net->P}, {d->weight_hr, net->P * net->H}};
 
     for (int i = 0; i < 4; i++)
         if (small[i].at)
@@ -436,7 +433,7 @@ static void hand_down(const place *p, fl_index layer)
     const fl_network *net = p->net;
     const fl_tape *tape = p->tape;
     const fl_array *d = &p->call->d_x;
-    const fl_index I = layer ? net->D * net->P : net->I, end = fl_even_part(tape->T, p->team_size, p->team_rank + 1);
+    const fl_index I = net->layers[layer * net->D].I, end = fl_even_part(tape->T, p->team_size, p->team_rank + 1);
 
     for (fl_index t = fl_even_part(tape->T, p->team_size, p->team_rank); t < end; t++)
         for (fl_index token = tape->first[t]; token < tape->first[t + 1]; token++) {
@@ -469,7 +466,6 @@ static int run_layers(place *p)
                 .index = index,
                 .layer = layer,
                 .side = side,
-                .I = layer ? net->D * net->P : net->I,
                 .reverse = fl_runs_back(net, index),
                 .packed = &net->layers[index],
                 .weights = &call->transposed->layers[index],
@@ -547,17 +543,10 @@ static void fl_backward(fl_job *job, int thread)
 {
     fl_backward_call *call = (fl_backward_call *)job;
     const layout l = make_layout(call);
-    const uint64_t found = fl_enter_float_state();
+    const uint64_t found = fl_begin_work(job, thread);
     place p = take_place(call, &l, thread, found);
 
-    if (thread == 0)
-        call->job.begun = 1;
-    if (call->job.plan.threads > 1)
-        fl_start_clock();
-    const int status = run_layers(&p);
-    if (call->job.plan.threads == 2)
-        call->job.worked_ns[thread] = status == FL_OK ? fl_worked_ns() : 0;
-    fl_leave_float_state(found);
+    fl_end_work(job, thread, found, run_layers(&p));
 }
 
 static int prepare(fl_job *job)

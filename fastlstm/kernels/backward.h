@@ -50,7 +50,6 @@ typedef struct {
 /* One direction of one layer. */
 typedef struct {
     fl_index index, layer, side;
-    fl_index I;
     int reverse;
     const fl_layer *packed;
     const fl_transposed_layer *weights;

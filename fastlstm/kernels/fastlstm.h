@@ -243,7 +243,7 @@ typedef struct {
     const void *h_0, *c_0;         /* (P,) and (H,), or NULL: zeros */
 } fl_layer_weights;
 
-/* A second packing for gradients, transposed; the gates of FL_UNITS units follow each other as in a tape: K = gates * fl_padded(H). */
+/* A second packing for gradients, transposed; the gates of FL_UNITS units follow each other as in a tape: K = fl_gate_rows(net). */
 typedef struct {
     void *W;          /* [ceil(I / 4V)][K][4V] */
     void *R;          /* [ceil(P / 4V)][K][4V] */
@@ -258,7 +258,10 @@ typedef struct {
 
 enum { FL_OK = 0, FL_NO_MEMORY = 1, FL_STOPPED = 2 };
 
-/* Fills net->layers and net->memory; the sizes in *net and its kernels are set by the caller. */
+/* Sets what follows from kernels, I, H, P, L, D, gates and has_projection. */
+void fl_complete(fl_network *net);
+
+/* Fills net->layers and net->memory of a network that is complete, and has its kind. */
 int fl_pack(fl_network *net, const fl_layer_weights *weights);
 void fl_unpack(fl_network *net); /* frees what fl_pack took */
 
@@ -304,6 +307,9 @@ void fl_free_tape(fl_tape *tape);
 
 /* Zeros where a recorded call writes nothing and the memory is that of earlier calls: before a tape leaves the process. */
 void fl_clear_unused(fl_tape *tape, const fl_network *net);
+
+/* gates: those of one token, whose units past H become zero. */
+void fl_clear_padding(const fl_network *net, char *gates);
 
 /* One direction of one layer, before backward: `what` is the number of a gate, or FL_C or FL_H.
  *   to      OUT   [T][B][H], or [P] of FL_H; padding is left alone */
@@ -373,6 +379,12 @@ struct fl_job {
 /* Takes so much scratch, and nobody has begun or is to stop: the first thing type->prepare does. FL_NO_MEMORY leaves nothing behind. */
 int fl_begin_job(fl_job *job, fl_index bytes);
 
+/* A thread's part of the work begins: in the floating-point state of the kernels. Returns the one found. */
+uint64_t fl_begin_work(fl_job *job, int thread);
+
+/* It ends, in the state found and with this status. */
+void fl_end_work(fl_job *job, int thread, uint64_t found, int status);
+
 /* After the team's work, or before it is prepared anew: gives the scratch back. */
 void fl_end_job(fl_job *job);
 
@@ -393,7 +405,6 @@ typedef struct {
 
     /* Set by job.type->prepare: */
     fl_index *order; /* [B] rows: one row group's after another, each group's by falling length */
-    fl_index scratch_bytes;
 } fl_call;
 
 extern const fl_job_type fl_forward_job;
@@ -444,6 +455,13 @@ static inline fl_index fl_max(fl_index a, fl_index b) { return a > b ? a : b; }
 
 /* H, or P, filled up to whole groups of units. */
 static inline fl_index fl_padded(fl_index units) { return fl_round_up(units, FL_UNITS); }
+
+/* The gates of one token in a tape, [H / FL_UNITS][gates][FL_UNITS]: how many elements, and which one is this gate of this unit. */
+static inline fl_index fl_gate_rows(const fl_network *net) { return net->gates * fl_padded(net->H); }
+static inline fl_index fl_gate_element(const fl_network *net, fl_index unit, fl_index gate)
+{
+    return (unit / FL_UNITS * net->gates + gate) * FL_UNITS + unit % FL_UNITS;
+}
 
 /* Rows whose pitch is a multiple of 1 KiB fall into few sets of a cache: step aside by a line. */
 static inline fl_index fl_pitch(fl_index elements, fl_index item)

@@ -108,10 +108,7 @@ static char *between_of(const place *p, fl_index layer, fl_index stride)
     return p->call->job.scratch + p->l->order + p->l->barriers + plan->row_groups * p->l->states + number * p->l->between;
 }
 
-static fl_index length_of(const fl_call *call, fl_index row)
-{
-    return call->lengths ? fl_max(0, fl_min((fl_index)call->lengths[row], call->T)) : call->T;
-}
+static fl_index length_of(const fl_call *call, fl_index row) { return fl_length(call->lengths, row, call->T); }
 
 /* ---- States -------------------------------------------------------------------------------------------------------------------- */
 
@@ -235,8 +232,8 @@ static fl_index token_of(const place *p, fl_index index, fl_index t)
 /* Where the gates of the first row's units from `unit` on are kept. */
 static char *gates_of(const place *p, const pass *q, fl_index t, fl_index unit)
 {
-    const fl_index element = unit / FL_UNITS * p->net->gates * FL_UNITS + unit % FL_UNITS;
-    return p->call->tape->gates + token_of(p, q->index, t) * p->call->tape->gates_pitch + element * p->net->item;
+    return p->call->tape->gates + token_of(p, q->index, t) * p->call->tape->gates_pitch
+           + fl_gate_element(p->net, unit, 0) * p->net->item;
 }
 
 /* Keeps this thread's units of c and columns of h. */
@@ -632,14 +629,10 @@ static void fl_forward(fl_job *job, int thread)
     fl_call *call = (fl_call *)job;
     const fl_network *net = call->net;
     const layout l = make_layout(call);
-    const uint64_t found = fl_enter_float_state();
+    const uint64_t found = fl_begin_work(job, thread);
     place p = take_place(call, &l, thread, found);
     int status;
 
-    if (thread == 0)
-        call->job.begun = 1;
-    if (call->job.plan.threads > 1)
-        fl_start_clock();
     if (call->tape)
         keep_inputs(&p, thread);
     for (fl_index layer = p.layer; layer < p.layer_end; layer++)
@@ -654,18 +647,16 @@ static void fl_forward(fl_job *job, int thread)
                 const state s = state_of(&p, layer * net->D + d);
                 save_state(&p, &s, layer * net->D + d);
             }
-    if (call->job.plan.threads == 2) /* groups of layers are no equal parts */
-        call->job.worked_ns[thread] = status == FL_OK && call->job.plan.layer_groups == 1 ? fl_worked_ns() : 0;
-    fl_leave_float_state(found);
+    fl_end_work(job, thread, found, status);
 }
 
 /* ---- Before and after ---------------------------------------------------------------------------------------------------------- */
 
 /* Rows by falling length, dealt to the groups in turn, or to a pair as its share is: each gets its part of long and short ones. */
-static int deal_rows(fl_call *call)
+static int deal_rows(fl_call *call, const layout *l)
 {
     const fl_index B = call->B, groups = call->job.plan.row_groups;
-    fl_index *ranked = (fl_index *)(call->job.scratch + call->scratch_bytes) - B; /* the threads' part is not in use yet */
+    fl_index *ranked = (fl_index *)(call->job.scratch + l->bytes) - B; /* the threads' part is not in use yet */
 
     if (!call->lengths)
         return fl_order_rows(NULL, B, call->order);
@@ -690,13 +681,12 @@ static int prepare(fl_job *job)
         call->job.plan.share = FL_EVEN;
     const layout l = make_layout(call);
 
-    call->scratch_bytes = l.bytes;
     if (fl_begin_job(job, l.bytes))
         return FL_NO_MEMORY;
     call->order = (fl_index *)call->job.scratch;
     if (call->job.plan.threads > 1)
         fl_open_barriers((fl_barrier *)(call->job.scratch + l.order), call->job.plan.row_groups * (l.sides + 1));
-    const int status = deal_rows(call);
+    const int status = deal_rows(call, &l);
     if (status)
         fl_end_job(job);
     return status;

@@ -2,6 +2,7 @@
  *
  * Only leaves stand here: no decisions, no calls out, nothing exported but the table at the end. Vectors never cross a call
  * that is not inlined. Each output element is summed in one fixed order, so the shape of a tile never shows in the bits.
+ * The name of a function in the table begins with that of its field: add_kernel, cell_kernel, narrow_single_1.
  */
 #include "vec.h"
 
@@ -14,6 +15,7 @@
 #define exp_parts FL_JOIN(exp_parts, FL_TYPE)
 #define sigmoid_inverse FL_JOIN(sigmoid_inverse, FL_TYPE)
 #define sigmoid_exponent FL_JOIN(sigmoid_exponent, FL_TYPE)
+#define magnitude FL_JOIN(magnitude, FL_TYPE)
 #define tanh_exponent FL_JOIN(tanh_exponent, FL_TYPE)
 #define tanh_quotient FL_JOIN(tanh_quotient, FL_TYPE)
 #define sigmoid FL_JOIN(sigmoid, FL_TYPE)
@@ -22,15 +24,17 @@
 #define new_c FL_JOIN(new_c, FL_TYPE)
 #define new_h FL_JOIN(new_h, FL_TYPE)
 #define lstm_equations FL_JOIN(lstm_equations, FL_TYPE)
-#define lstm_cell FL_JOIN(lstm_cell, FL_TYPE)
-#define lstm_backward FL_JOIN(lstm_backward, FL_TYPE)
-#define plain_cell FL_JOIN(plain_cell, FL_TYPE)
-#define plain_backward FL_JOIN(plain_backward, FL_TYPE)
+#define cell_kernel FL_JOIN(cell_kernel, FL_TYPE)
+#define cell_backward_kernel FL_JOIN(cell_backward_kernel, FL_TYPE)
+#define rnn_cell_kernel FL_JOIN(rnn_cell_kernel, FL_TYPE)
+#define rnn_backward_kernel FL_JOIN(rnn_backward_kernel, FL_TYPE)
 #define add_row FL_JOIN(add_row, FL_TYPE)
-#define add_to FL_JOIN(add_to, FL_TYPE)
+#define add_kernel FL_JOIN(add_kernel, FL_TYPE)
 #define outer FL_JOIN(outer, FL_TYPE)
-#define column_sums FL_JOIN(column_sums, FL_TYPE)
-#define store_sums FL_JOIN(store_sums, FL_TYPE)
+#define add_columns FL_JOIN(add_columns, FL_TYPE)
+#define sum_rows_kernel FL_JOIN(sum_rows_kernel, FL_TYPE)
+#define sum_products_kernel FL_JOIN(sum_products_kernel, FL_TYPE)
+#define store_kernel FL_JOIN(store_kernel, FL_TYPE)
 
 /* ---- Multiply-accumulate tile ------------------------------------------------------------------------------------------------ */
 
@@ -214,17 +218,17 @@ INLINE void tile(const int early, const int kind, const int M, const int vectors
     TILE(FL_JOIN(name, 4), kind, 4, vectors) \
     TILE(FL_JOIN(name, 5), kind, 5, vectors) \
     TILE(FL_JOIN(name, 6), kind, 6, vectors)
-#define ALL_TILES(name, kind)     \
-    TILES(name, kind, FL_VECTORS) \
-    TILE(FL_JOIN(name, pair), kind, 1, 2 * FL_VECTORS)
+#define ALL_TILES(name, pair, kind) \
+    TILES(name, kind, FL_VECTORS)   \
+    TILE(pair, kind, 1, 2 * FL_VECTORS)
 
-ALL_TILES(tile_full, FL_FULL)
-TILES(tile_single, FL_FULL, 1)
-TILES(tile_double, FL_FULL, 2)
+ALL_TILES(tile_full, tile_pair_full, FL_FULL)
+TILES(narrow_single, FL_FULL, 1)
+TILES(narrow_double, FL_FULL, 2)
 #if FL_BITS == 32
-ALL_TILES(tile_float16, FL_FLOAT16)
-ALL_TILES(tile_bfloat16, FL_BFLOAT16)
-ALL_TILES(tile_int8, FL_INT8)
+ALL_TILES(tile_float16, tile_pair_float16, FL_FLOAT16)
+ALL_TILES(tile_bfloat16, tile_pair_bfloat16, FL_BFLOAT16)
+ALL_TILES(tile_int8, tile_pair_int8, FL_INT8)
 #endif
 #undef TILE
 #undef TILES
@@ -302,8 +306,10 @@ INLINE void exp_parts(const int N, const vec *x, vec *s, vec *q)
 INLINE vec sigmoid_exponent(vec x) { return v_min(v_set(EXP_HIGHEST), v_max(v_set(EXP_LOWEST), -x)); }
 INLINE vec sigmoid_inverse(vec s, vec q) { return v_fma(s, v_set(1) + q, v_set(1)); }
 
+INLINE vec magnitude(vec x) { return (vec)((ivec)x & ~(ivec)v_set((real)-0.0)); }
+
 /* tanh(x) = numerator / denominator, with t = e^(-2|x|) - 1: tanh|x| = -t / (2 + t). The sign is that of x, of a zero too. */
-INLINE vec tanh_exponent(vec x) { return v_max(v_set(EXP_LOWEST), v_set(-2) * (vec)((ivec)x & ~(ivec)v_set((real)-0.0))); }
+INLINE vec tanh_exponent(vec x) { return v_max(v_set(EXP_LOWEST), v_set(-2) * magnitude(x)); }
 INLINE void tanh_quotient(vec x, vec s, vec q, vec *numerator, vec *denominator)
 {
     const vec t = v_fma(s, q, s - v_set(1));
@@ -390,8 +396,8 @@ INLINE void lstm_equations(fl_index n, const real *x, const real *r, const real 
         v_store(h_row, new_h(v_load(c_row), v_load(h_row)));
 }
 
-static void lstm_cell(fl_index n, const void *xW, const void *hR, const void *bias, void *c, fl_index c_pitch, void *h,
-                      fl_index h_pitch, void *gates, fl_index gates_pitch)
+static void cell_kernel(fl_index n, const void *xW, const void *hR, const void *bias, void *c, fl_index c_pitch, void *h,
+                        fl_index h_pitch, void *gates, fl_index gates_pitch)
 {
     if (gates)
         lstm_equations(n, xW, hR, bias, c, c_pitch, h, h_pitch, gates, gates_pitch);
@@ -402,7 +408,7 @@ static void lstm_cell(fl_index n, const void *xW, const void *hR, const void *bi
 /* With t = tanh(c), and dh, dc what later steps and the output ask of h and c:
  *     dc += dh o (1 - t^2);  dz_i = dc g i (1 - i);  dz_f = dc c_prev f (1 - f);  dz_g = dc i (1 - g^2);  dz_o = dh t o (1 - o)
  * and dc f goes on to the step before. */
-static void lstm_backward(fl_index n, const fl_cell_gradient *p)
+static void cell_backward_kernel(fl_index n, const fl_cell_gradient *p)
 {
     const real *dh_row = p->dh, *dy_row = p->dy, *c_row = p->c;
     real *gates = p->gates, *dc_row = p->dc, *m_row = p->m;
@@ -439,7 +445,7 @@ static void lstm_backward(fl_index n, const fl_cell_gradient *p)
 }
 
 /* h = tanh(z), or max(0, z) such that a NaN passes. */
-static void plain_cell(int relu, fl_index n, const void *xW, const void *hR, const void *bias, void *h, fl_index h_pitch)
+static void rnn_cell_kernel(int relu, fl_index n, const void *xW, const void *hR, const void *bias, void *h, fl_index h_pitch)
 {
     const real *x = xW, *r = hR, *b = bias;
     real *h_row = h;
@@ -469,8 +475,8 @@ static void plain_cell(int relu, fl_index n, const void *xW, const void *hR, con
 }
 
 /* dz = dh (1 - h^2), or dh where h > 0. */
-static void plain_backward(int relu, fl_index n, const void *dh, fl_index dh_pitch, const void *dy, fl_index dy_pitch,
-                           const void *h, fl_index h_pitch, void *dz, fl_index dz_pitch)
+static void rnn_backward_kernel(int relu, fl_index n, const void *dh, fl_index dh_pitch, const void *dy, fl_index dy_pitch,
+                                const void *h, fl_index h_pitch, void *dz, fl_index dz_pitch)
 {
     const real *dh_row = dh, *dy_row = dy, *h_row = h;
     real *dz_row = dz;
@@ -505,7 +511,7 @@ INLINE void add_row(fl_index n, const real *a, real *out)
     }
 }
 
-static void add_to(fl_index n, const void *a, void *out) { add_row(n, a, out); }
+static void add_kernel(fl_index n, const void *a, void *out) { add_row(n, a, out); }
 
 /* As a tile, but the inputs stand in columns: acc += a^T panel, of its first `vectors`. */
 INLINE void outer(const int M, const int vectors, real *acc, const real *panel, const real *a, fl_index a_pitch, fl_index K)
@@ -556,7 +562,9 @@ OUTERS(outer_full, FL_VECTORS)
 #undef OUTER
 #undef OUTERS
 
-static void column_sums(fl_index K, const void *a, fl_index a_pitch, void *out, fl_index columns)
+/* out[j] += sum over k of a[k][j] or, if there are `products`, of a[k][j] * b[k][b_from + j]. */
+INLINE void add_columns(const int products, fl_index K, const void *a, fl_index a_pitch, const void *const *b, fl_index b_from,
+                        void *out, fl_index columns)
 {
     real acc[FL_UNITS] __attribute__((aligned(FL_ALIGNMENT)));
 
@@ -566,7 +574,7 @@ static void column_sums(fl_index K, const void *a, fl_index a_pitch, void *out, 
         for (fl_index slab = 0; slab < K; slab += FL_SLAB) {
             vec sum = {0};
             for (fl_index k = slab; k < fl_min(slab + FL_SLAB, K); k++, at += a_pitch)
-                sum += v_load(at);
+                sum = products ? v_fma(v_load(at), v_load((const real *)b[k] + b_from + column), sum) : (vec)(sum + v_load(at));
             total += sum;
         }
         v_store(acc + column, total);
@@ -574,7 +582,18 @@ static void column_sums(fl_index K, const void *a, fl_index a_pitch, void *out, 
     add_row(columns, acc, out);
 }
 
-static void store_sums(fl_index n, const void *acc, void *out, fl_index out_pitch)
+static void sum_rows_kernel(fl_index K, const void *a, fl_index a_pitch, void *out, fl_index columns)
+{
+    add_columns(0, K, a, a_pitch, NULL, 0, out, columns);
+}
+
+static void sum_products_kernel(fl_index K, const void *a, fl_index a_pitch, const void *const *b, fl_index b_from, void *out,
+                                fl_index columns)
+{
+    add_columns(1, K, a, a_pitch, b, b_from, out, columns);
+}
+
+static void store_kernel(fl_index n, const void *acc, void *out, fl_index out_pitch)
 {
     const real *sums = acc;
     real *out_row = out;
@@ -595,30 +614,30 @@ const fl_kernels FL_JOIN(FL_JOIN(fl_kernels, FL_ISA), FL_TYPE) = {
         FL_JOIN(FL_JOIN(name, 4), FL_TYPE), FL_JOIN(FL_JOIN(name, 5), FL_TYPE), FL_JOIN(FL_JOIN(name, 6), FL_TYPE), \
     }
     .tiles[FL_FULL] = ROWS(tile_full),
-    .tile_pair[FL_FULL] = FL_JOIN(tile_full_pair, FL_TYPE),
-    .narrow = {ROWS(tile_single), ROWS(tile_double)},
+    .tile_pair[FL_FULL] = FL_JOIN(tile_pair_full, FL_TYPE),
+    .narrow = {ROWS(narrow_single), ROWS(narrow_double)},
 #if FL_BITS == 32
     .tiles[FL_FLOAT16] = ROWS(tile_float16),
-    .tile_pair[FL_FLOAT16] = FL_JOIN(tile_float16_pair, FL_TYPE),
+    .tile_pair[FL_FLOAT16] = FL_JOIN(tile_pair_float16, FL_TYPE),
     .tiles[FL_BFLOAT16] = ROWS(tile_bfloat16),
-    .tile_pair[FL_BFLOAT16] = FL_JOIN(tile_bfloat16_pair, FL_TYPE),
+    .tile_pair[FL_BFLOAT16] = FL_JOIN(tile_pair_bfloat16, FL_TYPE),
     .tiles[FL_INT8] = ROWS(tile_int8),
-    .tile_pair[FL_INT8] = FL_JOIN(tile_int8_pair, FL_TYPE),
+    .tile_pair[FL_INT8] = FL_JOIN(tile_pair_int8, FL_TYPE),
 #endif
-    .cell = lstm_cell,
-    .store = store_sums,
-    .cell_backward = lstm_backward,
+    .cell = cell_kernel,
+    .store = store_kernel,
+    .cell_backward = cell_backward_kernel,
     .outers = {ROWS(outer_single), ROWS(outer_double), ROWS(outer_full), ROWS(outer_full)},
 #undef ROWS
-    .sum_rows = column_sums,
-    .add = add_to,
-    .variant_cell = lstm_variant,
-    .variant_backward = lstm_variant_backward,
-    .clip = clip_sums,
-    .clip_backward = clip_slopes,
-    .sum_products = column_products,
-    .rnn_cell = plain_cell,
-    .rnn_backward = plain_backward,
+    .sum_rows = sum_rows_kernel,
+    .add = add_kernel,
+    .variant_cell = variant_cell_kernel,
+    .variant_backward = variant_backward_kernel,
+    .clip = clip_kernel,
+    .clip_backward = clip_backward_kernel,
+    .sum_products = sum_products_kernel,
+    .rnn_cell = rnn_cell_kernel,
+    .rnn_backward = rnn_backward_kernel,
 };
 
 #undef EXP_LOWEST

@@ -151,6 +151,18 @@ static void pack_variant(fl_layer *layer, char *next, const fl_layer_weights *we
         layer->c_0 = memcpy(next, weights->c_0, (size_t)(net->H * net->item));
 }
 
+void fl_complete(fl_network *net)
+{
+    const fl_index width = FL_VECTORS * net->kernels->V;
+
+    net->item = net->kernels->item;
+    net->V = net->kernels->V;
+    net->C = net->gates == 1 ? 0 : net->H;
+    net->units = width / net->gates;
+    net->blocks = fl_ceil_div(net->H, net->units);
+    net->projected_blocks = net->has_projection ? fl_ceil_div(net->P, width) : 0;
+}
+
 static fl_index layer_inputs(const fl_network *net, fl_index index) { return index < net->D ? net->I : net->D * net->P; }
 
 int fl_pack(fl_network *net, const fl_layer_weights *weights)
@@ -226,11 +238,11 @@ static char *pack_rows(char *packed, const char *matrix, fl_index columns, fl_in
 
 int fl_transpose(const fl_network *net, const fl_layer_weights *weights, fl_transposed *transposed)
 {
-    const fl_index records = net->L * net->D, width = FL_VECTORS * net->V, K = net->gates * fl_padded(net->H);
+    const fl_index records = net->L * net->D, width = FL_VECTORS * net->V, K = fl_gate_rows(net);
     fl_index elements = 0;
 
     for (fl_index index = 0; index < records; index++)
-        elements += (fl_ceil_div(layer_inputs(net, index), width) + fl_ceil_div(net->P, width)) * K * width
+        elements += (fl_ceil_div(net->layers[index].I, width) + fl_ceil_div(net->P, width)) * K * width
                     + (net->has_projection ? fl_ceil_div(net->H, width) * fl_padded(net->P) * width : 0);
     transposed->bytes = (size_t)(elements * net->item);
     transposed->layers = calloc((size_t)records, sizeof *transposed->layers);
@@ -245,8 +257,7 @@ int fl_transpose(const fl_network *net, const fl_layer_weights *weights, fl_tran
         fl_transposed_layer *layer = &transposed->layers[index];
 
         layer->W = next;
-        layer->R = next =
-            pack_rows(next, weights[index].weight_ih, layer_inputs(net, index), width, net->item, net->gates, net->H);
+        layer->R = next = pack_rows(next, weights[index].weight_ih, net->layers[index].I, width, net->item, net->gates, net->H);
         next = pack_rows(next, weights[index].weight_hh, net->P, width, net->item, net->gates, net->H);
         if (net->has_projection) {
             layer->projection = next;

@@ -240,7 +240,7 @@ static double backward_step_ns(const fl_network *net, const fl_plan *plan, fl_in
     const double rows = busiest(plan, B, plan->row_groups), lanes = (double)width * (double)net->item;
     const double columns = busiest(plan, fl_ceil_div(net->P, width), plan->unit_groups);
     const double units = busiest(plan, fl_ceil_div(net->H, width), plan->unit_groups);
-    const double K = (double)(net->gates * fl_padded(net->H)), R = columns * K * lanes;
+    const double K = (double)fl_gate_rows(net), R = columns * K * lanes;
     double ns = STEP_NS + rows * units * FL_VECTORS * CELL_NS_PER_VECTOR + product_ns(net, rows, FL_VECTORS * columns, K, R);
 
     if (net->has_projection)
@@ -263,7 +263,7 @@ static double backward_ns(const fl_network *net, fl_plan *plan, fl_index T, fl_i
 fl_plan fl_make_backward_plan(const fl_network *net, fl_index T, fl_index B, int threads, double meeting_price, int pace)
 {
     fl_plan best = search(backward_ns, net, T, B, threads, 1, threads, meeting_price, pace);
-    const double column = (double)(net->gates * fl_padded(net->H) * net->item); /* of W and R, transposed */
+    const double column = (double)(fl_gate_rows(net) * net->item); /* of W and R, transposed */
 
     best.patience_ns = PATIENCE_NS + (int64_t)fmin(4 * (double)best.expected_ns / (double)fl_max(T, 1), 1e18);
     best.far_R = is_far(column * (double)net->P / best.unit_groups);

@@ -17,6 +17,12 @@ typedef struct {
     const char *then;    /* of the next product, to be fetched early; NULL: it is not known, or near */
 } fl_factor;
 
+/* Steps of a row; `lengths` as in fl_call. */
+static inline fl_index fl_length(const int64_t *lengths, fl_index row, fl_index T)
+{
+    return lengths ? fl_max(0, fl_min((fl_index)lengths[row], T)) : T;
+}
+
 /* Rows by falling length, and of equal ones by number. */
 int fl_order_rows(const int64_t *lengths, fl_index B, fl_index *order);
 

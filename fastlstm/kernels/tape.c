@@ -13,12 +13,12 @@ static void copy_rows(char *to, fl_index pitch, const char *from, fl_index bytes
 int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, const int64_t *lengths, const char *h_0,
                  const char *c_0, fl_dropout dropout)
 {
-    const fl_index item = net->item, units = fl_padded(net->H), records = net->L * net->D;
+    const fl_index item = net->item, records = net->L * net->D;
     const fl_index index_bytes = fl_round_up((T + 1 + B) * (fl_index)sizeof(fl_index), FL_ALIGNMENT);
     fl_index tokens = 0;
 
     for (fl_index b = 0; b < B; b++)
-        tokens += lengths ? fl_max(0, fl_min((fl_index)lengths[b], T)) : T;
+        tokens += fl_length(lengths, b, T);
     *tape = (fl_tape){
         .T = T,
         .B = B,
@@ -26,8 +26,8 @@ int fl_make_tape(fl_tape *tape, const fl_network *net, fl_index T, fl_index B, c
         .x_pitch = fl_pitch(net->I, item),
         .y_pitch =
             fl_pitch((net->D - 1) * net->P + fl_padded(net->P), item), /* gradients of a plain RNN read whole vectors of h */
-        .gates_pitch = fl_pitch(net->gates * units, item),
-        .c_pitch = net->C ? fl_pitch(units, item) : 0,
+        .gates_pitch = fl_pitch(fl_gate_rows(net), item),
+        .c_pitch = net->C ? fl_pitch(fl_padded(net->H), item) : 0,
         .h_pitch = fl_pitch(net->P, item),
         .dropout = dropout,
     };
@@ -83,10 +83,17 @@ static void clear_tails(char *at, fl_index rows, fl_index pitch, fl_index used)
         memset(at + row * pitch + used, 0, (size_t)(pitch - used));
 }
 
+void fl_clear_padding(const fl_network *net, char *gates)
+{
+    const fl_index room = fl_padded(net->H) - net->H;
+
+    for (fl_index gate = 0; room && gate < net->gates; gate++)
+        memset(gates + fl_gate_element(net, net->H, gate) * net->item, 0, (size_t)(room * net->item));
+}
+
 void fl_clear_unused(fl_tape *tape, const fl_network *net)
 {
     const fl_index item = net->item, B = tape->B, records = net->L * net->D, tokens = tape->tokens;
-    const fl_index last = (net->H - 1) / FL_UNITS, real = net->H - last * FL_UNITS;
     char *index_end = (char *)(tape->order + B);
 
     memset(index_end, 0, (size_t)(tape->x - index_end));
@@ -101,11 +108,9 @@ void fl_clear_unused(fl_tape *tape, const fl_network *net)
         memset(tape->gates, 0, (size_t)(records * tokens * tape->gates_pitch));
         return;
     }
-    clear_tails(tape->gates, records * tokens, tape->gates_pitch, (last + 1) * net->gates * FL_UNITS * item);
+    clear_tails(tape->gates, records * tokens, tape->gates_pitch, fl_gate_rows(net) * item);
     for (fl_index row = 0; row < records * tokens; row++)
-        for (fl_index gate = 0; gate < net->gates; gate++)
-            memset(tape->gates + row * tape->gates_pitch + ((last * net->gates + gate) * FL_UNITS + real) * item, 0,
-                   (size_t)((FL_UNITS - real) * item));
+        fl_clear_padding(net, tape->gates + row * tape->gates_pitch);
 }
 
 void fl_read_tape(const fl_tape *tape, const fl_network *net, fl_index record, int what, char *to)
@@ -123,7 +128,7 @@ void fl_read_tape(const fl_tape *tape, const fl_network *net, fl_index record, i
                 for (fl_index unit = 0; unit < n; unit += FL_UNITS)
                     memcpy(out + unit * item,
                            tape->gates + (record * tape->tokens + token) * tape->gates_pitch
-                               + (unit * FL_VECTORS + what * FL_UNITS) * item,
+                               + fl_gate_element(net, unit, what) * item,
                            (size_t)(fl_min(FL_UNITS, n - unit) * item));
         }
 }

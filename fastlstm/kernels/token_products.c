@@ -7,14 +7,15 @@ enum { RUNS = 16 }; /* runs of FL_UNITS gate rows whose part of dG, 384 KiB, sta
 /* dx = dG W: pieces of FL_DX_ROWS tokens and one panel are shared out. */
 static int input_gradient(place *p, const pass *q, fl_index first, fl_index tokens)
 {
-    const fl_index width = FL_VECTORS * p->net->V, item = p->net->item, K = p->net->gates * fl_padded(p->net->H);
-    const fl_index pieces = fl_ceil_div(tokens, FL_DX_ROWS), panels = fl_ceil_div(q->I, width);
+    const fl_index width = FL_VECTORS * p->net->V, item = p->net->item, K = fl_gate_rows(p->net);
+    const fl_index pieces = fl_ceil_div(tokens, FL_DX_ROWS), panels = fl_ceil_div(q->packed->I, width);
     const fl_index begin = my_part(p, pieces * panels, p->side_rank);
     const fl_index end = my_part(p, pieces * panels, p->side_rank + 1);
 
     for (fl_index at = begin; at < end; at++) {
         const fl_index j = at / pieces, from = first + fl_even_part(tokens, pieces, at % pieces);
-        const fl_index n = first + fl_even_part(tokens, pieces, at % pieces + 1) - from, count = fl_min(width, q->I - j * width);
+        const fl_index n = first + fl_even_part(tokens, pieces, at % pieces + 1) - from,
+                       count = fl_min(width, q->packed->I - j * width);
 
         for (fl_index i = 0; i < n; i++)
             p->rows_at[i] = gates_at(p, q, from + i);
@@ -79,7 +80,7 @@ static int gate_weights(place *p, const pass *q, int begins, fl_index token, fl_
                         fl_index columns)
 {
     const fl_network *net = p->net;
-    const fl_index width = FL_VECTORS * net->V, runs = net->gates * fl_padded(net->H) / FL_UNITS;
+    const fl_index width = FL_VECTORS * net->V, runs = fl_gate_rows(net) / FL_UNITS;
     const fl_index begin = my_part(p, runs, p->side_rank), end = my_part(p, runs, p->side_rank + 1);
     const char *gates = gates_at(p, q, token);
 
@@ -101,7 +102,7 @@ static int gate_weights(place *p, const pass *q, int begins, fl_index token, fl_
 
 static void gate_biases(place *p, const pass *q, fl_index token, fl_index n)
 {
-    const fl_index H = p->net->H, item = p->net->item, gates = p->net->gates, runs = gates * fl_padded(H) / FL_UNITS;
+    const fl_index H = p->net->H, item = p->net->item, gates = p->net->gates, runs = fl_gate_rows(p->net) / FL_UNITS;
     const fl_index end = my_part(p, runs, p->side_rank + 1);
 
     for (fl_index run = my_part(p, runs, p->side_rank); run < end; run++) {
@@ -177,7 +178,7 @@ static void peephole_weights(const place *p, const pass *q, fl_index t, fl_index
             p->rows_at[i] = k ? c_at(p, q, token + i) : c_before(p, q, step, token + i - tape->first[step]);
         }
         for (fl_index run = my_part(p, runs, p->side_rank); run < end; run++)
-            p->kernels->sum_products(n, gates_at(p, q, token) + (run * FL_VECTORS + gates[k]) * FL_UNITS * item,
+            p->kernels->sum_products(n, gates_at(p, q, token) + fl_gate_element(p->net, run * FL_UNITS, gates[k]) * item,
                                      tape->gates_pitch / item, p->rows_at, run * FL_UNITS,
                                      q->d_weights->weight_peephole + (k * H + run * FL_UNITS) * item,
                                      fl_min(FL_UNITS, H - run * FL_UNITS));
@@ -194,7 +195,7 @@ int fl_token_products(place *p, const pass *q, int *begins, fl_index t, fl_index
         const fl_index n = fl_min(BLOCK_TOKENS, last - token);
 
         point_to_inputs(p, q, token, n);
-        if (gate_weights(p, q, *begins, token, n, p->rows_at, q->d_weights->weight_ih, q->I))
+        if (gate_weights(p, q, *begins, token, n, p->rows_at, q->d_weights->weight_ih, q->packed->I))
             return FL_STOPPED;
         point_to_h(p, q, t, token, n);
         if (gate_weights(p, q, *begins, token, n, p->rows_at, q->d_weights->weight_hh, p->net->P))

@@ -7,22 +7,20 @@
 #define exp_below FL_JOIN(exp_below, FL_TYPE)
 #define softplus FL_JOIN(softplus, FL_TYPE)
 #define elu FL_JOIN(elu, FL_TYPE)
-#define magnitude FL_JOIN(magnitude, FL_TYPE)
+#define ROWS_AT_ONCE FL_JOIN(ROWS_AT_ONCE, FL_TYPE)
 #define clamp FL_JOIN(clamp, FL_TYPE)
 #define activate FL_JOIN(activate, FL_TYPE)
 #define slopes FL_JOIN(slopes, FL_TYPE)
 #define add_gates FL_JOIN(add_gates, FL_TYPE)
 #define next_c FL_JOIN(next_c, FL_TYPE)
-#define lstm_variant FL_JOIN(lstm_variant, FL_TYPE)
+#define variant_cell_kernel FL_JOIN(variant_cell_kernel, FL_TYPE)
 #define variant_functions FL_JOIN(variant_functions, FL_TYPE)
-#define lstm_variant_backward FL_JOIN(lstm_variant_backward, FL_TYPE)
-#define clip_sums FL_JOIN(clip_sums, FL_TYPE)
-#define clip_slopes FL_JOIN(clip_slopes, FL_TYPE)
-#define column_products FL_JOIN(column_products, FL_TYPE)
+#define variant_backward_kernel FL_JOIN(variant_backward_kernel, FL_TYPE)
+#define clip_kernel FL_JOIN(clip_kernel, FL_TYPE)
+#define clip_backward_kernel FL_JOIN(clip_backward_kernel, FL_TYPE)
 
 /* ---- Activations --------------------------------------------------------------------------------------------------------------- */
 
-INLINE vec magnitude(vec x) { return (vec)((ivec)x & ~(ivec)v_set((real)-0.0)); }
 INLINE vec clamp(vec x, vec bound) { return v_min(bound, v_max(-bound, x)); }
 
 /* log(1 + e) for 0 <= e <= 1: 2 artanh(s) with s = e / (2 + e) <= 1/3. The polynomial interpolates (artanh(s) / s - 1) / s^2 at
@@ -198,8 +196,8 @@ static void next_c(const fl_variant *variant, const real *peephole, fl_index n, 
     }
 }
 
-static void lstm_variant(const fl_variant *variant, const void *peephole, fl_index n, const void *xW, void *hR, const void *bias,
-                         void *c, fl_index c_pitch, void *h, fl_index h_pitch, void *z, fl_index z_pitch)
+static void variant_cell_kernel(const fl_variant *variant, const void *peephole, fl_index n, const void *xW, void *hR,
+                                const void *bias, void *c, fl_index c_pitch, void *h, fl_index h_pitch, void *z, fl_index z_pitch)
 {
     const fl_index panel = FL_VECTORS * LANES;
     real *gates = hR, *h_row = h;
@@ -219,7 +217,7 @@ static void lstm_variant(const fl_variant *variant, const void *peephole, fl_ind
 
 /* ---- Gradients ----------------------------------------------------------------------------------------------------------------- */
 
-enum { FL_JOIN(ROWS, FL_TYPE) = 8 }; /* taken at a time: their functions and slopes, 10 vectors each, stay in L1 */
+enum { ROWS_AT_ONCE = 8 }; /* their functions and slopes, 10 vectors each, stay in L1 */
 
 /* Functions and slopes [n][5][V] of i, f, g, o at the clipped z, and of hidden at c. A gate that follows the other one has slope 0. */
 static void variant_functions(const fl_variant *variant, const real *z, fl_index z_pitch, const real *c, fl_index c_pitch,
@@ -257,19 +255,18 @@ static void variant_functions(const fl_variant *variant, const real *z, fl_index
 /* With s = hidden(c), primes for slopes, [clip] 1 or 0, and dh, dc what later steps and the output ask of h and c:
  *     dz_o = dh s o';  dc = (dc + dh o s' + peephole_o dz_o) [clip];  dz_i = dc g i';  dz_f = dc c_prev f';  dz_g = dc i g'
  * and dc f + peephole_i dz_i + peephole_f dz_f goes on to the step before. Coupled: g - c_prev for g, or c_prev - g for c_prev. */
-static void lstm_variant_backward(const fl_variant *variant, const void *peepholes, fl_index n, const fl_cell_gradient *p)
+static void variant_backward_kernel(const fl_variant *variant, const void *peepholes, fl_index n, const fl_cell_gradient *p)
 {
     const real *dh_row = p->dh, *dy_row = p->dy, *c_row = p->c, *peephole = peepholes;
     real *z = p->gates, *dc_row = p->dc, *m_row = p->m;
-    real values[FL_JOIN(ROWS, FL_TYPE) * 5 * LANES] __attribute__((aligned(FL_ALIGNMENT)));
-    real all_slopes[FL_JOIN(ROWS, FL_TYPE) * 5 * LANES] __attribute__((aligned(FL_ALIGNMENT)));
+    real values[ROWS_AT_ONCE * 5 * LANES] __attribute__((aligned(FL_ALIGNMENT)));
+    real all_slopes[ROWS_AT_ONCE * 5 * LANES] __attribute__((aligned(FL_ALIGNMENT)));
     const vec bound = v_set((real)variant->cell_clip), zero = v_set(0), one = v_set(1);
 
     for (fl_index row = 0; row < n; row++) {
-        const fl_index at = row % FL_JOIN(ROWS, FL_TYPE);
+        const fl_index at = row % ROWS_AT_ONCE;
         if (at == 0)
-            variant_functions(variant, z, p->gates_pitch, c_row, p->c_pitch, fl_min(FL_JOIN(ROWS, FL_TYPE), n - row), values,
-                              all_slopes);
+            variant_functions(variant, z, p->gates_pitch, c_row, p->c_pitch, fl_min(ROWS_AT_ONCE, n - row), values, all_slopes);
         const real *value = values + at * 5 * LANES, *slope = all_slopes + at * 5 * LANES;
         const vec i = v_load(value), f = v_load(value + LANES), g = v_load(value + 2 * LANES), o = v_load(value + 3 * LANES);
         const vec s = v_load(value + 4 * LANES), c_prev = v_load((const real *)p->c_prev[row] + p->c_prev_from);
@@ -310,7 +307,7 @@ static void lstm_variant_backward(const fl_variant *variant, const void *peephol
     }
 }
 
-static void clip_slopes(fl_index n, double bound, const void *clipped, void *d)
+static void clip_backward_kernel(fl_index n, double bound, const void *clipped, void *d)
 {
     const real *value = clipped, limit = (real)bound;
     real *out = d;
@@ -320,26 +317,7 @@ static void clip_slopes(fl_index n, double bound, const void *clipped, void *d)
             out[j] = 0;
 }
 
-static void column_products(fl_index K, const void *a, fl_index a_pitch, const void *const *b, fl_index b_from, void *out,
-                            fl_index columns)
-{
-    real acc[FL_UNITS] __attribute__((aligned(FL_ALIGNMENT)));
-
-    for (fl_index column = 0; column < FL_UNITS; column += LANES) {
-        const real *at = (const real *)a + column;
-        vec total = {0};
-        for (fl_index slab = 0; slab < K; slab += FL_SLAB) {
-            vec sum = {0};
-            for (fl_index k = slab; k < fl_min(slab + FL_SLAB, K); k++, at += a_pitch)
-                sum = v_fma(v_load(at), v_load((const real *)b[k] + b_from + column), sum);
-            total += sum;
-        }
-        v_store(acc + column, total);
-    }
-    add_row(columns, acc, out);
-}
-
-static void clip_sums(fl_index n, double bound, void *out, fl_index out_pitch)
+static void clip_kernel(fl_index n, double bound, void *out, fl_index out_pitch)
 {
     real *row = out;
 

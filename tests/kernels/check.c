@@ -833,20 +833,18 @@ static uint64_t backward(uint64_t h, const fl_call *call, fl_tape *tape, const f
 static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_plan plan)
 {
     const fl_index item = k->item, P = s->P ? s->P : s->H, states = s->L * s->D;
-    const fl_index C = s->rnn ? 0 : s->H, gates = s->rnn ? 1 : FL_VECTORS, rows = gates * s->H;
     fl_network net = {.kernels = k,
                       .I = s->I,
                       .H = s->H,
                       .P = P,
                       .L = s->L,
                       .D = s->D,
-                      .C = C,
-                      .gates = gates,
+                      .gates = s->rnn ? 1 : FL_VECTORS,
                       .relu = s->rnn == 2,
-                      .units = FL_VECTORS * k->V / gates,
                       .has_projection = s->P > 0,
-                      .reverse = s->reverse,
-                      .item = item};
+                      .reverse = s->reverse};
+    fl_complete(&net);
+    const fl_index C = net.C, rows = net.gates * s->H;
     const fl_variant variant = variant_of(s->kind ? s->kind - 1 : 0);
     fl_layer_weights *weights = calloc((size_t)states, sizeof *weights);
     void *h_n = numbers(item, states * s->B * P, 1), *c_n = numbers(item, states * s->B * C, 1);
@@ -856,9 +854,6 @@ static uint64_t forward_and_backward(const fl_kernels *k, const shape *s, fl_pla
     uint64_t h = UINT64_C(14695981039346656037);
 
     seed = 1;
-    net.V = k->V;
-    net.blocks = fl_ceil_div(s->H, net.units);
-    net.projected_blocks = fl_ceil_div(s->P, FL_VECTORS * k->V);
     const double scale = 1 / sqrt((double)s->H);
     for (fl_index i = 0; i < states; i++)
         weights[i] = (fl_layer_weights){
@@ -989,21 +984,18 @@ static void *measure(void *argument)
 /* A team is divided by what its meetings cost: two that share a processor meet slowly, which is noticed and, later, forgotten. */
 static void check_meetings(const fl_kernels *k)
 {
-    fl_network net = {.kernels = k, .I = 64, .H = 64, .P = 64, .C = 64, .L = 1, .D = 1, .gates = 4, .item = k->item, .V = k->V};
+    fl_network net = {.kernels = k, .I = 64, .H = 64, .P = 64, .L = 1, .D = 1, .gates = 4};
     const struct timespec long_enough = {.tv_nsec = 400000000};
     pthread_t other;
 
-    net.units = k->V;
-    net.blocks = fl_ceil_div(net.H, net.units);
+    fl_complete(&net);
     EXPECT(fl_make_plan(&net, 200, 1, 2, 1, FL_EVEN).unit_groups == 2, "one row: two threads divide units");
     EXPECT(fl_make_plan(&net, 200, 1, 2, 50, FL_EVEN).threads == 1, "one row: one thread where meetings are dear");
     EXPECT(fl_make_plan(&net, 200, 64, 2, 50, FL_EVEN).row_groups == 2, "many rows: threads that never meet");
     EXPECT(fl_make_backward_plan(&net, 200, 1, 2, 500, FL_EVEN).unit_groups == 1, "gradients of one row where meetings are dear");
 
-    fl_network deep = {
-        .kernels = k, .I = 640, .H = 640, .P = 640, .C = 640, .L = 2, .D = 1, .gates = 4, .item = k->item, .V = k->V};
-    deep.units = k->V;
-    deep.blocks = fl_ceil_div(deep.H, deep.units);
+    fl_network deep = {.kernels = k, .I = 640, .H = 640, .P = 640, .L = 2, .D = 1, .gates = 4};
+    fl_complete(&deep);
     deep.bytes = (size_t)(deep.L * deep.blocks * fl_panel_bytes(&deep, deep.I + deep.P));
     EXPECT(fl_make_plan(&deep, 1, 16, 2, 5, FL_EVEN).unit_groups == 2, "a step of 26 MB of weights: each is read by one thread");
 
@@ -1025,11 +1017,10 @@ static void check_meetings(const fl_kernels *k)
 /* A pair is divided by how fast its threads are, which is soon forgotten. */
 static void check_pace(const fl_kernels *k)
 {
-    fl_network net = {.kernels = k, .I = 32, .H = 96, .P = 96, .C = 96, .L = 1, .D = 1, .gates = 4, .item = k->item, .V = k->V};
+    fl_network net = {.kernels = k, .I = 32, .H = 96, .P = 96, .L = 1, .D = 1, .gates = 4};
     const struct timespec long_enough = {.tv_nsec = 400000000}, after_short_ones = {.tv_nsec = 5000000};
 
-    net.units = k->V;
-    net.blocks = fl_ceil_div(net.H, net.units);
+    fl_complete(&net);
     EXPECT(fl_pace() == FL_EVEN, "not measured yet");
     fl_note_pace(FL_EVEN, 40000, 4000000);
     fl_note_pace(FL_EVEN, 40000, 40000);
